@@ -1,6 +1,6 @@
 """Deterministic, fine-grained rewards from the probabilities and hidden states of a frozen judge model."""
 
-from latent_rewards.judge import HFJudge, Judge, Need, Reading
+from latent_rewards.judge import HFJudge, Judge, Need, Reading, Request
 from latent_rewards.labels import Labels
 from latent_rewards.likert import LikertReward
 from latent_rewards.probes import Probe, ProbeReward
@@ -29,6 +29,7 @@ __all__ = [
     "Probe",
     "ProbeReward",
     "Reading",
+    "Request",
     "Reward",
     "VerifierReward",
     "build_reward",

@@ -20,6 +20,7 @@ from torch import Tensor
 from latent_rewards import readouts
 from latent_rewards.judge import HFJudge, Judge, Lens, Need, Reading
 from latent_rewards.prompts import JudgePrompt
+from latent_rewards.reading import Request
 
 logger = logging.getLogger(__name__)
 
@@ -93,6 +94,7 @@ class Reward:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        _live.setdefault(self.__name__, self)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.judge!r}, prompt={self.prompt.name!r})"
@@ -115,6 +117,7 @@ class Reward:
             ValueError: a row lacks something the prompt needs; the message has the row number.
         """
         started = time.perf_counter()
+        self._read_together(list(prompts or []), list(completions), kwargs)
         scores, facts = self._score(list(prompts or []), list(completions), kwargs)
         rewards = self._finish(scores)
         missing = np.flatnonzero(np.isnan(rewards))
@@ -186,6 +189,9 @@ class Reward:
             given[slot] = column
         return [dict(zip(given, values, strict=True)) for values in zip(*given.values(), strict=True)]
 
+    def _read_together(self, prompts: list[Any], completions: list[Any], columns: Mapping[str, Any]) -> None:
+        """Have the judge read what it will be asked of these rows by other rewards, too."""
+
     def _score(
         self, prompts: list[Any], completions: list[Any], columns: Mapping[str, Any]
     ) -> tuple[np.ndarray, dict[str, Any]]:
@@ -227,6 +233,32 @@ class LatentReward(Reward):
         register = getattr(self.judge, "register", None)
         if register is not None:
             register(self.prompt, self.need)
+
+    def _read_together(self, prompts: list[Any], completions: list[Any], columns: Mapping[str, Any]) -> None:
+        """One forward for all live rewards of this judge: a trainer is about to call them on the same rows.
+
+        Rewards of other prompts cost their questions only. Left alone: rewards that these rows lack a column for, and
+        calls outside a trainer, whose rows no other reward may ever see.
+        """
+        read_many = getattr(self.judge, "read_many", None)
+        if read_many is None or not {"trainer_state", "completion_ids", "log_metric"} & columns.keys():
+            return
+        together: dict[str, Request] = {}
+        for reward in sorted(_live.values(), key=lambda r: r.__name__):
+            if not isinstance(reward, LatentReward) or reward.judge is not self.judge:
+                continue
+            given = {"prompt", "completion", *reward.prompt.optional, *(k for k, v in columns.items() if v is not None)}
+            if not set(reward.prompt.slots) <= given:
+                continue
+            together.setdefault(
+                reward.prompt.hash, Request(reward.prompt, reward.rows(prompts, completions, columns), reward.need)
+            )
+        if len(together) < 2 or not prompts:
+            return
+        try:
+            read_many(list(together.values()))
+        except ValueError as err:  # the reward that cannot be read says so itself, if it is called
+            logger.debug("reading one reward at a time: %s", err)
 
     @property
     def values(self) -> tuple[float, ...]:

@@ -63,6 +63,7 @@ class TreeForward:
         layers: Sequence[int] = (),
         final: bool = True,
         head: int = 0,
+        keepable: Sequence[int] | None = None,
     ) -> States:
         """As `forward.read_states`, which it equals up to rounding.
 
@@ -74,10 +75,12 @@ class TreeForward:
             layers: inner layers wanted.
             final: whether the decoder's output is wanted.
             head: length of the prefix that all sequences share and later calls will share; it is run once.
+            keepable: for each sequence how many of its first tokens later calls may share (the head and the prompt, not
+                the completion); default all.
         """
         while True:
             try:
-                return self._read_any(sequences, positions, tuple(layers), final, head)
+                return self._read_any(sequences, positions, tuple(layers), final, head, keepable)
             except torch.OutOfMemoryError:
                 if self.batch_tokens <= 64:
                     raise
@@ -93,10 +96,11 @@ class TreeForward:
         layers: tuple[int, ...],
         final: bool,
         head: int,
+        keepable: Sequence[int] | None,
     ) -> States:
         if self.usable:
             try:
-                return self._read(sequences, positions, layers, final, head)
+                return self._read(sequences, positions, layers, final, head, keepable)
             except CannotShareError as err:
                 if not self._warned:
                     logger.warning("reading without shared prefixes: %s", err)
@@ -114,9 +118,10 @@ class TreeForward:
         layers: tuple[int, ...],
         final: bool,
         head: int,
+        keepable: Sequence[int] | None,
     ) -> States:
         depth = self.blocks.n_layers if final else max(layers, default=0)
-        nodes = build_tree(sequences, positions, head=head, min_saving=self.min_saving)
+        nodes = build_tree(sequences, positions, head=head, keepable=keepable, min_saving=self.min_saving)
         n_reads = sum(map(len, positions))
         rows: dict[int, list[Any]] = {layer: [None] * n_reads for layer in layers}
         last: list[Any] = [None] * n_reads
@@ -204,7 +209,7 @@ class TreeForward:
         ]
         positions = [(len(s) - 1,) for s in sequences]
         try:
-            ours = self._read(sequences, positions, (), True, len(head)).final
+            ours = self._read(sequences, positions, (), True, len(head), None).final
             plain = read_states(self.blocks, sequences, positions, batch_tokens=self.batch_tokens).final
             assert ours is not None and plain is not None
             error = float((ours.float() - plain.float()).norm() / plain.float().norm())
