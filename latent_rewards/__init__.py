@@ -2,7 +2,7 @@
 
 from latent_rewards.judge import HFJudge, Judge, Need, Reading, Request
 from latent_rewards.labels import Labels
-from latent_rewards.likert import LikertReward
+from latent_rewards.likert import GuidedLikertReward, LikertReward
 from latent_rewards.probes import Probe, ProbeReward
 from latent_rewards.prompts import JudgePrompt
 from latent_rewards.rewards import (
@@ -18,6 +18,7 @@ from latent_rewards.rewards import (
 __all__ = [
     "AsyncReward",
     "CrossLayerReward",
+    "GuidedLikertReward",
     "HFJudge",
     "Judge",
     "JudgePrompt",

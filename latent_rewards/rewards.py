@@ -447,10 +447,11 @@ def build_reward(name: str, judge: Judge | str = "embedded", **options: Any) -> 
 
 
 def _likert(scale: Literal[5, 10]) -> Callable[..., Reward]:
-    def make(judge: Judge | str = "embedded", **options: Any) -> Reward:
-        from latent_rewards.likert import LikertReward
+    def make(judge: Judge | str = "embedded", *, guided: bool = False, **options: Any) -> Reward:
+        from latent_rewards.likert import GuidedLikertReward, LikertReward
 
-        return LikertReward(judge, scale_points=scale, **options)
+        kind = GuidedLikertReward if guided else LikertReward
+        return kind(judge, scale_points=scale, **options)
 
     return make
 

@@ -14,7 +14,7 @@ from latent_rewards.evaluation.readings import Readings
 from latent_rewards.evaluation.scorers import Column
 from latent_rewards.judge import Need
 from latent_rewards.prompts import JudgePrompt
-from latent_rewards.rewards import LatentReward
+from latent_rewards.rewards import LatentReward, Reward
 
 Rewards = Mapping[str, LatentReward]
 
@@ -27,14 +27,36 @@ def jobs(config: EvaluateConfig, readings: Readings, rewards: Rewards, sets: Seq
     out: list[Job] = []
     for benchmark in sets if config.robustness_items else []:
         for version in robustness.variants(benchmark, config.robustness_items).values():
-            for reward in rewards.values():
-                rows = tables.texts(version.items, reward)
-                out.append(("attacks and edits", len(rows), readings.fill(reward.prompt, rows, reward.need)))
+            for wanted, rows in label_work(rewards, [version]):
+                out.append(("attacks and edits", len(rows), readings.fill(wanted, rows)))
     for benchmark in _comparable(sets) if config.consistency_items else []:
         rows = consistency.rows(benchmark, config.consistency_items)
-        work = readings.fill(JudgePrompt.load("pairwise"), rows, Need(labels=True))
+        work = readings.fill([(JudgePrompt.load("pairwise"), Need(labels=True))], rows)
         out.append(("compare", len(rows), work))
     return out
+
+
+def label_work(
+    rewards: Mapping[str, Reward], sets: Sequence[Benchmark]
+) -> list[tuple[list[tuple[JudgePrompt, Need]], list[dict[str, Any]]]]:
+    """The label prompts that take the same texts, each with what its readouts need together; one forward serves all."""
+    needs: dict[str, tuple[LatentReward, list[Need]]] = {}
+    for reward in rewards.values():
+        if not isinstance(reward, LatentReward):
+            continue
+        _, known = needs.setdefault(reward.prompt.hash, (reward, []))
+        fits = next((i for i, n in enumerate(known) if n.hidden_lens == reward.need.hidden_lens or not n.hidden), None)
+        if fits is None:
+            known.append(reward.need)
+        else:
+            known[fits] = known[fits] | reward.need
+    work: dict[tuple[str, ...], tuple[list[tuple[JudgePrompt, Need]], list[dict[str, Any]]]] = {}
+    for reward, known in needs.values():
+        prompts, _ = work.setdefault(
+            reward.prompt.slots, ([], [r for b in sets for r in tables.texts(b.items, reward)])
+        )
+        prompts += [(reward.prompt, need) for need in known]
+    return list(work.values())
 
 
 def robustness_results(
