@@ -37,14 +37,15 @@ def jobs(config: EvaluateConfig, readings: Readings, rewards: Rewards, sets: Seq
 
 
 def label_work(
-    rewards: Mapping[str, Reward], sets: Sequence[Benchmark]
+    rewards: Mapping[str, Reward], sets: Sequence[Benchmark], keep_layers: Sequence[int] = ()
 ) -> list[tuple[list[tuple[JudgePrompt, Need]], list[dict[str, Any]]]]:
     """The label prompts that take the same texts, each with what its readouts need together; one forward serves all."""
     needs: dict[str, tuple[LatentReward, list[Need]]] = {}
+    keep = Need(labels=True, hidden=frozenset(keep_layers))
     for reward in rewards.values():
         if not isinstance(reward, LatentReward):
             continue
-        _, known = needs.setdefault(reward.prompt.hash, (reward, []))
+        _, known = needs.setdefault(reward.prompt.hash, (reward, [keep] if reward.prompt.name == "weighted" else []))
         fits = next((i for i, n in enumerate(known) if n.hidden_lens == reward.need.hidden_lens or not n.hidden), None)
         if fits is None:
             known.append(reward.need)

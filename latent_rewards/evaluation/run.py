@@ -52,7 +52,7 @@ def evaluate(config: EvaluateConfig, judge: Judge | None = None) -> dict[str, An
     """
     started = time.perf_counter()
     rank, world = _processes()
-    sets = [benchmarks.load(name, config.limit) for name in config.benchmarks]
+    sets = [benchmarks.load(name, config.limit, max_chars=config.max_chars) for name in config.benchmarks]
     judge = judge or HFJudge(**({"model": config.judge} if isinstance(config.judge, str) else config.judge))
     rewards = {
         name: scorers.build(spec, judge, samples=config.samples, temperature=config.temperature)
@@ -92,7 +92,7 @@ def _fill(
 ) -> None:
     """Read and sample all that is missing, with a progress bar over texts."""
     jobs: list[checks.Job] = []
-    for wanted, rows in checks.label_work(rewards, sets):
+    for wanted, rows in checks.label_work(rewards, sets, config.keep_layers):
         jobs.append(("read " + "+".join(p.name for p, _ in wanted), len(rows), readings.fill(wanted, rows)))
     for reward in rewards.values():
         if isinstance(reward, LikertReward):
