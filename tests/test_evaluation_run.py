@@ -283,6 +283,25 @@ def test_all_label_prompts_of_a_text_are_read_together(model, tmp_path):
     assert set(results["stability"]) == {"weighted", "verifier"}
 
 
+def test_states_are_kept_for_probes_that_come_later(model, tmp_path):
+    write(tmp_path)
+    judge = HFJudge(model, device="cpu", dtype="float32", max_length=4096)
+    (pairs,) = (str(p) for p in tmp_path.glob("*pair*.jsonl"))
+    config = EvaluateConfig(
+        rewards=["weighted"], benchmarks=[pairs], output=str(tmp_path / "out"), resamples=20, keep_layers=[1, 2]
+    )
+    results = evaluate(config, judge)
+    items = benchmarks.load(pairs).items
+    rows = [{"prompt": i.prompt, "completion": r} for i in items for r in i.responses]
+    prompt = build_reward("weighted", judge).prompt
+    cache = Cache(tmp_path / "out" / "cache")
+    kept = Readings(judge, cache).fetch(prompt, rows, Need(hidden=frozenset({1, 2})))
+    direct = judge.read(prompt, rows, Need(hidden=frozenset({1, 2})))
+    for layer in (1, 2):
+        torch.testing.assert_close(kept.hidden[layer], direct.hidden[layer], rtol=1e-5, atol=5e-5)
+    assert results["cost"]["stages"]["read weighted"]["texts"] == len({json.dumps(r, sort_keys=True) for r in rows})
+
+
 def test_two_processes_share_the_batches_and_the_cache(model, tmp_path):
     judge = HFJudge(model, device="cpu", dtype="float32")
     rows = [{"prompt": "q", "completion": str(i)} for i in range(20)]
