@@ -1,5 +1,7 @@
 """Deterministic, fine-grained rewards from the probabilities and hidden states of a frozen judge model."""
 
+from latent_rewards.composite import ContrastiveReward, EnsembleReward
+from latent_rewards.guards import GuardedReward
 from latent_rewards.judge import HFJudge, Judge, Need, Reading, Request
 from latent_rewards.labels import Labels
 from latent_rewards.likert import GuidedLikertReward, LikertReward
@@ -17,7 +19,10 @@ from latent_rewards.rewards import (
 
 __all__ = [
     "AsyncReward",
+    "ContrastiveReward",
     "CrossLayerReward",
+    "EnsembleReward",
+    "GuardedReward",
     "GuidedLikertReward",
     "HFJudge",
     "Judge",

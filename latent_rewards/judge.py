@@ -236,22 +236,27 @@ class HFJudge:
         encoded = [self._encode(r.prompt, r.rows) for r in requests]
         keys = [_content_key(r.prompt, e) for r, (e, _) in zip(requests, encoded, strict=True)]
         out: list[Reading | None] = [None] * len(requests)
-        parts: dict[int, _Part] = {}
+        parts: dict[tuple[str, Lens | None], _Part] = {}
+        part_of: dict[int, tuple[str, Lens | None]] = {}
         with self._lock:
             for i, (request, (ids, reasons)) in enumerate(zip(requests, encoded, strict=True)):
                 known = self._remembered.get(keys[i])
                 if known is not None and known[0].covers(request.need):
                     out[i] = replace(known[1], reasons=tuple(reasons))
-                else:
-                    need = self._with_registered(request.prompt, request.need)
-                    parts[i] = self._part(request.prompt, ids, need, reasons)
+                    continue
+                need = self._with_registered(request.prompt, request.need)
+                part_of[i] = keys[i], need.hidden_lens if need.hidden else None
+                same = parts.get(part_of[i])
+                need = need if same is None else need | same.need
+                parts[part_of[i]] = self._part(request.prompt, ids, need, reasons)
             started = time.perf_counter()
-            for i, reading in zip(parts, self._read(list(parts.values())), strict=True):
-                out[i] = reading
+            readings = dict(zip(parts, self._read(list(parts.values())), strict=True))
+            for i, part in part_of.items():
+                out[i] = readings[part]
                 if requests[i].rows:
-                    self._remembered[keys[i]] = (parts[i].need | requests[i].need, reading)
+                    self._remembered[keys[i]] = (parts[part].need, readings[part])
             self.seconds += time.perf_counter() - started
-            self.rows_read += sum(len(requests[i].rows) for i in parts)
+            self.rows_read += sum(len(part.rows) for part in parts.values())
             while len(self._remembered) > max(4, len(self._needs), len(requests)):
                 self._remembered.popitem(last=False)
         return [reading for reading in out if reading is not None]

@@ -154,19 +154,9 @@ class GuidedLikertReward(LatentReward):
         uniforms = np.stack([_uniforms(row, self.n_samples, self.seed) for row in rows])
         return sample_ratings(reading.label_logprobs.double().numpy(), self.values, uniforms, self.temperature)
 
-    def _score(
-        self, prompts: list[Any], completions: list[Any], columns: Mapping[str, Any]
-    ) -> tuple[np.ndarray, dict[str, Any]]:
-        rows = self.rows(prompts, completions, columns)
-        if not rows:
-            return np.zeros(0), {"metrics": {}, "reasons": []}
-        reading = self.judge.read(self.prompt, rows, self.need)
-        assert reading.label_mass is not None
-        metrics = {"label_mass": float(reading.label_mass.nanmean())}
-        return self.ratings(reading, rows).mean(1), {
-            "metrics": metrics,
-            "reasons": [r or "the judge gave NaN" for r in reading.reasons],
-        }
+    def scores_of(self, rows: Sequence[Mapping[str, Any]], readings: Sequence[Reading]) -> np.ndarray:
+        """(B,) mean of the sampled ratings."""
+        return self.ratings(readings[0], rows).mean(1)
 
 
 def sample_ratings(

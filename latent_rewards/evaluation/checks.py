@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -39,25 +41,31 @@ def jobs(config: EvaluateConfig, readings: Readings, rewards: Rewards, sets: Seq
 def label_work(
     rewards: Mapping[str, Reward], sets: Sequence[Benchmark], keep_layers: Sequence[int] = ()
 ) -> list[tuple[list[tuple[JudgePrompt, Need]], list[dict[str, Any]]]]:
-    """The label prompts that take the same texts, each with what its readouts need together; one forward serves all."""
-    needs: dict[str, tuple[LatentReward, list[Need]]] = {}
+    """What has to be read, as texts and the label prompts that take them, each with all that its readouts need.
+
+    One forward serves all prompts of the same texts.
+    """
     keep = Need(labels=True, hidden=frozenset(keep_layers))
+    works: dict[str, tuple[dict[str, tuple[JudgePrompt, list[Need]]], list[Any]]] = {}
     for reward in rewards.values():
         if not isinstance(reward, LatentReward):
             continue
-        _, known = needs.setdefault(reward.prompt.hash, (reward, [keep] if reward.prompt.name == "weighted" else []))
-        fits = next((i for i, n in enumerate(known) if n.hidden_lens == reward.need.hidden_lens or not n.hidden), None)
-        if fits is None:
-            known.append(reward.need)
-        else:
-            known[fits] = known[fits] | reward.need
-    work: dict[tuple[str, ...], tuple[list[tuple[JudgePrompt, Need]], list[dict[str, Any]]]] = {}
-    for reward, known in needs.values():
-        prompts, _ = work.setdefault(
-            reward.prompt.slots, ([], [r for b in sets for r in tables.texts(b.items, reward)])
-        )
-        prompts += [(reward.prompt, need) for need in known]
-    return list(work.values())
+        texts = [r for b in sets for r in tables.texts(b.items, reward)]
+        for prompt, rows, need in reward.requests(texts):
+            prompts, _ = works.setdefault(_digest(rows), ({}, list(rows)))
+            own = rows == texts and prompt.name == "weighted"
+            _, known = prompts.setdefault(prompt.hash, (prompt, [keep] if own else []))
+            fits = next((i for i, n in enumerate(known) if n.hidden_lens == need.hidden_lens or not n.hidden), None)
+            if fits is None:
+                known.append(need)
+            else:
+                known[fits] = known[fits] | need
+    return [([(p, need) for p, known in prompts.values() for need in known], rows) for prompts, rows in works.values()]
+
+
+def _digest(rows: Sequence[Mapping[str, Any]]) -> str:
+    text = json.dumps(list(rows), sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def robustness_results(

@@ -14,7 +14,7 @@ from latent_rewards.evaluation.cache import Cache, content_key
 from latent_rewards.judge import Judge, Need, Reading, Request
 from latent_rewards.likert import LikertReward
 from latent_rewards.prompts import JudgePrompt
-from latent_rewards.rewards import Reward
+from latent_rewards.rewards import Reward, read_all
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -48,7 +48,7 @@ class Readings:
                     keys.append([k for k, m in zip(own, missing, strict=True) if m])
             if requests:
                 started = time.perf_counter()
-                readings = _read_many(self.judge, requests)
+                readings = read_all(self.judge, requests)
                 seconds = time.perf_counter() - started
                 self.cache.put(
                     [
@@ -134,12 +134,6 @@ class Readings:
     def _tokens(self, prompt: JudgePrompt, rows: Rows) -> int:
         encoder = getattr(self.judge, "encoder", None)
         return sum(len(e.ids) for e in encoder.encode([prompt.render(r) for r in rows])) if encoder is not None else 0
-
-
-def _read_many(judge: Judge, requests: Sequence[Request]) -> list[Reading]:
-    """One forward where the judge can do that, else one for each prompt."""
-    many = getattr(judge, "read_many", None)
-    return many(requests) if many is not None else [judge.read(*r) for r in requests]
 
 
 def judge_key(judge: Judge) -> str:

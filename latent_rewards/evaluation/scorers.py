@@ -31,8 +31,8 @@ def build(spec: str | tuple[str, Mapping[str, Any]], judge: Judge, *, samples: i
     """A reward by its short name, with what it needs after a colon.
 
     "weighted", "weighted:rubric" (another prompt, by name or path), "probe:runs/probe" (a saved probe), "likert10:bare"
-    (the number without feedback), "likert10:guided" (the number under a choice constraint), or a pair of name and
-    options.
+    (the number without feedback), "likert10:guided" (the number under a choice constraint),
+    "guarded:weighted", "contrastive:verifier", "ensemble:weighted+verifier", or a pair of name and options.
 
     Raises:
         ValueError: unknown name, options or prompt.
@@ -48,7 +48,9 @@ def build(spec: str | tuple[str, Mapping[str, Any]], judge: Judge, *, samples: i
         if name not in REWARDS:
             raise ValueError(f"unknown reward {name!r}; known are {sorted(REWARDS)}")
         return REWARDS[name](judge, argument, **options)
-    if argument:
+    if argument and name in ("guarded", "contrastive", "ensemble"):
+        options["of"] = argument if name != "ensemble" else argument.split("+")
+    elif argument:
         options["prompt"] = argument
     return build_reward(name, judge, **options)
 
@@ -62,11 +64,13 @@ def columns(name: str, reward: Reward, readings: Readings, rows: Rows, *, greedy
     if isinstance(reward, LikertReward):
         return _likert_columns(name, reward, readings, rows, greedy)
     assert isinstance(reward, LatentReward)
-    reading = readings.fetch(reward.prompt, rows, reward.need)
+    got = [readings.fetch(*request) for request in reward.requests(rows)] if rows else []
+    if not got:
+        return {name: Column(np.zeros(0))}
+    reading = got[0]
     if isinstance(reward, GuidedLikertReward):
         return _guided_columns(name, reward, reading, rows)
-    values = reward.readout(reading)
-    scores = torch.where(torch.isfinite(values), values, torch.nan).double().numpy()
+    scores = reward.scores_of(rows, got)
     facts = {}
     if reading.label_mass is not None and not bool(reading.label_mass.isnan().all()):
         facts["label_mass"] = float(reading.label_mass.nanmean())
