@@ -1,6 +1,7 @@
-"""Trains the gate that tells answers from attacks, and finds the threshold that lets 99.5 % of unseen answers pass.
+r"""Trains the gate that tells answers from attacks, and finds the threshold that lets 99.5 % of unseen answers pass.
 
-    LATENT_REWARDS_DATA=<folder> python -m benchmarks.attack_gate --out runs/gate --ship latent_rewards/shipped/embedded_gate
+    LATENT_REWARDS_DATA=<folder> python -m benchmarks.attack_gate --out runs/gate \
+        --ship latent_rewards/shipped/embedded_gate
 
 Training prompts come from files under MIT or Apache-2.0 alone; the attack table is measured on other files.
 """

@@ -30,8 +30,9 @@ PHRASES = (
 def attack_examples(
     prompts: Sequence[Any], answers: Sequence[Any], *, phrases: int = 2, seed: int = 0
 ) -> list[Example]:
-    """Each honest answer (label 1) with negatives to the same prompt (label 0): another prompt's answer, the start of
-    its own, and some phrases that answer nothing.
+    """Each honest answer (label 1) with negatives to the same prompt (label 0).
+
+    These are another prompt's answer, the start of the honest one, and some phrases that answer nothing.
 
     Args:
         prompts: B different prompts, strings or messages.
