@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -35,6 +36,8 @@ class Labels:
             raise ValueError(f"labels: expected at least two, got {list(self.names)}")
         if not len(self.names) == len(self.values) == len(self.spellings):
             raise ValueError("labels: names, values and spellings differ in length")
+        if bad := [v for v in self.values if not math.isfinite(v)]:
+            raise ValueError(f"labels: values must be finite numbers, got {bad[0]}")
         seen: dict[str, str] = {}
         for name, spellings in zip(self.names, self.spellings, strict=True):
             for text in spellings:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -13,18 +14,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from jinja2 import StrictUndefined, TemplateError, meta, nodes
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2 import TemplateError
 
 from latent_rewards.labels import Labels
+from latent_rewards.template import ENV, check_words, slots_of, ways_to_fill
 
 _KEYS = {
     "name", "kind", "source", "system", "body", "prefill", "labels", "spellings", "scale", "pattern", "completion",
     "optional",
 }  # fmt: skip
-_ENV = ImmutableSandboxedEnvironment(
-    undefined=StrictUndefined, keep_trailing_newline=False, trim_blocks=True, lstrip_blocks=True
-)
 _MARK = re.compile("\ue000([A-Za-z_][A-Za-z0-9_]*)\ue001")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _SPEAKER = {"user": "User", "assistant": "Assistant", "system": "System", "developer": "System", "tool": "Tool result"}
@@ -109,8 +107,10 @@ class JudgePrompt:
             )
         try:
             return cls._from_dict(yaml.safe_load(path.read_text(encoding="utf-8")), path, fence)
-        except (ValueError, TypeError, yaml.YAMLError, TemplateError, re.error) as err:
+        except (ValueError, TypeError, OverflowError, yaml.YAMLError, TemplateError, re.error) as err:
             raise ValueError(f"{path}: {err}") from err
+        except RecursionError as err:
+            raise ValueError(f"{path}: nested too deeply") from err
 
     @classmethod
     def _from_dict(cls, raw: Any, path: Path, fence: str | None = None) -> JudgePrompt:
@@ -119,9 +119,7 @@ class JudgePrompt:
         unknown = sorted(str(k) for k in set(raw) - _KEYS)
         if unknown:
             raise ValueError(f"unknown keys {unknown}; known are {sorted(_KEYS)}")
-        for key in ("kind", "body"):
-            if not isinstance(raw.get(key), str):
-                raise ValueError(f"key {key!r} is missing or not text")
+        _check_types(raw)
         data = {k: v for k, v in raw.items() if k not in ("labels", "spellings")}
         fence = fence or os.environ.get("LATENT_REWARDS_FENCE") or _digest(raw["body"])[:12]
         for key in ("body", "system"):
@@ -135,8 +133,10 @@ class JudgePrompt:
         elif "spellings" in raw:
             raise ValueError("'spellings' needs 'labels'")
         if "scale" in data:
-            low, high = data["scale"]
-            data["scale"] = (int(low), int(high))
+            low, high = (int(x) for x in data["scale"])
+            if not low < high:
+                raise ValueError(f"'scale' must be [lowest, highest], got {[low, high]}")
+            data["scale"] = (low, high)
         data["optional"] = tuple(data.get("optional") or ())
         data.setdefault("name", path.stem)
         prompt = cls(**data, path=str(path))
@@ -164,18 +164,20 @@ class JudgePrompt:
         for text in (self.system, self.prefill):
             if "{{" in text or "{%" in text:
                 raise ValueError("slots belong in 'body'; 'system' and 'prefill' are constant")
-        wrapped = (nodes.Filter, nodes.FilterBlock, nodes.Getattr, nodes.Getitem, nodes.Call)
-        changed = {name.name for n in _ENV.parse(self.body).find_all(wrapped) for name in n.find_all(nodes.Name)}
-        for slot in sorted(changed & set(slots)):
-            raise ValueError(f"slot {slot!r} must stand alone, as {{{{ {slot} }}}}, without filters")
+        check_words(system=self.system, body=self.body, prefill=self.prefill)
         want = [s for s in ("prompt", "completion") if s in slots]
-        if [s for s in _MARK.findall(self._layout(tuple((s, True) for s in slots))) if s in want] != want:
-            raise ValueError("{{ prompt }} must come once, before {{ completion }} once, so that prefixes are shared")
+        for filled in ways_to_fill(slots):
+            if [s for s in _MARK.findall(_render_body(self.body, filled)) if s in want] != want:
+                empty = [s for s, full in filled if not full]
+                raise ValueError(
+                    "{{ prompt }} must come once, before {{ completion }} once, so that prefixes are shared"
+                    + (f"; without {empty} that is not so" if empty else "")
+                )
 
     @property
     def slots(self) -> tuple[str, ...]:
         """Names of the values a row must supply, sorted."""
-        return tuple(sorted(meta.find_undeclared_variables(_ENV.parse(self.body))))
+        return slots_of(self.body)
 
     @property
     def hash(self) -> str:
@@ -201,21 +203,19 @@ class JudgePrompt:
         for slot in self.slots:
             value = row.get(slot)
             if value is None and slot not in self.optional:
-                raise ValueError(f"prompt {self.name!r} needs {slot!r}, which this row lacks (has {sorted(row)})")
-            values[slot] = to_segments(value if value is not None else "", slot)
+                raise ValueError(
+                    f"prompt {self.name!r} needs {slot!r}, which this row lacks (has {sorted(map(str, row))})"
+                )
+            try:
+                values[slot] = to_segments(value if value is not None else "", slot)
+            except RecursionError as err:
+                raise ValueError(f"{slot!r} is nested too deeply to be text or messages") from err
         filled = tuple((s, any(seg.text for seg in values[s])) for s in self.slots)
         segments: list[Segment] = []
-        for i, part in enumerate(_MARK.split(self._layout(filled))):
+        for i, part in enumerate(_MARK.split(_render_body(self.body, filled))):
             segments += values[part] if i % 2 else [Segment(part)] if part else []
         turns = [Turn("system", (Segment(self.system.strip()),))] if self.system.strip() else []
         return Dialogue((*turns, Turn("user", tuple(segments))), self.prefill)
-
-    def _layout(self, filled: tuple[tuple[str, bool], ...]) -> str:
-        text = _render_body(self.body, filled)
-        for slot in self.slots:
-            if f"\ue000{slot}" in _MARK.sub("", text):
-                raise ValueError(f"slot {slot!r} must stand alone, as {{{{ {slot} }}}}, without filters")
-        return text
 
 
 def _digest(text: str) -> str:
@@ -237,13 +237,30 @@ class _Mark:
 
 @functools.lru_cache(maxsize=256)
 def _render_body(body: str, filled: tuple[tuple[str, bool], ...]) -> str:
-    return _ENV.from_string(body).render({s: _Mark(s, f) for s, f in filled}).strip()
+    return ENV.from_string(body).render({s: _Mark(s, f) for s, f in filled}).strip()
+
+
+def _check_types(raw: dict[str, Any]) -> None:
+    """Every value of a prompt file is of the type that its key wants."""
+    for key in ("kind", "body"):
+        if not isinstance(raw.get(key), str):
+            raise ValueError(f"key {key!r} is missing or not text")
+    for key in ("name", "source", "system", "prefill", "pattern"):
+        if not isinstance(raw.get(key, ""), str):
+            raise ValueError(f"key {key!r} must be text, got {type(raw[key]).__name__}")
+    if not isinstance(raw.get("completion", True), bool):
+        raise ValueError(f"key 'completion' must be true or false, got {type(raw['completion']).__name__}")
+    optional = raw.get("optional")
+    if optional is not None and not (isinstance(optional, list) and all(isinstance(s, str) for s in optional)):
+        raise ValueError("key 'optional' must be a list of slot names")
 
 
 def _word(value: Any) -> str:
     """A label or spelling; YAML reads a bare yes or no as a truth value, which nobody means here."""
     if isinstance(value, bool) or value is None:
         raise ValueError(f"YAML reads a bare yes, no or null as {value!r}; quote labels and spellings")
+    if not isinstance(value, str | int | float):
+        raise ValueError(f"labels and spellings must be text, got {type(value).__name__}; quote them")
     return str(value)
 
 
@@ -269,6 +286,8 @@ def to_segments(value: Any, slot: str) -> list[Segment]:
     """
     if isinstance(value, str):
         return [Segment(_clean(value), slot)]
+    if isinstance(value, float) and math.isnan(value):
+        raise ValueError(f"{slot!r} is NaN, which is how data frames write a missing text")
     if isinstance(value, bool | int | float):
         return [Segment(str(value), slot)]
     if isinstance(value, Mapping):
