@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from latent_rewards.examples import prompt_group
 from latent_rewards.rewards import Reward
+from latent_rewards.seal import sealed, unsealed
 
 Method = Literal["affine", "platt", "temperature", "isotonic", "quantile"]
 METHODS: tuple[Method, ...] = ("affine", "platt", "temperature", "isotonic", "quantile")
@@ -85,6 +86,7 @@ class Calibration:
         path.mkdir(parents=True, exist_ok=True)
         save_file({"x": self.x, "y": self.y, "groups": self.groups}, path / "calibration.safetensors")
         raw = {"format": 1, "method": self.method, "facts": self.facts}
+        raw = sealed(raw, path / "calibration.safetensors")
         (path / "calibration.json").write_text(json.dumps(raw, indent=1), encoding="utf-8")
         return path
 
@@ -104,8 +106,10 @@ class Calibration:
             if raw.get("format") != 1 or raw.get("method") not in METHODS:
                 raise ValueError(f"expected format 1 and one of {METHODS}")
             arrays = load_file(path / "calibration.safetensors")
+            unsealed(raw, path / "calibration.safetensors")
+            _check_arrays(raw["method"], arrays["x"], arrays["y"])
             return cls(raw["method"], arrays["x"], arrays["y"], arrays["groups"], raw["facts"])
-        except (ValueError, KeyError, AttributeError, OSError, SafetensorError) as err:
+        except (ValueError, TypeError, KeyError, AttributeError, OSError, SafetensorError, RecursionError) as err:
             raise ValueError(f"{path}: not a calibration: {err}") from err
 
 
@@ -187,6 +191,16 @@ def _quantile(s: np.ndarray, _t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 _FITS = {
     "affine": _affine, "platt": _platt, "temperature": _temperature, "isotonic": _isotonic, "quantile": _quantile,
 }  # fmt: skip
+
+
+def _check_arrays(method: str, x: np.ndarray, y: np.ndarray) -> None:
+    if not (np.isfinite(x).all() and np.isfinite(y).all()):
+        raise ValueError("it holds NaN or infinite values")
+    if method in ("isotonic", "quantile"):
+        if x.ndim != 1 or x.shape != y.shape or not len(x) or (np.diff(x) < 0).any():
+            raise ValueError(f"{method} needs increasing scores with one value each, got {x.shape} and {y.shape}")
+    elif x.shape != (2,):
+        raise ValueError(f"{method} needs slope and intercept, got {x.shape}")
 
 
 def _check(s: np.ndarray, t: np.ndarray, method: str, no_targets: bool) -> None:

@@ -20,6 +20,7 @@ from latent_rewards.judge import Judge, Lens
 from latent_rewards.prompts import JudgePrompt
 from latent_rewards.readouts import cross_layer
 from latent_rewards.rewards import CrossLayerReward
+from latent_rewards.seal import sealed, unsealed
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +86,8 @@ class LayerWeights:
         path.mkdir(parents=True, exist_ok=True)
         save_file({"weights": self.weights.contiguous()}, path / "layers.safetensors")
         raw = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "weights"}
-        (path / "layers.json").write_text(json.dumps({"format": 1, **raw}, indent=1), encoding="utf-8")
+        raw = sealed({"format": 1, **raw}, path / "layers.safetensors")
+        (path / "layers.json").write_text(json.dumps(raw, indent=1), encoding="utf-8")
         return path
 
     @classmethod
@@ -102,13 +104,14 @@ class LayerWeights:
                 raise FileNotFoundError(f"no layer weights in {path} ({name} missing)")
         try:
             raw = json.loads((path / "layers.json").read_text(encoding="utf-8"))
+            raw = unsealed(raw, path / "layers.safetensors")
             if raw.pop("format", None) != 1:
                 raise ValueError("expected format 1")
             weights = load_file(path / "layers.safetensors")["weights"]
             if weights.dim() != 1 or not torch.isfinite(weights).all():
                 raise ValueError("weights must be one finite vector")
             return cls(weights, **raw)
-        except (ValueError, TypeError, KeyError, AttributeError, SafetensorError) as err:
+        except (ValueError, TypeError, KeyError, AttributeError, OSError, SafetensorError, RecursionError) as err:
             raise ValueError(f"{path}: not layer weights: {err}") from err
 
     def reward(

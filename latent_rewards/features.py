@@ -6,6 +6,7 @@ import dataclasses
 import json
 import logging
 import os
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from torch import Tensor
 from latent_rewards.examples import Example, fingerprint, prompt_group
 from latent_rewards.judge import Judge, Lens, Need, Reading
 from latent_rewards.prompts import JudgePrompt, to_text
+from latent_rewards.seal import sealed, unsealed
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +89,7 @@ def collect_features(
     if (path / _META).is_file():
         _same(_read_info(path), info, path)
     else:
-        _write(path / _META, json.dumps(dataclasses.asdict(info), indent=1))
+        _write(path / _META, json.dumps(sealed(dataclasses.asdict(info)), indent=1))
     need = Need(prompt.labels is not None, frozenset(wanted), lens, frozenset(info.layer_logits))  # type: ignore[arg-type]
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     for k in range(rank, -(-len(examples) // shard_rows), world):
@@ -124,9 +126,20 @@ def write_shard(shard: Path, reading: Reading, rows: Sequence[Example], info: Fe
         tensors["label_logprobs"] = reading.label_logprobs.contiguous()
     for lens in info.layer_logits:
         tensors[f"layer_logits_{lens}"] = reading.layer_label_logits[lens].contiguous()
+    facts = {"fingerprint": info.fingerprint, "prompt_hash": info.prompt_hash}
+    facts |= {f"crc32:{name}": _checksum(tensor) for name, tensor in tensors.items()}
     temp = shard.with_suffix(f".{os.getpid()}.tmp")
-    save_file(tensors, temp, metadata={"fingerprint": info.fingerprint, "prompt_hash": info.prompt_hash})
-    os.replace(temp, shard)
+    try:
+        save_file(tensors, temp, metadata=facts)
+        os.replace(temp, shard)
+    except (OSError, SafetensorError) as err:
+        raise OSError(f"cannot write {shard}: {err}; shards before it are kept, so make room and run again") from err
+    finally:
+        temp.unlink(missing_ok=True)
+
+
+def _checksum(tensor: Tensor) -> str:
+    return f"{zlib.crc32(tensor.contiguous().view(torch.uint8).numpy().tobytes()):08x}"
 
 
 class Features:
@@ -171,9 +184,13 @@ class Features:
                     if name not in file.keys():
                         raise ValueError(f"{shard} has no column {name!r}; it has {sorted(file.keys())}")
                     part = file.get_tensor(name)
-            except SafetensorError as err:
+                    if _checksum(part) != (file.metadata() or {}).get(f"crc32:{name}", _checksum(part)):
+                        raise SafetensorError(f"column {name!r} does not fit its checksum")
+            except (SafetensorError, UnicodeDecodeError) as err:
                 raise ValueError(f"{shard} is corrupt or cut short ({err}); delete it and collect again") from err
             parts.append((part.float() if part.is_floating_point() and part.dtype != torch.float64 else part).numpy())
+        if sum(map(len, parts)) != len(self):
+            raise ValueError(f"{self.folder} holds {sum(map(len, parts))} rows of {name!r}, not {len(self)}")
         return np.concatenate(parts)
 
     def states(self, layers: Sequence[int]) -> np.ndarray:
@@ -214,10 +231,13 @@ def _same(found: FeatureInfo, expected: FeatureInfo, folder: Path) -> None:
 
 def _read_info(folder: Path) -> FeatureInfo:
     try:
-        raw: Any = json.loads((folder / _META).read_text(encoding="utf-8"))
+        raw: Any = unsealed(json.loads((folder / _META).read_text(encoding="utf-8")))
         fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
-        return FeatureInfo(**fields)
-    except (ValueError, TypeError) as err:
+        info = FeatureInfo(**fields)
+        if not all(type(n) is int and n > 0 for n in (info.rows, info.shard_rows)):
+            raise ValueError(f"rows {info.rows!r} and shard_rows {info.shard_rows!r} must be whole numbers above 0")
+        return info
+    except (ValueError, TypeError, AttributeError, RecursionError) as err:
         raise ValueError(f"{folder / _META} is not a description of features: {err}") from err
 
 

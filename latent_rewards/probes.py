@@ -20,6 +20,7 @@ from torch import Tensor
 from latent_rewards.judge import Judge, Need, Reading, Request
 from latent_rewards.prompts import JudgePrompt
 from latent_rewards.rewards import LatentReward
+from latent_rewards.seal import sealed, unsealed
 
 logger = logging.getLogger(__name__)
 
@@ -122,7 +123,8 @@ class Probe(ModelHubMixin):
         path = Path(folder)
         path.mkdir(parents=True, exist_ok=True)
         save_file(self.tensors, path / "probe.safetensors")
-        (path / "probe.json").write_text(json.dumps(dataclasses.asdict(self.config), indent=1), encoding="utf-8")
+        raw = sealed(dataclasses.asdict(self.config), path / "probe.safetensors")
+        (path / "probe.json").write_text(json.dumps(raw, indent=1), encoding="utf-8")
         (path / "prompt.yaml").write_text(prompt_yaml(self.prompt), encoding="utf-8")
         (path / "README.md").write_text(model_card(self), encoding="utf-8")
         return path
@@ -142,11 +144,11 @@ class Probe(ModelHubMixin):
                 f"no probe in {path} ({', '.join(missing)} missing); shipped probes are {shipped_probes()}, or give a "
                 "folder written by Probe.save"
             )
-        config = _read_config(path / "probe.json")
         try:
             tensors = load_file(path / "probe.safetensors")
-        except SafetensorError as err:
+        except (SafetensorError, OSError, UnicodeDecodeError) as err:
             raise ValueError(f"{path / 'probe.safetensors'}: corrupt or cut short ({err}); copy it again") from err
+        config = _read_config(path / "probe.json", path / "probe.safetensors")
         try:
             return cls(config, tensors, JudgePrompt.load(path / "prompt.yaml"))
         except ValueError as err:
@@ -276,15 +278,16 @@ def prompt_yaml(prompt: JudgePrompt) -> str:
     return yaml.safe_dump(raw, sort_keys=False, allow_unicode=True)
 
 
-def _read_config(path: Path) -> ProbeConfig:
+def _read_config(path: Path, tensors: Path) -> ProbeConfig:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(raw, dict) or raw.get("format") != 1:
             found = raw.get("format") if isinstance(raw, dict) else type(raw).__name__
             raise ValueError(f"expected a probe description of format 1, got {found!r}")
-        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
+        plain = unsealed(raw, tensors)
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in plain.items()}
         return ProbeConfig(**fields)
-    except (ValueError, TypeError) as err:
+    except (ValueError, TypeError, RecursionError) as err:
         raise ValueError(f"{path}: not a probe description: {err}") from err
 
 
