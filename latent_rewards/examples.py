@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
+import math
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from latent_rewards.prompts import to_text
+from latent_rewards.rowio import open_binary, parse_line
 
 
 class Example(NamedTuple):
@@ -112,19 +114,48 @@ def read_examples(path: str | Path, *, limit: int | None = None) -> list[Example
         ValueError: none of these keys; names the file and its keys.
     """
     path = Path(path)
-    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
-        rows = [json.loads(line) for line, _ in zip(file, range(limit if limit is not None else 1 << 60), strict=False)]
+    rows = _rows(path, limit)
     name = path.name.removesuffix(".gz").removesuffix(".jsonl")
-    if rows and {"chosen", "rejected"} <= rows[0].keys():
-        return pair_examples(rows, name)
-    if rows and {"responses", "gold"} <= rows[0].keys():
-        return list_examples(rows, name)
-    if rows and "score" in rows[0] and {"response", "completion"} & rows[0].keys():
-        return rating_examples(rows, name)
+    made: list[Example] | None = None
+    try:
+        if rows and {"chosen", "rejected"} <= rows[0].keys():
+            made = pair_examples(rows, name)
+        elif rows and {"responses", "gold"} <= rows[0].keys():
+            made = list_examples(rows, name)
+        elif rows and "score" in rows[0] and {"response", "completion"} & rows[0].keys():
+            made = rating_examples(rows, name)
+        for i, example in enumerate(made or ()):
+            if not math.isfinite(example.label):
+                raise ValueError(f"example {i}: label {example.label}")
+    except (ValueError, TypeError, KeyError, OverflowError) as err:
+        what = f"a row lacks {err}" if isinstance(err, KeyError) else str(err)
+        raise ValueError(f"{path}: {what}") from err
+    if made is not None:
+        return made
     raise ValueError(
         f"{path}: rows need prompt with chosen and rejected, responses and gold, or response and score; "
         f"found {sorted(rows[0]) if rows else 'no rows'}"
     )
+
+
+def _rows(path: Path, limit: int | None) -> list[dict[str, Any]]:
+    """Objects of a JSON Lines file; one broken line stops it."""
+    rows: list[dict[str, Any]] = []
+    try:
+        with open_binary(path, "rb") as file:
+            for number, line in enumerate(file, 1):
+                if limit is not None and len(rows) >= limit:
+                    break
+                if line.strip():
+                    row, fault = parse_line(line, number)
+                    if fault is not None:
+                        raise ValueError(fault)
+                    rows.append(row)
+    except FileNotFoundError:
+        raise
+    except (OSError, EOFError, ValueError, zlib.error) as err:
+        raise ValueError(f"{path}: {err}") from err
+    return rows
 
 
 def gather(files: Sequence[str | Path], *, limit: int | None = None) -> list[Example]:

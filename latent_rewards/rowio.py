@@ -110,12 +110,13 @@ def _jsonl_source(path: Path) -> Source:
 
 def _jsonl_chunks(path: Path, size: int) -> Iterator[Chunk]:
     with open_binary(path, "rb") as file:
-        parsed = (_parse(line, number) for number, line in enumerate(file, 1) if line.strip())
+        parsed = (parse_line(line, number) for number, line in enumerate(file, 1) if line.strip())
         while batch := list(itertools.islice(parsed, size)):
             yield Chunk([row for row, _ in batch], [fault for _, fault in batch])
 
 
-def _parse(line: bytes, number: int) -> tuple[dict[str, Any], str | None]:
+def parse_line(line: bytes, number: int) -> tuple[dict[str, Any], str | None]:
+    """The object on a line of JSON Lines; a line that holds none as `{"_raw": line}`, with the reason."""
     text = line.decode("utf-8-sig" if number == 1 else "utf-8", "backslashreplace").rstrip("\r\n")
     try:
         line.decode("utf-8")
@@ -139,13 +140,20 @@ def _parquet_source(path: Path) -> Source:
     try:
         with pq.ParquetFile(path) as file:
             total, schema = file.metadata.num_rows, file.schema_arrow
-    except (OSError, pa.ArrowException) as err:
+    except (OSError, ValueError, pa.ArrowException) as err:
         raise InputError(f"cannot read {path}: {err}") from err
 
     def chunks(size: int) -> Iterator[Chunk]:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=size):
-                yield _arrow_chunk(pa.Table.from_batches([batch], schema=schema))
+        seen = 0
+        try:
+            with pq.ParquetFile(path, page_checksum_verification=True) as file:
+                for batch in file.iter_batches(batch_size=size):
+                    seen += len(batch)
+                    yield _arrow_chunk(pa.Table.from_batches([batch], schema=schema))
+            if seen != total:
+                raise ValueError(f"it holds {seen} rows, but says {total}")
+        except (OSError, ValueError, pa.ArrowException) as err:
+            raise InputError(f"{path} is damaged: {err}") from err
 
     return Source(total, schema.names, chunks, schema)
 

@@ -159,7 +159,7 @@ BAD = [
     ({"prompt": [{"role": "assistant", "content": "x"}], "chosen": "a", "rejected": "b"}, "last message"),
     ({"prompt": [], "chosen": "a", "rejected": "b"}, "messages"),
     ({"prompt": [{"role": "user"}], "chosen": "a", "rejected": "b"}, "'role' and 'content'"),
-    ([1, 2], "expected an object"),
+    ([1, 2], "no JSON object but list"),
     ("no json", "not JSON"),
 ]
 

@@ -6,14 +6,14 @@ pair: prompt, chosen, rejected. rating: prompt, response, score, scale [low, hig
 
 from __future__ import annotations
 
-import gzip
-import json
 import os
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from latent_rewards.evaluation.benchmarks.rows import Benchmark, collect
+from latent_rewards.rowio import open_binary, open_source, parse_line
 
 _ENDINGS = (".jsonl", ".jsonl.gz", ".parquet")
 
@@ -58,24 +58,17 @@ def names() -> list[str]:
 def read_rows(path: Path) -> Iterator[tuple[str, int, Any]]:
     """(file, row from 1, row) of a file; a line that is no JSON comes as the error."""
     if path.suffix == ".parquet":
-        from pyarrow import parquet
-
-        batches = parquet.ParquetFile(path).iter_batches()
-        rows = (row for batch in batches for row in batch.to_pylist())
-        yield from ((str(path), i, row) for i, row in enumerate(rows, 1))
+        chunks = open_source(str(path)).chunks(1024)
+        yield from ((str(path), i, row) for i, row in enumerate((r for c in chunks for r in c.rows), 1))
         return
-    opened: Any = gzip.open if path.suffix == ".gz" else open
-    with opened(path, "rt", encoding="utf-8", errors="strict") as lines:
-        for i, line in enumerate(lines, 1):
-            if line.strip():
-                yield str(path), i, _parse(line)
-
-
-def _parse(line: str) -> Any:
     try:
-        return json.loads(line)
-    except json.JSONDecodeError as err:
-        return ValueError(f"not JSON: {err}")
+        with open_binary(path, "rb") as lines:
+            for i, line in enumerate(lines, 1):
+                if line.strip():
+                    row, fault = parse_line(line, i)
+                    yield str(path), i, row if fault is None else ValueError(fault)
+    except (OSError, EOFError, zlib.error) as err:
+        raise ValueError(f"{path} is damaged: {err}") from err
 
 
 def _stem(path: Path) -> str:

@@ -125,7 +125,7 @@ def collect(
             items.append(item)
         except LeftOut as why:
             left_out[str(why)] += 1
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as err:
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError) as err:
             reason = f"missing field {err}" if isinstance(err, KeyError) else str(err)
             bad.append(BadRow(file, number, reason))
     if not items or kind is None:
@@ -187,7 +187,7 @@ def _prompt(prompt: Any) -> Any:
 
 def _range(scale: Any) -> tuple[float, float]:
     low, high = scale
-    return float(low), float(high)
+    return _number(low, "scale"), _number(high, "scale")
 
 
 def _number(value: Any, what: str) -> float:
