@@ -55,9 +55,9 @@ def rows(d: Draw) -> None:
 
 def labels(d: Draw) -> None:
     """Labels on a random tokeniser: a clear error, or exact probabilities that no two labels share."""
-    names = list(dict.fromkeys(d.several(lambda: d.text(2), 5)))
+    names = list(dict.fromkeys(["1", d.choice(("10", "0", "ab")), *d.several(lambda: d.text(2), 3)]))
     spell = {n: d.several(lambda: d.text(2), 2) for n in names if d.flag()}
-    size = d.number(2, 5)
+    size = d.number(2, 30)
     try:
         made = Labels.from_mapping({n: d.number(-3, 10) for n in names}, spell)
         trie = LabelTrie.build(made, lambda text: [[(ord(c) * 7 + size) % size for c in text]])
