@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from latent_rewards.judge import Judge, Reading
+from latent_rewards.memory import in_halves
 from latent_rewards.prompts import JudgePrompt
 from latent_rewards.rewards import LatentReward, Reward
 
@@ -75,15 +76,13 @@ class LikertReward(Reward):
 
     def _sample(self, prompts: list[Any], completions: list[Any], columns: Mapping[str, Any]) -> np.ndarray:
         rows = self.rows(prompts, completions, columns)
-        answers = self.judge.generate(
-            self.prompt,
-            rows,
-            n=self.n_samples,
-            temperature=self.temperature,
-            max_new_tokens=self.max_new_tokens,
-            seed=self.seed,
+        options: dict[str, Any] = dict(
+            n=self.n_samples, temperature=self.temperature, max_new_tokens=self.max_new_tokens, seed=self.seed
         )
-        ratings = [[parse_rating(text, self.prompt) for text in row] for row in answers]
+        parts = in_halves(
+            lambda i, j: self.judge.generate(self.prompt, rows[i:j], **options), len(rows), self.judge.name
+        )
+        ratings = [[parse_rating(text, self.prompt) for text in row] for answers in parts for row in answers]
         return np.array([[np.nan if r is None else r for r in row] for row in ratings], dtype=np.float64).reshape(
             len(rows), self.n_samples
         )

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from latent_rewards import readouts
 from latent_rewards.judge import HFJudge, Judge, Lens, Need, Reading
+from latent_rewards.memory import read_all
 from latent_rewards.prompts import JudgePrompt
 from latent_rewards.reading import Request
 
@@ -249,8 +250,8 @@ class LatentReward(Reward):
         Rewards of other prompts cost their questions only. Left alone: rewards that these rows lack a column for, and
         calls outside a trainer, whose rows no other reward may ever see.
         """
-        read_many = getattr(self.judge, "read_many", None)
-        if read_many is None or not {"trainer_state", "completion_ids", "log_metric"} & columns.keys():
+        from_trainer = {"trainer_state", "completion_ids", "log_metric"} & columns.keys()
+        if not from_trainer or not hasattr(self.judge, "read_many"):
             return
         together: list[Request] = []
         for reward in sorted(_live.values(), key=lambda r: r.__name__):
@@ -262,7 +263,7 @@ class LatentReward(Reward):
         if len(together) < 2 or not prompts:
             return
         try:
-            read_many(together)
+            read_all(self.judge, together)
         except ValueError as err:  # the reward that cannot be read says so itself, if it is called
             logger.debug("reading one reward at a time: %s", err)
 
@@ -283,12 +284,6 @@ class LatentReward(Reward):
         metrics = {} if mass is None else {"label_mass": float(mass.nanmean())}
         reasons = [r or "the judge gave NaN" for r in readings[0].reasons]
         return self.scores_of(rows, readings), {"metrics": metrics, "reasons": reasons}
-
-
-def read_all(judge: Judge, requests: Sequence[Request]) -> list[Reading]:
-    """Readings of all requests: one forward where the judge can do that, else one for each."""
-    many = getattr(judge, "read_many", None)
-    return many(requests) if many is not None and len(requests) > 1 else [judge.read(*r) for r in requests]
 
 
 class ProbabilityWeightedReward(LatentReward):

@@ -13,8 +13,9 @@ import torch
 from latent_rewards.evaluation.cache import Cache, content_key
 from latent_rewards.judge import Judge, Need, Reading, Request
 from latent_rewards.likert import LikertReward
+from latent_rewards.memory import read_all
 from latent_rewards.prompts import JudgePrompt
-from latent_rewards.rewards import Reward, read_all
+from latent_rewards.rewards import Reward
 
 Rows = Sequence[Mapping[str, Any]]
 
