@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 import yaml
 from tqdm import tqdm
@@ -102,7 +103,7 @@ def score(
         _check_columns(rewards, columns, source)
     with _user_errors(*_LOADING, about=f"judge {judge!r}: "):
         frozen.blocks  # noqa: B018  load now, so that a wrong model, type or device is told before anything is written
-    with _user_errors(InputError), _clean_end_on_sigterm():
+    with _user_errors(InputError, torch.OutOfMemoryError), _clean_end_on_sigterm():
         _run(source, path, rewards, columns, min(limit or source.total, source.total), batch_size)
 
 

@@ -51,7 +51,7 @@ def evaluate(
         settings = EvaluateConfig(**(given if config is None else _read(config, EvaluateConfig)))
         settings.benchmarks = expand(settings.benchmarks)
         results = measure(settings)
-    except (ValueError, FileNotFoundError) as err:
+    except (ValueError, OSError) as err:
         typer.echo(f"Error: {err}", err=True)
         raise typer.Exit(2) from err
     if results is not None:

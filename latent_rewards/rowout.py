@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -48,19 +49,23 @@ def open_output(path: Path, source: Source, names: list[str]) -> Iterator[Write]
         names: score columns, float64.
 
     Raises:
-        InputError: rows whose types do not fit a columnar output; raised before the block starts.
+        InputError: rows whose types do not fit a columnar output, raised before the block starts; no room or no right
+            to write, or an input that can no longer be read.
     """
-    temp = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    kind = format_of(path)
+    kind, temp = format_of(path), None
     try:
+        temp = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
         target = temp / path.name if kind != "folder" else temp / "rows.parquet"
         with _jsonl_writer(target) if kind == "jsonl" else _parquet_writer(target, source, names) as write:
             yield write
         if kind == "folder":
             target = _save_folder(target, source, names, temp)
         _replace(target, path, temp / "old")
+    except (OSError, EOFError, zlib.error) as err:
+        raise InputError(f"{path} was not written, and what was there before is as it was: {err}") from err
     finally:
-        shutil.rmtree(temp, ignore_errors=True)
+        if temp is not None:
+            shutil.rmtree(temp, ignore_errors=True)
 
 
 def _replace(new: Path, path: Path, aside: Path) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import sqlite3
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +39,13 @@ class Cache:
     def __init__(self, folder: str | Path, rank: int = 0) -> None:
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        own = self.folder / f"readings-{rank}.sqlite"
-        self._own = sqlite3.connect(own, timeout=60)
-        self._own.execute("PRAGMA journal_mode=WAL")
-        self._own.execute("PRAGMA synchronous=NORMAL")
-        self._own.executescript(_SCHEMA)
+        self._path = self.folder / f"readings-{rank}.sqlite"
         self._others: dict[Path, sqlite3.Connection] = {}
-        self._path = own
+        with _told(self._path):
+            self._own = sqlite3.connect(self._path, timeout=60)
+            self._own.execute("PRAGMA journal_mode=WAL")
+            self._own.execute("PRAGMA synchronous=NORMAL")
+            self._own.executescript(_SCHEMA)
 
     def put(
         self,
@@ -55,8 +56,12 @@ class Cache:
         tokens: int,
         seconds: float,
     ) -> None:
-        """Store a batch and what it cost."""
-        with self._own:
+        """Store a batch and what it cost.
+
+        Raises:
+            OSError: it cannot be written, e.g. for lack of room; what was stored before is kept.
+        """
+        with _told(self._path), self._own:
             self._own.executemany(
                 "INSERT OR REPLACE INTO parts VALUES (?, ?, ?)", [(k, p, _pack(v)) for k, p, v in rows]
             )
@@ -98,9 +103,10 @@ class Cache:
     def _connections(self) -> list[sqlite3.Connection]:
         for path in sorted(self.folder.glob("readings-*.sqlite")):
             if path != self._path and path not in self._others:
-                other = sqlite3.connect(path, timeout=60)
-                other.executescript(_SCHEMA)
-                self._others[path] = other
+                with _told(path):
+                    other = sqlite3.connect(path, timeout=60)
+                    other.executescript(_SCHEMA)
+                    self._others[path] = other
         return [self._own, *self._others.values()]
 
     def _select(self, keys: Sequence[bytes], parts: Sequence[str], column: str) -> Iterable[tuple[bytes, str, Any]]:
@@ -110,7 +116,20 @@ class Cache:
                 some = unique[start : start + 500]
                 marks, names = ",".join("?" * len(some)), ",".join("?" * len(parts))
                 query = f"SELECT key, part, {column} FROM parts WHERE key IN ({marks}) AND part IN ({names})"
-                yield from connection.execute(query, [*some, *parts])
+                with _told(self.folder):
+                    found = connection.execute(query, [*some, *parts]).fetchall()
+                yield from found
+
+
+@contextlib.contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """SQLite's errors with the file and what to do; broken files and lack of room have one class there."""
+    try:
+        yield
+    except sqlite3.DatabaseError as err:
+        if isinstance(err, sqlite3.OperationalError):
+            raise OSError(f"{path}: {err}; make room or wait, and run again: what is stored is kept") from err
+        raise OSError(f"{path}: {err}; the cache is damaged: move it away, and what was in it is read anew") from err
 
 
 def _pack(value: np.ndarray | list[Any]) -> bytes:
