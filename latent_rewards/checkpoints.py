@@ -125,7 +125,11 @@ def _checkpoint_folder(model: str, revision: str | None) -> Path:
 def _tensor_files(folder: Path) -> dict[str, Path]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        return {name: folder / file for name, file in json.loads(index.read_text())["weight_map"].items()}
+        files = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        strange = sorted(f for f in set(files.values()) if f != Path(f).name or not f.endswith(".safetensors"))
+        if strange:
+            raise ValueError(f"{index}: weights must be safetensors files beside it, not {strange[0]!r}")
+        return {name: folder / file for name, file in files.items()}
     single = folder / "model.safetensors"
     if not single.is_file():
         raise ValueError(f"{folder} has no safetensors weights; save the judge with save_pretrained first")

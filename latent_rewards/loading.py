@@ -20,6 +20,10 @@ logger = logging.getLogger(__name__)
 EMBEDDED = "embedded"
 EMBEDDED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _EMBEDDED_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_PICKLED = (
+    "{} has no safetensors weights; a pickle can run code and is not loaded: where you trust it, load it once and save "
+    "it with save_pretrained"
+)
 
 
 def resolve_model(model: str) -> str:
@@ -110,10 +114,18 @@ def load_frozen(
     attn_implementation: str | None,
     trust_remote_code: bool,
 ) -> Any:
-    """A frozen causal LM in eval mode, whole and unsharded even inside a DeepSpeed ZeRO-3 run."""
+    """A frozen causal LM in eval mode, whole and unsharded even inside a DeepSpeed ZeRO-3 run.
+
+    Weights are read from safetensors only, an adapter's too: a pickle can run code.
+
+    Raises:
+        ValueError: unknown options, or weights that are there as a pickle only.
+    """
     from transformers import AutoModelForCausalLM
 
-    options: dict[str, Any] = {"dtype": _dtype(dtype, device), "trust_remote_code": trust_remote_code}
+    options: dict[str, Any] = {
+        "dtype": _dtype(dtype, device), "trust_remote_code": trust_remote_code, "use_safetensors": True
+    }  # fmt: skip
     for key, value in (
         ("revision", revision),
         ("quantization_config", _quantization(quantization)),
@@ -125,15 +137,34 @@ def load_frozen(
         options["device_map"] = device_map
     elif quantization is not None:
         options["device_map"] = {"": device}
+    folder = Path(resolve_model(model))
+    if folder.is_dir() and list(folder.glob("pytorch_model*.bin")) and not list(folder.glob("*.safetensors")):
+        raise ValueError(_PICKLED.format(folder))
     with _no_deepspeed():
         loaded: Any = AutoModelForCausalLM.from_pretrained(resolve_model(model), **options)
         if adapter is not None:
             from peft import PeftModel
 
+            _check_adapter(adapter)
             loaded = PeftModel.from_pretrained(loaded, adapter).merge_and_unload()
     if "device_map" not in options:
         loaded.to(device)
     return freeze(loaded)
+
+
+def _check_adapter(adapter: str) -> None:
+    """An adapter whose weights are there as a pickle only is refused; PEFT would read it."""
+    if Path(adapter).is_dir():
+        if not (Path(adapter) / "adapter_model.safetensors").is_file():
+            raise ValueError(_PICKLED.format(adapter))
+        return
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        hf_hub_download(adapter, "adapter_model.safetensors")
+    except EntryNotFoundError as err:
+        raise ValueError(_PICKLED.format(adapter)) from err
 
 
 def freeze(model: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Fuzz target for the judge server: random JSON bodies through FastAPI's own client, with a judge that costs nothing."""
+"""Fuzz target for the judge server: random JSON bodies through FastAPI's own client, with a judge that is free."""
 
 from __future__ import annotations
 
@@ -58,7 +58,6 @@ class Constant:
 def client() -> Any:
     """A started server in this process."""
     from fastapi.testclient import TestClient
-
     from latent_rewards.serving.app import create_app
     from latent_rewards.serving.service import Service
     from latent_rewards.serving.settings import ServeSettings

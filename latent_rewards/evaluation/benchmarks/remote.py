@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -52,7 +53,13 @@ class GitHub:
     path: str
 
     def at(self, revision: str | None) -> GitHub:
-        """The same at another commit."""
+        """The same at another commit.
+
+        Raises:
+            ValueError: no name of a commit; it becomes part of a path and of an address.
+        """
+        if revision and not re.fullmatch(r"[0-9A-Za-z][0-9A-Za-z._-]*", revision):
+            raise ValueError(f"{revision!r} is no commit, tag or branch of {self.repo}")
         return replace(self, commit=revision) if revision else self
 
     def resolved(self) -> GitHub:
