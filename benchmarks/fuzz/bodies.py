@@ -67,9 +67,9 @@ def client() -> Any:
 
     settings = ServeSettings(linger=0.0, max_rows=8, max_text_chars=400, max_body_bytes=1 << 16)
     service = Service([Constant()], build, settings)  # type: ignore[list-item]
+    service.batcher.start()
+    atexit.register(service.batcher.close)
     made = TestClient(create_app(service), raise_server_exceptions=False)
-    made.__enter__()
-    atexit.register(made.__exit__, None, None, None)
     while made.get("/ready").status_code != 200:
         pass
     return made
