@@ -149,3 +149,13 @@ def test_make_targets_exist():
 def test_links_inside_the_page_lead_somewhere():
     anchors = {re.sub(r"[^a-z0-9 -]", "", t.lower()).replace(" ", "-") for t in re.findall(r"^#+ (.*)$", README, re.M)}
     assert set(re.findall(r"\]\(#([\w-]+)\)", README)) <= anchors
+
+
+def test_every_fault_names_its_tests():
+    rows = [row for row in section("When things break").splitlines() if row.startswith("| ")][1:]
+    assert len(rows) >= 15
+    for row in rows:
+        named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", row.rsplit(" | ", 1)[1])
+        assert named, row
+        for file, test in named:
+            assert f"def {test}(" in (ROOT / "tests" / file).read_text(encoding="utf-8"), (file, test)
