@@ -124,7 +124,10 @@ def _encoder(rng: random.Random) -> tuple[Encoder, bool]:
         core.normalizer = rng.choice([normalizers.NFKC(), normalizers.Lowercase(), normalizers.NFD()])
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     trainer = trainers.BpeTrainer(
-        vocab_size=330, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+        vocab_size=330,
+        show_progress=False,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
     core.train_from_iterator(["the quick brown fox yes no 10 7 ### Reply <think> "] * 5, trainer)
     fast = transformers.PreTrainedTokenizerFast(
