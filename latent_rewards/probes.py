@@ -148,11 +148,13 @@ class Probe(ModelHubMixin):
             tensors = load_file(path / "probe.safetensors")
         except (SafetensorError, OSError, UnicodeDecodeError) as err:
             raise ValueError(f"{path / 'probe.safetensors'}: corrupt or cut short ({err}); copy it again") from err
-        config = _read_config(path / "probe.json", path / "probe.safetensors")
+        raw, config = _read_config(path / "probe.json")
         try:
-            return cls(config, tensors, JudgePrompt.load(path / "prompt.yaml"))
-        except ValueError as err:
+            probe = cls(config, tensors, JudgePrompt.load(path / "prompt.yaml"))
+            unsealed(raw, path / "probe.safetensors")  # last, since what is wrong with a value says more
+        except (ValueError, TypeError, AttributeError, IndexError) as err:
             raise ValueError(f"{path}: {err}") from err
+        return probe
 
     def _save_pretrained(self, save_directory: Path) -> None:
         self.save(save_directory)
@@ -278,15 +280,14 @@ def prompt_yaml(prompt: JudgePrompt) -> str:
     return yaml.safe_dump(raw, sort_keys=False, allow_unicode=True)
 
 
-def _read_config(path: Path, tensors: Path) -> ProbeConfig:
+def _read_config(path: Path) -> tuple[dict[str, Any], ProbeConfig]:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(raw, dict) or raw.get("format") != 1:
             found = raw.get("format") if isinstance(raw, dict) else type(raw).__name__
             raise ValueError(f"expected a probe description of format 1, got {found!r}")
-        plain = unsealed(raw, tensors)
-        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in plain.items()}
-        return ProbeConfig(**fields)
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items() if k != "sha256"}
+        return raw, ProbeConfig(**fields)
     except (ValueError, TypeError, RecursionError) as err:
         raise ValueError(f"{path}: not a probe description: {err}") from err
 

@@ -113,6 +113,10 @@ def test_broken_files(judge, examples, tmp_path):
     shard.write_bytes(whole)
     meta = json.loads((tmp_path / "features.json").read_text())
     (tmp_path / "features.json").write_text(json.dumps(meta | {"fingerprint": "other"}))
+    with pytest.raises(ValueError, match="damaged or edited after it was saved"):
+        Features(tmp_path)
+    del meta["sha256"]
+    (tmp_path / "features.json").write_text(json.dumps(meta | {"fingerprint": "other"}))
     with pytest.raises(ValueError, match="another data set"):
         Features(tmp_path).states([1])
     (tmp_path / "features.json").write_text("{")

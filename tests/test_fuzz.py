@@ -213,7 +213,7 @@ def test_files_without_a_checksum_still_load(tmp_path: Path, kind: str) -> None:
 def test_an_edited_file_says_what_to_do(tmp_path: Path) -> None:
     for kind, load in (("probe", Probe.load), ("calibration", Calibration.load), ("layers", LayerWeights.load)):
         for name, data in files._saved()[kind].items():
-            (tmp_path / name).write_bytes(data.replace(b'"format": 1', b'"format": 1, "more": 2'))
+            (tmp_path / name).write_bytes(data.replace(b'"tiny"', b'"else"').replace(b'"n": 4', b'"n": 5'))
         with pytest.raises(ValueError, match="damaged or edited after it was saved"):
             load(tmp_path)
 
