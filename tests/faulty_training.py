@@ -1,4 +1,4 @@
-"""A small GRPO run that something happens to; test_faults.py calls it, or starts it alone or under `accelerate launch`.
+"""A small GRPO run that something happens to; test_faults.py calls it, or starts it alone or as two ranks.
 
 python tests/faulty_training.py POLICY JUDGE OUT FAULT
 """
@@ -73,5 +73,12 @@ def recorded(out: Path) -> dict[int, dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    wait = {"ddp_timeout": int(os.environ["DDP_TIMEOUT"])} if "DDP_TIMEOUT" in os.environ else {}
-    train(sys.argv[1], sys.argv[2], Path(sys.argv[3]), sys.argv[4], **wait)
+    if (
+        "DDP_TIMEOUT" in os.environ
+    ):  # what `ddp_timeout` does on an accelerator; on CPU transformers does not pass it on
+        from datetime import timedelta
+
+        import torch
+
+        torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=int(os.environ["DDP_TIMEOUT"])))
+    train(sys.argv[1], sys.argv[2], Path(sys.argv[3]), sys.argv[4])

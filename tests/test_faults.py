@@ -420,11 +420,10 @@ def test_sigterm_in_the_middle_of_a_step_and_resume(
 
 def launch(policy: str, folder: str, out: Path, fault: str, **env: str) -> subprocess.Popen[bytes]:
     command = [
-        sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
-        "--mixed_precision", "no", "--main_process_port", "0", str(ROOT / "tests" / "faulty_training.py"), policy,
-        folder, str(out), fault,
+        sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv_backend", "c10d",
+        "--rdzv_endpoint", "localhost:0", str(ROOT / "tests" / "faulty_training.py"), policy, folder, str(out), fault,
     ]  # fmt: skip
-    return start(command, out, OMP_NUM_THREADS="1", **env)
+    return start(command, out, OMP_NUM_THREADS="1", ACCELERATE_USE_CPU="true", **env)
 
 
 @pytest.mark.slow
