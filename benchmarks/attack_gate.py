@@ -52,9 +52,9 @@ def main() -> None:
             layers=tuple(args.layers), test_share=0.0, concatenate=len(args.layers) > 1, strengths=(args.strength,)
         ),
         training={
-            "data": f"chosen answers of {', '.join(FILES)} ({len(seen)} prompts) against attack negatives",
-            "licence": "MIT and Apache-2.0 files alone",
-            "limits": "made against empty and misplaced answers; how good an answer is, it hardly knows",
+            "data": [f"chosen answers of {', '.join(FILES)} ({len(seen)} prompts) against attack negatives"],
+            "licence": "apache-2.0",
+            "limits": ["Made against empty and misplaced answers; how good an answer is, it hardly knows."],
             "command": "python -m benchmarks.attack_gate",
         },
     )  # fmt: skip
