@@ -1,7 +1,7 @@
 """A committed result from an evaluation: its report with command and commit, and paired differences over all pair sets.
 
     python -m benchmarks.judge_table runs/eval-qwen2.5-coder-1.5b benchmarks/results/latent-vs-likert \
-        --against likert10:guided/mean --command "python -m recipes.evaluate --config configs/evaluate/qwen2.5_coder_1.5b.yaml"
+        --against likert10:guided/mean --command "python -m recipes.evaluate --config FILE"
 """
 
 from __future__ import annotations
