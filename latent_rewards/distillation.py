@@ -250,7 +250,7 @@ def distillation_loss(
     options = options or LossOptions()
     n, m = len(student_hidden), len(teachers)
     weights = _teacher_weights(teacher_weights, n, m, student_hidden)
-    scale = student_hidden.new_ones(n, dtype=weights.dtype) if position_weights is None else position_weights
+    scale = torch.ones_like(weights[:, 0]) if position_weights is None else position_weights.to(weights)
     if len(scale) != n or (labels is not None and len(labels) != n):
         raise ValueError(f"{n} positions but {len(scale)} position weights, {len(labels) if labels is not None else n} labels")
     if options.ce_weight and labels is None:
