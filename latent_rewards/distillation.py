@@ -252,7 +252,9 @@ def distillation_loss(
     weights = _teacher_weights(teacher_weights, n, m, student_hidden)
     scale = torch.ones_like(weights[:, 0]) if position_weights is None else position_weights.to(weights)
     if len(scale) != n or (labels is not None and len(labels) != n):
-        raise ValueError(f"{n} positions but {len(scale)} position weights, {len(labels) if labels is not None else n} labels")
+        raise ValueError(
+            f"{n} positions but {len(scale)} position weights, {len(labels) if labels is not None else n} labels"
+        )
     if options.ce_weight and labels is None:
         raise ValueError("ce_weight needs labels")
     if n == 0:  # one position with no weight keeps every parameter in the graph, which DDP insists on
@@ -345,7 +347,9 @@ def mixture_logprobs(
     out = [weights_NM.new_full((n, vocabulary), -math.inf) for _ in temperatures]
     used = weights_NM.new_zeros(n)
     for m, teacher in enumerate(teachers):
-        index = torch.arange(part.start, part.stop, device=used.device) if teacher.index is None else teacher.index[part]
+        index = (
+            torch.arange(part.start, part.stop, device=used.device) if teacher.index is None else teacher.index[part]
+        )
         asked = torch.nonzero((weights_NM[:, m] > 0) & (index >= 0)).squeeze(1)
         if not len(asked):
             continue

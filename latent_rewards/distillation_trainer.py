@@ -43,7 +43,9 @@ def check_trl() -> None:
     """
     found = Version(trl.__version__)
     if f"{found.major}.{found.minor}" != CHECKED_AGAINST:
-        raise ImportError(f"the distillation trainers are checked against TRL {CHECKED_AGAINST}, found {found}; install it")
+        raise ImportError(
+            f"the distillation trainers are checked against TRL {CHECKED_AGAINST}, found {found}; install it"
+        )
 
 
 class TeacherCollator:

@@ -32,7 +32,9 @@ def check_teacher(student: Any, teacher: Any, name: str, *, tokenizers: tuple[An
     """
     head = getattr(teacher, "get_output_embeddings", lambda: None)()
     if not callable(head):
-        raise TeacherError(f"teacher {name!r} ({type(teacher).__name__}) has no LM head and so gives no logits; {_CHOSEN}")
+        raise TeacherError(
+            f"teacher {name!r} ({type(teacher).__name__}) has no LM head and so gives no logits; {_CHOSEN}"
+        )
     ours, theirs = (m.config.get_text_config().vocab_size for m in (student, teacher))
     if ours != theirs:
         raise TeacherError(
@@ -132,7 +134,9 @@ def teacher_columns(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> 
         else:
             raise ValueError(f"row {i}: with several teachers every row needs `teacher_id` or `teacher_weights`")
         if not torch.isfinite(weights[i]).all() or (weights[i] < 0).any() or not weights[i].any():
-            raise ValueError(f"row {i}: teacher weights must be finite, at least 0 and not all 0, got {weights[i].tolist()}")
+            raise ValueError(
+                f"row {i}: teacher weights must be finite, at least 0 and not all 0, got {weights[i].tolist()}"
+            )
         if row.get("loss_weight") is not None:
             scale[i] = float(row["loss_weight"])
             if not 0 <= scale[i] < float("inf"):

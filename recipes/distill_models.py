@@ -66,13 +66,24 @@ def load_teacher(options: dict[str, Any]) -> Any:
 
 @torch.no_grad()
 def sample_responses(
-    model: Any, tokenizer: Any, prompts: Sequence[Any], *, max_new_tokens: int, temperature: float, seed: int,
-    batch: int = 16, label: str = "responses",
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Any],
+    *,
+    max_new_tokens: int,
+    temperature: float,
+    seed: int,
+    batch: int = 16,
+    label: str = "responses",
 ) -> list[str]:
     """One response to each prompt (messages); the same seed gives the same responses. Temperature 0 is greedy."""  # fmt: skip
     training, out = model.training, []
     model.eval()
-    sampling = {"do_sample": True, "temperature": temperature, "top_p": 1.0, "top_k": 0} if temperature else {"do_sample": False}
+    sampling = (
+        {"do_sample": True, "temperature": temperature, "top_p": 1.0, "top_k": 0}
+        if temperature
+        else {"do_sample": False}
+    )
     devices = [model.device] if model.device.type == "cuda" else []
     side, tokenizer.padding_side = tokenizer.padding_side, "left"
     with torch.random.fork_rng(devices=devices):
@@ -82,7 +93,9 @@ def sample_responses(
                 list(prompts[start : start + batch]), add_generation_prompt=True, tokenize=True, padding=True,
                 return_tensors="pt", return_dict=True,
             ).to(model.device)  # fmt: skip
-            ids = model.generate(**given, **sampling, max_new_tokens=max_new_tokens, pad_token_id=tokenizer.pad_token_id)
+            ids = model.generate(
+                **given, **sampling, max_new_tokens=max_new_tokens, pad_token_id=tokenizer.pad_token_id
+            )
             out += tokenizer.batch_decode(ids[:, given["input_ids"].shape[1] :], skip_special_tokens=True)
     tokenizer.padding_side = side
     model.train(training)

@@ -55,9 +55,13 @@ class RouteArguments:
     k: int = field(default=50, metadata={"help": "Neighbours of knn."})
     folds: int = field(default=10, metadata={"help": "Of the cross-validation over prompts."})
     seed: int = field(default=0, metadata={"help": "Of the folds and of the subset that the judge reads."})
-    judge: str | None = field(default=None, metadata={"help": "Judge, or a mapping of `HFJudge` options; none: gold only."})
+    judge: str | None = field(
+        default=None, metadata={"help": "Judge, or a mapping of `HFJudge` options; none: gold only."}
+    )
     rewards: list[str] = field(default_factory=lambda: ["weighted"], metadata={"help": "Rewards read from the judge."})
-    judge_models: list[str] = field(default_factory=list, metadata={"help": "Models whose responses it reads; none: all."})
+    judge_models: list[str] = field(
+        default_factory=list, metadata={"help": "Models whose responses it reads; none: all."}
+    )
     judge_prompts: int | None = field(default=None, metadata={"help": "Number of prompts it reads; none: all."})
     prices: str | None = field(default=None, metadata={"help": "Mapping of model to price of a response."})
     resamples: int = field(default=1000, metadata={"help": "Bootstrap draws of every interval."})

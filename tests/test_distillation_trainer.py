@@ -267,7 +267,11 @@ def test_teachers_that_cannot_teach(models: Any, tokenizers: Any, make_model: An
 
 def test_columns_name_the_row_at_fault() -> None:
     weights, scale = teacher_columns(
-        [{"teacher_id": "b"}, {"teacher_weights": [3, 1], "loss_weight": 0.5}, {"teacher_weights": {"a": 2, "b": None}}],
+        [
+            {"teacher_id": "b"},
+            {"teacher_weights": [3, 1], "loss_weight": 0.5},
+            {"teacher_weights": {"a": 2, "b": None}},
+        ],
         ["a", "b"],
     )
     assert weights.tolist() == [[0, 1], [3, 1], [2, 0]] and scale.tolist() == [1, 0.5, 1]
@@ -363,7 +367,9 @@ def test_stable_trainer_loss_by_hand(models: Any, tmp_path: Path) -> None:
     sums = []
     for given, name, where in ((first, "a", [2, 3]), (second, "b", [2])):
         z_s, z_t = (m(**given).logits[0, where] for m in (student, teachers[name]))
-        sums.append(distillation_loss(z_s, lambda z: z, [TeacherStates(z_t, lambda z: z)], options=LossOptions(beta=0.0)))
+        sums.append(
+            distillation_loss(z_s, lambda z: z, [TeacherStates(z_t, lambda z: z)], options=LossOptions(beta=0.0))
+        )
     expected = (sums[0].loss * 2 + 3 * sums[1].loss) / 3
     assert n == 3
     assert_close(loss, expected, rtol=1e-5, atol=1e-6)
