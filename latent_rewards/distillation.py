@@ -1,7 +1,7 @@
 """Distillation losses on next-token distributions: divergences, entropy and judge weights, mixtures of teachers.
 
-Everything here is a pure function of tensors. `distillation_loss` works on hidden states and heads, a few positions at a
-time, so that the (positions, V) logits of student and teachers never exist as a whole, forward or backward.
+Everything here is a pure function of tensors. `distillation_loss` works on hidden states and heads, a few positions at
+a time, so that the (positions, V) logits of student and teachers never exist as a whole, forward or backward.
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
+
+from latent_rewards.divergences import LogitDivergence, entropy_of, wide
 
 Head = Callable[[Tensor], Tensor]
 Normalize = Literal["none", "max", "batch_mean"]
@@ -25,8 +26,8 @@ class LossOptions:
     """How student and teacher are compared.
 
     Attributes:
-        beta: 0 is the forward KL(teacher || student), 1 the reverse KL(student || teacher), between them the generalised
-            Jensen-Shannon divergence with mixture (1 - beta) student + beta teacher, as in TRL.
+        beta: 0 is the forward KL(teacher || student), 1 the reverse KL(student || teacher), between them the
+            generalised Jensen-Shannon divergence with mixture (1 - beta) student + beta teacher, as in TRL.
         temperature: T of both distributions.
         temperature_squared: multiply the divergence by T^2, as ER-KD and classic distillation do; TRL does not.
         entropy_temperature: t of ER-KD's entropy weight H(softmax(teacher logits / t)); None switches it off.
@@ -70,81 +71,6 @@ class LossOptions:
 ER_KD = LossOptions(
     beta=0.0, temperature=4.0, temperature_squared=True, entropy_temperature=4.0, kd_weight=0.9, ce_weight=0.1
 )  # the published settings, for image classifiers
-
-
-def divergence(student_logprobs: Tensor, teacher_logprobs: Tensor, beta: float) -> Tensor:
-    """Generalised Jensen-Shannon divergence of each position.
-
-    beta KL(t || m) + (1 - beta) KL(s || m), m = (1 - beta) s + beta t; KL(t || s) at beta = 0, KL(s || t) at beta = 1.
-
-    Args:
-        student_logprobs: (..., V) nats.
-        teacher_logprobs: (..., V) nats; -inf where the teacher rules a token out.
-        beta: in [0, 1].
-
-    Returns:
-        (...) nats.
-
-    Source: Agarwal et al. 2024, eq. 1 (arXiv 2306.13649), in TRL's convention for beta.
-    """
-    if beta == 0.0:
-        return _kl(teacher_logprobs, student_logprobs)
-    if beta == 1.0:
-        return _kl(student_logprobs, teacher_logprobs)
-    mixture = _mix(student_logprobs, teacher_logprobs, beta)
-    return beta * _kl(teacher_logprobs, mixture) + (1.0 - beta) * _kl(student_logprobs, mixture)
-
-
-def _kl(p: Tensor, q: Tensor) -> Tensor:
-    """(...) sum of exp(p) (p - q), where p = -inf contributes 0."""
-    return torch.linalg.vecdot(p.exp(), (p - q).masked_fill(torch.isneginf(p), 0.0))
-
-
-class _Divergence(torch.autograd.Function):
-    """`divergence` of softmax(logits / T) with a gradient that keeps two (n, V) tensors instead of autograd's nine.
-
-    d/dz of the forward KL is (s - t) / T; else (1 - beta) s (ln(s / m) - KL(s || m)) / T, with m = t and factor 1 at
-    beta = 1, since beta t + (1 - beta) s = m cancels what comes through the mixture.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, teacher: Tensor, beta: float, temperature: float) -> tuple[Tensor, Tensor]:
-        student = torch.log_softmax(logits if temperature == 1.0 else logits / temperature, -1)
-        ctx.save_for_backward(student, teacher)
-        ctx.beta, ctx.temperature = beta, temperature
-        own = _entropy(student)
-        ctx.mark_non_differentiable(own)
-        return divergence(student, teacher, beta), own
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, None, None, None]:
-        student, teacher = ctx.saved_tensors
-        beta = ctx.beta
-        if beta == 0.0:
-            out = student.exp().sub_(teacher.exp())
-        else:
-            mixture = teacher if beta == 1.0 else _mix(student, teacher, beta)
-            out = (student - mixture).masked_fill_(torch.isneginf(student), 0.0)
-            del mixture
-            s = student.exp()
-            out.sub_(torch.linalg.vecdot(s, out)[..., None]).mul_(s)
-            if beta != 1.0:
-                out.mul_(1.0 - beta)
-        return out.mul_((grad / ctx.temperature)[..., None]), None, None, None
-
-
-def _mix(student: Tensor, teacher: Tensor, beta: float) -> Tensor:
-    return torch.logaddexp(student + math.log1p(-beta), teacher + math.log(beta))
-
-
-def entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """(...) entropy of softmax(logits / temperature) in nats, at most ln V; logits are (..., V)."""
-    return _entropy(torch.log_softmax(_wide(logits) / temperature, -1))
-
-
-def _entropy(logprobs: Tensor) -> Tensor:
-    return -torch.linalg.vecdot(logprobs.exp(), logprobs.masked_fill(torch.isneginf(logprobs), 0.0))
 
 
 def er_kd_loss(
@@ -227,8 +153,9 @@ def distillation_loss(
 ) -> LossParts:
     """Loss over N completion positions, a chunk at a time; the backward recomputes each chunk.
 
-    loss = (kd_weight sum_i w_i H_i d_i T^2? / h + ce_weight sum_i w_i CE_i) / num_items, with d_i the divergence from the
-    mixture of the teachers in probability space, H_i the entropy weight (1 when off) and h its normaliser.
+    loss = (kd_weight sum_i w_i H_i d_i c / h + ce_weight sum_i w_i CE_i) / num_items, with d_i the divergence from the
+    mixture of the teachers in probability space, H_i the entropy weight (1 when off), h its normaliser, and c = T^2
+    with `temperature_squared`, else 1.
 
     Args:
         student_hidden: (N, D) states of the positions that predict completion tokens; prompt and padding left out.
@@ -295,16 +222,16 @@ def _chunk_sums(
     options: LossOptions,
 ) -> Tensor:
     """(6,) sums over a chunk: weighted divergence, weighted cross-entropy, positions, divergence, both entropies."""
-    logits = _wide(student_head(hidden))
+    logits = wide(student_head(hidden))
     temperatures = [options.temperature]
     if options.entropy_temperature is not None:
         temperatures.append(options.entropy_temperature)
     with torch.no_grad():
         mixtures, used = mixture_logprobs(teachers, part, weights_NM, temperatures, logits.shape[-1])
         ok = (used > 0).to(scale_N.dtype)
-        h = _entropy(mixtures[1]) if len(mixtures) > 1 else torch.zeros_like(ok)
+        h = entropy_of(mixtures[1]) if len(mixtures) > 1 else torch.zeros_like(ok)
         factor = _factor(h, logits.shape[-1], options)
-    d, own = _Divergence.apply(logits, mixtures[0], options.beta, options.temperature)
+    d, own = LogitDivergence.apply(logits, mixtures[0], options.beta, options.temperature)
     d = d.masked_fill(ok == 0, 0.0)
     ce = logits.new_zeros(())
     if options.ce_weight:
@@ -353,11 +280,11 @@ def mixture_logprobs(
         asked = torch.nonzero((weights_NM[:, m] > 0) & (index >= 0)).squeeze(1)
         if not len(asked):
             continue
-        logits = _wide(teacher.head(teacher.hidden[index[asked]]))
+        logits = wide(teacher.head(teacher.hidden[index[asked]]))
         if logits.shape[-1] != vocabulary:
             raise ValueError(
-                f"teacher {teacher.name!r} has {logits.shape[-1]} logits, the student {vocabulary}: probabilities can be "
-                "compared only over one vocabulary. Train on its chosen responses (SFT), or use TRL's GOLDTrainer"
+                f"teacher {teacher.name!r} has {logits.shape[-1]} logits, the student {vocabulary}: probabilities can "
+                "be compared only over one vocabulary. Train on its chosen responses (SFT), or use TRL's GOLDTrainer"
             )
         good = torch.isfinite(torch.logsumexp(logits, -1))
         if not bool(good.all()):
@@ -388,11 +315,6 @@ def _teacher_weights(weights: Tensor | None, n: int, m: int, like: Tensor) -> Te
     if bool((weights < 0).any()) or not bool(torch.isfinite(weights).all()):
         raise ValueError("teacher weights must be finite and at least 0")
     return weights.to(device=like.device, dtype=dtype)
-
-
-def _wide(logits: Tensor) -> Tensor:
-    """Float32, or float64 where it came as that."""
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _same(logits: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """TRL's distillation trainers with several teachers per data set, entropy weights and judge weights.
 
 `MultiTeacherGKDTrainer` learns on the responses given, on the student's own (`lmbda`), or both;
-`MultiTeacherDistillationTrainer` on the student's own, with vLLM and all else that TRL's stable trainer has. Both change
-the loss and nothing else: with one teacher and default options they give their parents' losses.
+`MultiTeacherDistillationTrainer` on the student's own, with vLLM and all else that TRL's stable trainer has. Both
+change the loss and nothing else: with one teacher and default options they give their parents' losses.
 """
 
 from __future__ import annotations
@@ -43,15 +43,14 @@ def check_trl() -> None:
     """
     found = Version(trl.__version__)
     if f"{found.major}.{found.minor}" != CHECKED_AGAINST:
-        raise ImportError(
-            f"the distillation trainers are checked against TRL {CHECKED_AGAINST}, found {found}; install it"
-        )
+        raise ImportError(f"the distillation trainers are checked against TRL {CHECKED_AGAINST}, found {found}")
 
 
 class TeacherCollator:
     """A collator that adds `teacher_weights` (B, M) and `loss_weight` (B,) to another's batch.
 
-    Where rows have `messages`, `prompt` and `completion` are hidden from it: TRL's would take `prompt` for rendered text.
+    Where rows have `messages`, `prompt` and `completion` are hidden from it: TRL's would take `prompt` for rendered
+    text.
     """
 
     def __init__(self, collator: Any, names: Sequence[str]) -> None:
@@ -158,9 +157,9 @@ def _check_before(model: Any, models: Mapping[str, Any]) -> None:
 class MultiTeacherGKDTrainer(GKDTrainer):  # type: ignore[misc]
     """TRL's GKDTrainer with several teachers, and our loss in chunks.
 
-    Rows have `messages` (or TRL's other forms) and name their teachers: `teacher_id`, or `teacher_weights` for a mixture;
-    `loss_weight` is optional. Only the teachers that a row names are run on it. On-policy rows (`lmbda`) keep their
-    teachers.
+    Rows have `messages` (or TRL's other forms) and name their teachers: `teacher_id`, or `teacher_weights` for a
+    mixture; `loss_weight` is optional. Only the teachers that a row names are run on it. On-policy rows (`lmbda`) keep
+    their teachers.
 
     Args:
         model: student, as in `GKDTrainer`.

@@ -62,14 +62,15 @@ def _offline_folder() -> str:
     return str(folder) if folder is not None and folder.is_dir() else EMBEDDER
 
 
-def make_predictor(kind: Kind, *, k: int = 50, seed: int = 0) -> Any:
+def make_predictor(kind: Kind, *, k: int = 50, width: int = 384, seed: int = 0) -> Any:
     """An unfitted scikit-learn regressor from embeddings to one model's score.
 
     Args:
         kind: "knn": mean of the k most similar training prompts, weighted by cosine similarity (negative ones count
             as 1e-6); "ridge": linear, strength by leave-one-out; "boosted": gradient-boosted trees on 32 principal
-            components.
+            components, or as many as there are.
         k: neighbours; cut to the number of training prompts.
+        width: H of the embeddings.
         seed: of the boosted trees.
 
     Raises:
@@ -91,7 +92,7 @@ def make_predictor(kind: Kind, *, k: int = 50, seed: int = 0) -> Any:
         trees = HistGradientBoostingRegressor(
             max_iter=60, learning_rate=0.05, max_leaf_nodes=8, min_samples_leaf=10, random_state=seed
         )
-        return make_pipeline(PCA(n_components=32, random_state=seed), trees)
+        return make_pipeline(PCA(n_components=min(32, width), random_state=seed), trees)
     raise ValueError(f"unknown kind {kind!r}; use 'knn', 'ridge' or 'boosted'")
 
 
@@ -129,7 +130,7 @@ def fit_predict(
         if kind == "boosted" and len(y) < 40:
             out[:, m] = y.mean()
             continue
-        model = make_predictor(kind, k=min(k, len(y)))
+        model = make_predictor(kind, k=min(k, len(y)), width=train_NH.shape[1])
         out[:, m] = model.fit(train_NH[known], y).predict(queries_QH)
     return out
 

@@ -46,8 +46,8 @@ def choose_teachers(
         scores: (P, M) score of each teacher's response; NaN where there is none. A teacher without a score is never
             chosen for its score, and gets no weight.
         method: "argmax": the best score, ties drawn at random; "softmax": weights softmax(scores / temperature), index
-            is their argmax; "margin": the best score where it leads the second by more than `margin`, else the fallback;
-            "random": any teacher that responded; "single": always the fallback.
+            is their argmax; "margin": the best score where it leads the second by more than `margin`, else the
+            fallback; "random": any teacher that responded; "single": always the fallback.
         temperature: score units, of "softmax".
         margin: score units, of "margin".
         fallback: teacher of "margin" and "single".
@@ -121,8 +121,8 @@ def loss_weights(scores: np.ndarray, index: np.ndarray, *, low: float = 0.0, hig
     if outside[index >= 0].any():
         row = int(np.flatnonzero(outside & (index >= 0))[0])
         raise ValueError(
-            f"row {row}: score {picked[row]:.4g} lies outside [{low}, {high}]; give the reward's own scale, or a reward "
-            "with scale=, shift= and clip="
+            f"row {row}: score {picked[row]:.4g} lies outside [{low}, {high}]; give the reward's own scale, or a "
+            "reward with scale=, shift= and clip="
         )
     weight = np.where(index >= 0, (picked - low) / (high - low), 0.0)
     mean = np.nanmean(weight[index >= 0]) if (index >= 0).any() else 0.0
@@ -196,10 +196,10 @@ def choice_report(
         gold: (P, M) gold scores, where there are any; NaN where unknown.
 
     Returns:
-        `share`: way -> teacher -> share of prompts; `none`: way -> prompts without a teacher; `agreement`: pairs of ways
-        -> share of prompts with the same teacher, over those where both have one; with scores `tie_share`, the share of
-        prompts whose two best scores are equal; with gold `gold`: way -> mean gold score of the chosen responses, and
-        `gold_best`: way -> share of prompts where the choice has the best gold score.
+        `share`: way -> teacher -> share of prompts; `none`: way -> prompts without a teacher; `agreement`: pairs of
+        ways -> share of prompts with the same teacher, over those where both have one; with scores `tie_share`, the
+        share of prompts whose two best scores are equal; with gold `gold`: way -> mean gold score of the chosen
+        responses, and `gold_best`: way -> share of prompts where the choice has the best gold score.
     """
     names = list(choices)
     out: dict[str, Any] = {"share": {}, "none": {}, "agreement": {}}

@@ -38,9 +38,9 @@ def check_teacher(student: Any, teacher: Any, name: str, *, tokenizers: tuple[An
     ours, theirs = (m.config.get_text_config().vocab_size for m in (student, teacher))
     if ours != theirs:
         raise TeacherError(
-            f"teacher {name!r} has a vocabulary of {theirs} tokens, the student {ours}. If the tokenizers are the same and "
-            f"only the padding rows differ, call `teacher.resize_token_embeddings({ours})`; else {_CHOSEN}, or use TRL's "
-            "GOLDTrainer"
+            f"teacher {name!r} has a vocabulary of {theirs} tokens, the student {ours}. If the tokenizers are the same "
+            f"and only the padding rows differ, call `teacher.resize_token_embeddings({ours})`; else {_CHOSEN}, or use "
+            "TRL's GOLDTrainer"
         )
     if tokenizers is not None:
         first, second = (t.get_vocab() for t in tokenizers)
@@ -103,8 +103,8 @@ def teacher_columns(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> 
     """What the trainers route on, from data set rows.
 
     Args:
-        rows: B rows with `teacher_weights` (M numbers, or a mapping of name to number), or `teacher_id`; with one teacher
-            neither is needed. `loss_weight` is optional.
+        rows: B rows with `teacher_weights` (M numbers, or a mapping of name to number), or `teacher_id`; with one
+            teacher neither is needed. `loss_weight` is optional.
         names: M teachers.
 
     Returns:

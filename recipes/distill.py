@@ -1,8 +1,8 @@
 """Distil several teachers into one student; a frozen judge chooses, per prompt, whom to learn from.
 
-What it does: lets every teacher respond to the training prompts (or takes responses that are there); scores them with a
-latent reward and with a sampled Likert rating; chooses a teacher per prompt; writes the chosen responses with the columns
-that trainers route on; trains a student with each way of choosing and each seed; measures, on held-out prompts, the
+What it does: lets every teacher respond to the training prompts (or takes responses that are there); scores them with
+a latent reward and with a sampled Likert rating; chooses a teacher per prompt; writes the chosen responses with the
+columns that trainers route on; trains a student with each way of choosing and each seed; measures, on held-out prompts, the
 divergence from every teacher and the judge's score of what the student says.
 
 Source: choosing by latent scores is Girrbach et al. 2025 (arXiv 2509.24678); GKD is Agarwal et al. 2024 (arXiv
@@ -223,7 +223,7 @@ def prepare(args: DistillArguments, training: GKDConfig) -> Material:
     held_text = {
         n: HeldOutText(
             model, collator,
-            [p + [{"role": "assistant", "content": t}] for p, t in zip(held, held_texts[n], strict=True) if t],
+            [[*p, {"role": "assistant", "content": t}] for p, t in zip(held, held_texts[n], strict=True) if t],
         )
         for n, model in models.items()
     }  # fmt: skip

@@ -76,14 +76,12 @@ def sample_responses(
     batch: int = 16,
     label: str = "responses",
 ) -> list[str]:
-    """One response to each prompt (messages); the same seed gives the same responses. Temperature 0 is greedy."""  # fmt: skip
+    """One response to each prompt (messages); the same seed gives the same responses. Temperature 0 is greedy."""
     training, out = model.training, []
     model.eval()
-    sampling = (
-        {"do_sample": True, "temperature": temperature, "top_p": 1.0, "top_k": 0}
-        if temperature
-        else {"do_sample": False}
-    )
+    sampling: dict[str, Any] = {"do_sample": bool(temperature)}
+    if temperature:
+        sampling |= {"temperature": temperature, "top_p": 1.0, "top_k": 0}
     devices = [model.device] if model.device.type == "cuda" else []
     side, tokenizer.padding_side = tokenizer.padding_side, "left"
     with torch.random.fork_rng(devices=devices):

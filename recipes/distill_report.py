@@ -73,8 +73,8 @@ def write_report(
     report = json.loads((out / "choices.json").read_text(encoding="utf-8"))
     n = len(next(iter(before.values()))["texts"])
     lines = [
-        f"{n} held-out prompts, seeds {args.seeds}. Divergence: KL(teacher || student), nats per token of the teacher's own "
-        "held-out responses. Changes: mean [95 % over seeds, Student] and [95 % over prompts, bootstrap].",
+        f"{n} held-out prompts, seeds {args.seeds}. Divergence: KL(teacher || student), nats per token of the "
+        "teacher's own held-out responses. Changes: mean [95 % over seeds, Student] and [95 % over prompts, bootstrap].",
         "",
         "| metric | before | choice | after | change, over seeds | over prompts |",
         "|---|---|---|---|---|---|",

@@ -1,15 +1,16 @@
 """Route prompts to models: predict each model's score from the prompt, and measure what that is worth.
 
-What it does: embeds the prompts; predicts the score of every model on every prompt from the prompts of other folds, with
-gold scores as the training signal and with a frozen judge's scores; reports R2 per model and the gold quality of the
-routed responses beside the best single model, a random one and the oracle; draws quality against price; saves a router.
+What it does: embeds the prompts; predicts the score of every model on every prompt from the prompts of other folds,
+with gold scores as the training signal and with a frozen judge's scores; reports R2 per model and the gold quality of
+the routed responses beside the best single model, a random one and the oracle; draws quality against price; saves a
+router.
 
 Source: section 5.2 of Girrbach et al. 2025 (arXiv 2509.24678), who found no gain over the best single model.
 
     python -m recipes.route --config configs/route/alpacaeval.yaml [--any_key value ...]
 
-Expected in `output_dir`: report.md, results.json, r2.png, quality_cost.png, router/ (for `Router.load`), run.json. Scores
-of the judge are kept in `scores/`, so that a stopped run goes on.
+Expected in `output_dir`: report.md, results.json, r2.png, quality_cost.png, router/ (for `Router.load`), run.json.
+Scores of the judge are kept in `scores/`, so that a stopped run goes on.
 """
 
 from __future__ import annotations

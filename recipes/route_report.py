@@ -51,8 +51,8 @@ def write_markdown(
         "# Routing",
         "",
         f"`python -m recipes.route` on `{Path(args.data).name}`: k = {args.k}, {args.folds} folds over prompts, seed "
-        f"{args.seed}, {args.resamples} bootstrap draws over prompts. Every prediction is out of fold; a model is chosen "
-        "only where it has a response. `training mean` knows the model but not the prompt.",
+        f"{args.seed}, {args.resamples} bootstrap draws over prompts. Every prediction is out of fold; a model is "
+        "chosen only where it has a response. `training mean` knows the model but not the prompt.",
         "",
     ]
     if facts:

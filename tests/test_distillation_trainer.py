@@ -245,12 +245,12 @@ def test_teachers_that_cannot_teach(models: Any, tokenizers: Any, make_model: An
     student, teachers, tok = models
     other = make_model("llama", tokenizers["metaspace"])
     given = {"train_dataset": rows(), "processing_class": tok}
-    with pytest.raises(TeacherError, match="'x' has a vocabulary of .* GOLDTrainer"):
+    with pytest.raises(TeacherError, match=r"'x' has a vocabulary of .* GOLDTrainer"):
         MultiTeacherGKDTrainer(student, {"x": other}, gkd(tmp_path), **given)
     config = copy.deepcopy(teachers["a"].config)
     config.num_labels = 1
     scorer = AutoModelForSequenceClassification.from_config(config)
-    with pytest.raises(TeacherError, match="'rm' .*no LM head.*chosen responses"):
+    with pytest.raises(TeacherError, match=r"'rm' .*no LM head.*chosen responses"):
         MultiTeacherGKDTrainer(student, {"rm": scorer}, gkd(tmp_path), **given)
     swapped = copy.deepcopy(tok)
     swapped.get_vocab = lambda: dict(zip(tok.get_vocab(), reversed(list(tok.get_vocab().values())), strict=True))
@@ -306,7 +306,7 @@ def test_heads_of_families_that_shape_their_logits(family: str, tokenizers: Any,
 def test_another_trl_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     distillation_trainer.check_trl()
     monkeypatch.setattr(trl, "__version__", "1.17.0")
-    with pytest.raises(ImportError, match="checked against TRL 1.16, found 1.17.0"):
+    with pytest.raises(ImportError, match=r"checked against TRL 1.16, found 1.17.0"):
         distillation_trainer.check_trl()
 
 
