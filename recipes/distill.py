@@ -2,8 +2,8 @@
 
 What it does: lets every teacher respond to the training prompts (or takes responses that are there); scores them with
 a latent reward and with a sampled Likert rating; chooses a teacher per prompt; writes the chosen responses with the
-columns that trainers route on; trains a student with each way of choosing and each seed; measures, on held-out prompts, the
-divergence from every teacher and the judge's score of what the student says.
+columns that trainers route on; trains a student with each way of choosing and each seed; measures, on held-out
+prompts, the divergence from every teacher and the judge's score of what the student says.
 
 Source: choosing by latent scores is Girrbach et al. 2025 (arXiv 2509.24678); GKD is Agarwal et al. 2024 (arXiv
 2306.13649); entropy weights are Su et al. 2023 (ER-KD, arXiv 2311.13621).

@@ -74,7 +74,7 @@ def write_report(
     n = len(next(iter(before.values()))["texts"])
     lines = [
         f"{n} held-out prompts, seeds {args.seeds}. Divergence: KL(teacher || student), nats per token of the "
-        "teacher's own held-out responses. Changes: mean [95 % over seeds, Student] and [95 % over prompts, bootstrap].",
+        "teacher's own held-out responses. Changes: mean [95 % over seeds, Student's t], mean [95 % over prompts].",
         "",
         "| metric | before | choice | after | change, over seeds | over prompts |",
         "|---|---|---|---|---|---|",

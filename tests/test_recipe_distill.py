@@ -12,6 +12,7 @@ import torch
 
 pytest.importorskip("trl")
 
+from latent_rewards.distillation import ER_KD, LossOptions
 from recipes import distill
 from recipes.distill_models import keep_layers, load_teacher
 from recipes.distill_report import seed_interval, table
@@ -156,3 +157,20 @@ def test_statistics_by_hand() -> None:
     (row,) = table(["t"], ["x", "y"], before, after)
     assert row["before"] == [3.0] and row["after"] == {"x": [1.5], "y": [2.5]}
     assert row["gain"]["x"]["prompts"][0] == -1.5 and row["versus"]["y"]["prompts"][0] == -1.0
+
+
+CONFIGS = sorted((Path(__file__).parent.parent / "configs" / "distill").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_configs_parse(path: Path) -> None:
+    # use_cpu: the bf16 check of TrainingArguments wants an accelerator otherwise.
+    args, training, _ = distill.make_parser().parse_args_and_config(["--config", str(path), "--use_cpu", "true"])
+    names = [distill.mapping(entry)["name"] for entry in args.teachers]
+    assert len(CONFIGS) == 3 and len(set(names)) == len(names) >= 1
+    assert args.single is None or args.single in names
+    assert LossOptions(**{"beta": training.beta, **distill.mapping(args.loss)}).chunk > 0
+    assert training.output_dir.startswith("runs/")
+    assert f"recipes.distill --config configs/distill/{path.name}" in path.read_text(encoding="utf-8").splitlines()[0]
+    if path.stem == "er_kd":
+        assert LossOptions(**distill.mapping(args.loss)) == ER_KD

@@ -242,3 +242,13 @@ def test_recipe_end_to_end(words: None, folder: str, tmp_path: Path, capsys: pyt
     data.write_bytes(gzip.compress(b'{"prompt": "x"}\n'))
     with pytest.raises(ValueError, match="line 1: missing"):
         route.load_lists(data)
+
+
+def test_config_parses() -> None:
+    from trl import TrlParser
+
+    path = Path(__file__).parent.parent / "configs" / "route" / "alpacaeval.yaml"
+    (args,) = TrlParser(route.RouteArguments).parse_args_and_config(["--config", str(path)])
+    assert args.judge["model"] == "embedded" and len(args.prices) == 24 and set(args.judge_models) <= set(args.prices)
+    first = path.read_text(encoding="utf-8").splitlines()[0]
+    assert first == "# python -m recipes.route --config configs/route/alpacaeval.yaml"
