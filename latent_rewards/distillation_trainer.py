@@ -154,7 +154,7 @@ def _check_before(model: Any, models: Mapping[str, Any]) -> None:
             check_teacher(model, teacher, name)
 
 
-class MultiTeacherGKDTrainer(GKDTrainer):  # type: ignore[misc]
+class MultiTeacherGKDTrainer(GKDTrainer):
     """TRL's GKDTrainer with several teachers, and our loss in chunks.
 
     Rows have `messages` (or TRL's other forms) and name their teachers: `teacher_id`, or `teacher_weights` for a
@@ -224,7 +224,7 @@ class MultiTeacherGKDTrainer(GKDTrainer):  # type: ignore[misc]
         return p.loss, p.tokens, p.dropped, p.divergence, p.teacher_entropy
 
 
-class MultiTeacherDistillationTrainer(DistillationTrainer):  # type: ignore[misc]
+class MultiTeacherDistillationTrainer(DistillationTrainer):
     """TRL's on-policy DistillationTrainer with several teachers, entropy weights and judge weights.
 
     Args:
@@ -260,7 +260,8 @@ class MultiTeacherDistillationTrainer(DistillationTrainer):  # type: ignore[misc
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        self._signature_columns += [c for c in _COLUMNS if c not in self._signature_columns]
+        known = self._signature_columns or []
+        self._signature_columns = [*known, *(c for c in _COLUMNS if c not in known)]
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         weights, scale = teacher_columns(inputs, self._teacher_names)
