@@ -35,7 +35,13 @@ def divergence(student_logprobs: Tensor, teacher_logprobs: Tensor, beta: float) 
 
 def _kl(p: Tensor, q: Tensor) -> Tensor:
     """(...) sum of exp(p) (p - q), where p = -inf contributes 0."""
-    return torch.linalg.vecdot(p.exp(), (p - q).masked_fill(torch.isneginf(p), 0.0))
+    return _dot(p.exp(), (p - q).masked_fill(torch.isneginf(p), 0.0))
+
+
+def _dot(x: Tensor, y: Tensor) -> Tensor:
+    """(...) sum of x * y over the last dimension, in their own precision: autocast would do it in bfloat16."""
+    with torch.autocast(x.device.type, enabled=False):
+        return torch.linalg.vecdot(x, y)
 
 
 class LogitDivergence(torch.autograd.Function):
@@ -68,7 +74,7 @@ class LogitDivergence(torch.autograd.Function):
             out = (student - mixture).masked_fill_(torch.isneginf(student), 0.0)
             del mixture
             s = student.exp()
-            out.sub_(torch.linalg.vecdot(s, out)[..., None]).mul_(s)
+            out.sub_(_dot(s, out)[..., None]).mul_(s)
             if beta != 1.0:
                 out.mul_(1.0 - beta)
         return out.mul_((grad / ctx.temperature)[..., None]), None, None, None
@@ -85,7 +91,7 @@ def entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
 
 def entropy_of(logprobs: Tensor) -> Tensor:
     """(...) entropy of log-probabilities (..., V); -inf contributes 0."""
-    return -torch.linalg.vecdot(logprobs.exp(), logprobs.masked_fill(torch.isneginf(logprobs), 0.0))
+    return -_dot(logprobs.exp(), logprobs.masked_fill(torch.isneginf(logprobs), 0.0))
 
 
 def wide(logits: Tensor) -> Tensor:

@@ -202,6 +202,21 @@ def test_low_precision_logits_are_compared_in_float32() -> None:
     assert_close(distillation_loss(z_s, plain, [teacher(z_t)]).loss, wide, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
+def test_autocast_reaches_the_heads_alone(beta: float) -> None:
+    z_s, z_t = logits(4, 300, seed=1, dtype=torch.float32), logits(4, 300, seed=2, dtype=torch.float32)
+    options = LossOptions(beta=beta, entropy_temperature=2.0, chunk=3)
+    found = []
+    for enabled in (False, True):
+        z = z_s.clone().requires_grad_()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            parts = distillation_loss(z, plain, [teacher(z_t)], options=options)
+            parts.loss.backward()
+        found.append((parts.loss.detach(), parts.divergence, parts.teacher_entropy, parts.student_entropy, z.grad))
+    for a, b in zip(*found, strict=True):
+        assert torch.equal(a, b)
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_unusable_teacher_logits_are_dropped_and_counted(bad: float) -> None:
     z_s = logits(4, 6, seed=1).requires_grad_()
