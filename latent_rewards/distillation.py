@@ -36,7 +36,7 @@ class LossOptions:
         kd_weight: factor of the divergence.
         ce_weight: factor of the cross-entropy with the labels; ER-KD uses 0.9 and 0.1.
         on_nan: positions where no teacher gives usable logits: "drop" (counted, no part in the loss) or "raise".
-        chunk: positions whose logits exist at once; at most 12 * chunk * V * 4 bytes are needed on top of the inputs
+        chunk: positions whose logits exist at once; at most 14 * chunk * V * 4 bytes are needed on top of the inputs
             and the head's gradient.
 
     Raises:

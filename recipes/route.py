@@ -57,7 +57,7 @@ class RouteArguments:
     folds: int = field(default=10, metadata={"help": "Of the cross-validation over prompts."})
     seed: int = field(default=0, metadata={"help": "Of the folds and of the subset that the judge reads."})
     judge: str | None = field(
-        default=None, metadata={"help": "Judge, or a mapping of `HFJudge` options; none: gold only."}
+        default=None, metadata={"help": "Judge, or a mapping of `HFJudge` options; 'none' for gold alone."}
     )
     rewards: list[str] = field(default_factory=lambda: ["weighted"], metadata={"help": "Rewards read from the judge."})
     judge_models: list[str] = field(
@@ -172,7 +172,7 @@ def main(argv: list[str] | None = None) -> int:
     embeddings = embed_prompts(data.prompts, args.embedder)
     signals = {"gold": evaluate_signal(args, data, embeddings, data.gold)}
     facts: dict[str, Any] = {}
-    if args.judge is not None:
+    if args.judge not in (None, "none"):
         rows, part, scores, facts = read_judge(args, data)
         signals["gold, judge's subset"] = evaluate_signal(args, part, embeddings[rows], part.gold)
         signals |= {f"judge: {n}": evaluate_signal(args, part, embeddings[rows], s) for n, s in scores.items()}

@@ -107,7 +107,9 @@ def draw_quality_cost(path: Path, costs: dict[str, Any]) -> None:
     points = sorted(costs["single"].values())
     ax.plot(*zip(*points, strict=True), "x", color="0.5", ms=5, label="one model for all prompts")
     hull = upper_hull(points)
-    ax.plot(*zip(*hull, strict=True), "--", color="0.5", lw=1, label="random mixtures of single models")
+    price = np.geomspace(hull[0][0], hull[-1][0], 200)  # a mixture is a straight line in price, a curve on this axis
+    mixed = np.interp(price, *zip(*hull, strict=True))
+    ax.plot(price, mixed, "--", color="0.5", lw=1, label="random mixtures of single models")
     for name, (price, quality) in costs["single"].items():
         if (price, quality) in hull:
             ax.annotate(name, (price, quality), (4, -9), textcoords="offset points", fontsize=7, color="0.35")

@@ -299,10 +299,10 @@ print((peak() - before) / (chunk * V * 4), (peak() - before) / 2**20)
     [(512, 0.5), *(pytest.param(4096, beta, marks=pytest.mark.slow) for beta in (0.0, 0.5, 1.0))],
 )
 def test_memory_at_50k_vocabulary(tokens: int, beta: float) -> None:
-    # The bound that LossOptions.chunk states: 12 chunks of float32 logits, here 586 MiB, whatever the number of tokens.
+    # The bound that LossOptions.chunk states: 14 chunks of float32 logits, here 684 MiB, whatever the number of tokens.
     # The logits and log-probabilities of two models at 4096 tokens would be 3125 MiB, before any gradient.
     command = [sys.executable, "-c", MEMORY, str(tokens), str(beta)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     chunks, mebibytes = map(float, done.stdout.split())
     print(f"{tokens} tokens, beta {beta}: {chunks:.1f} chunks, {mebibytes:.0f} MiB")
-    assert 2 < chunks < 12, done.stdout
+    assert 2 < chunks < 14, done.stdout
