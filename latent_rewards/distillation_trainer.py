@@ -260,8 +260,8 @@ class MultiTeacherDistillationTrainer(DistillationTrainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        known = self._signature_columns or []
-        self._signature_columns = [*known, *(c for c in _COLUMNS if c not in known)]
+        known: Any = self._signature_columns
+        self._signature_columns = known + [c for c in _COLUMNS if c not in known]
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         weights, scale = teacher_columns(inputs, self._teacher_names)
