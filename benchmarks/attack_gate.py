@@ -1,4 +1,4 @@
-r"""Trains the gate that tells answers from attacks, and finds the threshold that lets 99.5 % of unseen answers pass.
+r"""Trains the probe that tells answers from what only looks like one, and measures it on prompts it never saw.
 
     LATENT_REWARDS_DATA=<folder> python -m benchmarks.attack_gate --out runs/gate \
         --ship latent_rewards/shipped/embedded_gate
@@ -32,9 +32,10 @@ def main() -> None:
     parser.add_argument("--prompt", default="weighted")
     parser.add_argument("--out", type=Path, default=Path("runs/gate"))
     parser.add_argument("--ship", type=Path)
-    parser.add_argument("--per-file", type=int, default=60)
-    parser.add_argument("--max-chars", type=int, default=900)
-    parser.add_argument("--layers", type=int, nargs="+", default=[12, 15, 18, 21, 24])
+    parser.add_argument("--per-file", type=int, default=110)
+    parser.add_argument("--max-chars", type=int, default=800)
+    parser.add_argument("--layers", type=int, nargs="+", default=[12, 15, 18])
+    parser.add_argument("--strength", type=float, default=0.03)
     parser.add_argument("--pass-share", type=float, default=0.995)
     args = parser.parse_args()
     judge, prompt = HFJudge(args.judge), JudgePrompt.load(args.prompt)
@@ -47,11 +48,13 @@ def main() -> None:
     unseen, seen = kept[::4], [i for k, i in enumerate(kept) if k % 4]
     probe, sweep = train_probe(
         judge, prompt, made_of(seen), features_folder=args.out / "features", fit=FitOptions(),
-        run=RunOptions(layers=tuple(args.layers), test_share=0.0, select="accuracy"),
+        run=RunOptions(
+            layers=tuple(args.layers), test_share=0.0, concatenate=len(args.layers) > 1, strengths=(args.strength,)
+        ),
         training={
-            "data": f"chosen answers of {', '.join(FILES)} ({len(seen)} prompts) against attack negatives",
-            "licence": "MIT and Apache-2.0 files alone",
-            "limits": "a gate against empty answers; it does not rank answers",
+            "data": [f"chosen answers of {', '.join(FILES)} ({len(seen)} prompts) against attack negatives"],
+            "licence": "apache-2.0",
+            "limits": ["Made against empty and misplaced answers; how good an answer is, it hardly knows."],
             "command": "python -m benchmarks.attack_gate",
         },
     )  # fmt: skip
@@ -64,16 +67,27 @@ def main() -> None:
     facts = {
         "threshold": threshold, "honest": int((label == 1).sum()), "attacks": int((label == 0).sum()),
         "attacks_below": float((scores[label == 0] < threshold).mean()), "layer": list(probe.config.layers),
-        "above_its_attacks": float(np.mean([
-            scores[k] > max(s for s, e in zip(scores, tests, strict=True) if e.pair == tests[k].pair and e.label == 0)
-            for k in np.flatnonzero(label == 1)
-        ])),
+        "outscored": outscored(scores, tests),
         "sweep": sweep,
     }  # fmt: skip
     (args.out / "gate.json").write_text(json.dumps(facts, indent=1))
     print(json.dumps({k: v for k, v in facts.items() if k != "sweep"}))
     if args.ship:
         probe.save(args.ship)
+
+
+def outscored(scores: np.ndarray, tests: list[Example]) -> dict[str, float]:
+    """Share of attacks that score at least as high as the honest answer to the same prompt, by place in the list."""
+    honest = {e.pair: s for s, e in zip(scores, tests, strict=True) if e.label == 1}
+    place: dict[int, int] = {}
+    hits: dict[str, list[bool]] = {}
+    for score, e in zip(scores, tests, strict=True):
+        if e.label == 0:
+            k = place[e.pair] = place.get(e.pair, -1) + 1
+            hits.setdefault(("other answer", "other answer", "start", "phrase", "phrase")[min(k, 4)], []).append(
+                bool(score >= honest[e.pair])
+            )
+    return {k: float(np.mean(v)) for k, v in hits.items()}
 
 
 def made_of(items: list[Item]) -> list[Example]:

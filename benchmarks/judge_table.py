@@ -1,7 +1,7 @@
 """A committed result from an evaluation: its report with command and commit, and paired differences over all pair sets.
 
     python -m benchmarks.judge_table runs/eval-qwen2.5-coder-1.5b benchmarks/results/latent-vs-likert \
-        --against likert10/mean --command "python -m recipes.evaluate --config configs/evaluate/qwen2.5_coder_1.5b.yaml"
+        --against likert10:guided/mean --command "python -m recipes.evaluate --config FILE"
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from latent_rewards.evaluation import report
 def paired(results: dict[str, Any], against: str) -> list[list[str]]:
     """Scorer, mean difference of accuracy to `against` over the pair sets, interval, pairs; sets are independent."""
     pairs = [b for b in results["benchmarks"] if b["kind"] == "pair"]
+    if against not in pairs[0]["scorers"]:
+        raise SystemExit(f"no scorer {against!r}; there are {sorted(pairs[0]['scorers'])}")
     rows = []
     for name in pairs[0]["scorers"]:
         found = []
@@ -36,15 +38,28 @@ def paired(results: dict[str, Any], against: str) -> list[list[str]]:
     return rows
 
 
+def tidy(results: dict[str, Any], name: str | None) -> None:
+    """Take out what belongs to one machine: folders of data, judge and output."""
+    run = results["run"]
+    run["judge"] = name or run["judge"]
+    run["config"] |= {"judge": run["judge"], "output": None, "cache": None}
+    for b in results["benchmarks"]:
+        b["source"] = "/".join(Path(b["source"]).parts[-2:]) if Path(b["source"]).is_absolute() else b["source"]
+        b["bad_rows"] = [{**r, "file": Path(r["file"]).name} for r in b["bad_rows"]]
+        b.pop("disagreements", None)  # texts of the data sets are not ours to commit
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("out", type=Path, help="path without ending")
-    parser.add_argument("--against", default="likert10/mean")
+    parser.add_argument("--against", default="likert10:guided/mean")
     parser.add_argument("--command", required=True)
-    parser.add_argument("--picture", default="accuracy.png")
+    parser.add_argument("--picture", default="metrics.png")
+    parser.add_argument("--name", help="name of the judge, where it was loaded from a folder")
     args = parser.parse_args()
     results = report.load(args.run)
+    tidy(results, args.name)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     wall = results["cost"]["wall_seconds"]
     read = sum(s["seconds"] for s in results["cost"]["stages"].values())
@@ -57,12 +72,10 @@ def main() -> None:
     ]  # fmt: skip
     body = report.markdown(results).split("\n")
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.with_suffix(".md").write_text("\n".join([body[0], "", *lines, *body[1:]]), encoding="utf-8")
-    for b in results["benchmarks"]:
-        b.pop("disagreements", None)  # texts of the data sets are not ours to commit
-    args.out.with_suffix(".json").write_text(json.dumps(results, ensure_ascii=False), encoding="utf-8")
+    Path(f"{args.out}.md").write_text("\n".join([body[0], "", *lines, *body[1:]]), encoding="utf-8")
+    Path(f"{args.out}.json").write_text(json.dumps(results, ensure_ascii=False), encoding="utf-8")
     if (args.run / args.picture).is_file():
-        shutil.copy(args.run / args.picture, args.out.with_suffix(".png"))
+        shutil.copy(args.run / args.picture, Path(f"{args.out}.png"))
 
 
 if __name__ == "__main__":

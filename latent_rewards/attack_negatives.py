@@ -28,15 +28,16 @@ PHRASES = (
 
 
 def attack_examples(
-    prompts: Sequence[Any], answers: Sequence[Any], *, phrases: int = 2, seed: int = 0
+    prompts: Sequence[Any], answers: Sequence[Any], *, others: int = 2, phrases: int = 2, seed: int = 0
 ) -> list[Example]:
     """Each honest answer (label 1) with negatives to the same prompt (label 0).
 
-    These are another prompt's answer, the start of the honest one, and some phrases that answer nothing.
+    These are other prompts' answers, the start of the honest one, and some phrases that answer nothing.
 
     Args:
         prompts: B different prompts, strings or messages.
         answers: B good answers.
+        others: how many other prompts' answers each prompt gets.
         phrases: how many of `PHRASES` each prompt gets.
         seed: which ones, and whose answer.
 
@@ -49,12 +50,12 @@ def attack_examples(
     if len(prompts) != len(answers) or len(prompts) < 2:
         raise ValueError(f"need two prompts or more with an answer each, got {len(prompts)} and {len(answers)}")
     rng = random.Random(seed)
-    step = rng.randrange(1, len(prompts))
+    steps = rng.sample(range(1, len(prompts)), min(others, len(prompts) - 1))
     out = []
     for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
         words = to_text(answer).split()
         start = " ".join(words[: max(1, round(len(words) * rng.uniform(0.1, 0.4)))])
-        wrong = [answers[(i + step) % len(answers)], start, *rng.sample(PHRASES, phrases)]
+        wrong = [*(answers[(i + step) % len(answers)] for step in steps), start, *rng.sample(PHRASES, phrases)]
         out.append(Example(prompt, answer, 1.0, i, "attacks"))
         out += [Example(prompt, text, 0.0, i, "attacks") for text in wrong if to_text(text) != to_text(answer)]
     return out

@@ -110,7 +110,7 @@ class Blocks:
         logits = states.to(weight.device).float() @ weight.float().T
         if bias is not None:
             logits = logits + bias[rows].float()
-        return self._shape_logits(logits)
+        return shape_logits(self.config, logits)
 
     def log_normaliser(self, states: Tensor, *, chunk: int = 16_384) -> Tensor:
         """(P,) log-sum-exp over the whole vocabulary, float32, without a (P, V) tensor in float32 at once."""
@@ -123,17 +123,8 @@ class Blocks:
             logits = states.to(weight.device).float() @ weight.float().T
             if getattr(self.head, "bias", None) is not None:
                 logits = logits + self.head.bias[ids.start : ids.stop].float()
-            total = torch.logaddexp(total, torch.logsumexp(self._shape_logits(logits), -1).to(total.device))
+            total = torch.logaddexp(total, torch.logsumexp(shape_logits(self.config, logits), -1).to(total.device))
         return total
-
-    def _shape_logits(self, logits: Tensor) -> Tensor:
-        """What some families do to their logits: Granite divides, Cohere multiplies, Gemma caps."""
-        if getattr(self.config, "logits_scaling", None):
-            logits = logits / self.config.logits_scaling
-        if getattr(self.config, "logit_scale", None):
-            logits = logits * self.config.logit_scale
-        cap = getattr(self.config, "final_logit_softcapping", None)
-        return cap * torch.tanh(logits / cap) if cap else logits
 
     def _own_head(self, states: Tensor) -> Tensor:
         """Logits by the model's own code: its decoder is bypassed for one call, so that only its head runs."""
@@ -193,6 +184,16 @@ def read_states(
         torch.stack(rows_final) if final and rows_final else None,
         {layer: torch.stack(rows) for layer, rows in rows_inner.items()},
     )
+
+
+def shape_logits(config: Any, logits: Tensor) -> Tensor:
+    """What some families do to their logits: Granite divides, Cohere multiplies, Gemma caps; `config` is the text's."""
+    if getattr(config, "logits_scaling", None):
+        logits = logits / config.logits_scaling
+    if getattr(config, "logit_scale", None):
+        logits = logits * config.logit_scale
+    cap = getattr(config, "final_logit_softcapping", None)
+    return cap * torch.tanh(logits / cap) if cap else logits
 
 
 def _batches(order: list[int], sequences: Sequence[Sequence[int]], batch_tokens: int) -> Iterator[list[int]]:

@@ -1,0 +1,385 @@
+"""Distil several teachers into one student; a frozen judge chooses, per prompt, whom to learn from.
+
+What it does: lets every teacher respond to the training prompts (or takes responses that are there); scores them with
+a latent reward and with a sampled Likert rating; chooses a teacher per prompt; writes the chosen responses with the
+columns that trainers route on; trains a student with each way of choosing and each seed; measures, on held-out
+prompts, the divergence from every teacher and the judge's score of what the student says.
+
+Source: choosing by latent scores is Girrbach et al. 2025 (arXiv 2509.24678); GKD is Agarwal et al. 2024 (arXiv
+2306.13649); entropy weights are Su et al. 2023 (ER-KD, arXiv 2311.13621).
+
+    python -m recipes.distill --config configs/distill/cpu.yaml [--any_key value ...]
+
+Expected in `output_dir`: chosen-<choice>.jsonl (SFT set and routing columns in one), choices.json, report.md,
+results.json, distill.png, run.json, and student/ of the first choice's first seed. Responses, scores and finished runs
+are kept, so that a stopped run goes on; another configuration needs another `output_dir`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import json
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from datasets import Dataset
+from transformers import AutoTokenizer
+from trl import ModelConfig, SFTConfig, SFTTrainer, TrlParser, get_peft_config
+from trl.experimental.gkd import GKDConfig
+
+from latent_rewards import HFJudge, Reward, build_reward
+from latent_rewards.distillation import LossOptions
+from latent_rewards.distillation_trainer import MultiTeacherGKDTrainer
+from latent_rewards.loading import EMBEDDED, resolve_model
+from latent_rewards.response_scores import score_responses
+from latent_rewards.teacher_choice import (
+    TeacherChoice,
+    choice_report,
+    choice_rows,
+    choose_teachers,
+    loss_weights,
+    write_rows,
+)
+from recipes.distill_models import HeldOutText, load_student, load_teacher, sample_responses
+from recipes.distill_report import draw, write_report
+from recipes.grpo import ScriptArguments, as_options, load_prompts
+from recipes.report import package_versions, prompt_means
+
+
+@dataclass
+class DistillArguments:
+    """What this recipe adds to TRL's `GKDConfig` and `ModelConfig`; on the command line mappings are quoted YAML."""
+
+    student: str = field(
+        default=EMBEDDED, metadata={"help": "Model, or a mapping: model, layers (keep so many), dtype."}
+    )
+    teachers: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Mappings: name, and model (with adapter, noise, dtype) or nothing where responses are given."
+        },
+    )
+    judge: str = field(default=EMBEDDED, metadata={"help": "Judge, or a mapping of `HFJudge` options."})
+    reward: str = field(default="weighted", metadata={"help": "Latent reward that chooses, or a mapping with options."})
+    likert: str = field(
+        default="{reward: likert10, feedback: false}",
+        metadata={"help": "Sampled rating that chooses, to compare with."},
+    )
+    also: list[str] = field(default_factory=list, metadata={"help": "Further rewards to score held-out answers with."})
+    choices: list[str] = field(
+        default_factory=lambda: ["latent"],
+        metadata={"help": "Ways of choosing to train with: latent, likert, random, single."},
+    )
+    single: str | None = field(
+        default=None, metadata={"help": "Teacher of 'single' and of the margin's fallback; default first."}
+    )
+    method: str = field(default="argmax", metadata={"help": "From scores to teachers: argmax, softmax or margin."})
+    choice_temperature: float = field(default=1.0, metadata={"help": "Of softmax, in score units."})
+    margin: float = field(default=0.0, metadata={"help": "Of margin, in score units."})
+    weigh_by_score: bool = field(default=False, metadata={"help": "Weigh each prompt by its chosen score over 10."})
+    responses: str | None = field(
+        default=None, metadata={"help": "JSON Lines of prompt and responses ({teacher: text}), instead of sampling."}
+    )
+    responses_temperature: float = field(default=0.7, metadata={"help": "At which teachers respond; 0 is greedy."})
+    trainer: str = field(default="gkd", metadata={"help": "gkd: whole distributions; sft: chosen responses only."})
+    loss: str = field(default="{}", metadata={"help": "Mapping of `LossOptions`; beta is GKD's unless given here."})
+    seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "One training run each."})
+    dataset_name: str = field(default="open_ended", metadata={"help": "As in recipes/grpo.py."})
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a hub dataset."})
+    dataset_split: str = field(default="train", metadata={"help": "Split of a hub dataset."})
+    held_out: int = field(default=16, metadata={"help": "Prompts kept out of training."})
+    limit: int | None = field(default=None, metadata={"help": "Most training prompts."})
+    threads: int | None = field(default=None, metadata={"help": "CPU threads of torch."})
+
+
+@dataclass
+class Material:
+    """All that the runs share."""
+
+    names: list[str]
+    teachers: dict[str, Any]
+    tokenizer: Any
+    prompts: list[Any]
+    held: list[Any]
+    responses: list[list[str | None]]
+    held_text: dict[str, HeldOutText]
+    reward: Reward
+    also: list[Reward]
+    choices: dict[str, TeacherChoice]
+    scores: np.ndarray
+
+
+def make_parser() -> TrlParser:
+    """`--config file.yaml` and flags; unknown keys fail."""
+    return TrlParser((DistillArguments, GKDConfig, ModelConfig))
+
+
+def mapping(entry: Any) -> dict[str, Any]:
+    """A mapping given as such or as YAML text."""
+    value = yaml.safe_load(entry) if isinstance(entry, str) else entry
+    if not isinstance(value, dict):
+        raise ValueError(f"expected a mapping, got {entry!r}")
+    return dict(value)
+
+
+def as_messages(prompt: Any) -> list[dict[str, str]]:
+    """A prompt as messages."""
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+
+
+def read_prompts(args: DistillArguments, seed: int) -> tuple[list[Any], list[Any]]:
+    """Training and held-out prompts, as messages."""
+    keys = ("dataset_name", "dataset_config", "dataset_split", "held_out")
+    train, held = load_prompts(ScriptArguments(**{k: getattr(args, k) for k in keys}), seed)
+    found = [as_messages(p) for p in train["prompt"]]
+    return found[: args.limit], [as_messages(p) for p in held["prompt"]]
+
+
+def kept(path: Path, make: Any) -> Any:
+    """JSON of `path`, made once."""
+    if not path.is_file():
+        path.write_text(json.dumps(make(), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def respond(
+    args: DistillArguments, m: dict[str, Any], tokenizer: Any, prompts: list[Any], tokens: int, seed: int, what: str
+) -> dict[str, list[str]]:
+    """Every teacher's response to every prompt; an empty one counts as none."""
+    return {
+        name: [
+            text or None
+            for text in sample_responses(
+                model, tokenizer, prompts, max_new_tokens=tokens, temperature=args.responses_temperature, seed=seed,
+                label=f"{name}, {what}",
+            )
+        ]
+        for name, model in m.items()
+    }  # fmt: skip
+
+
+def given_responses(path: str, names: list[str], prompts: list[Any]) -> dict[str, list[Any]]:
+    """Responses of a file, by teacher, in the order of the prompts; None where a teacher has none.
+
+    Raises:
+        ValueError: a prompt that the file lacks altogether.
+    """
+    lines = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    found = {json.dumps(as_messages(row["prompt"]), sort_keys=True): row["responses"] for row in lines}
+    keys = [json.dumps(p, sort_keys=True) for p in prompts]
+    lacking = [p for p, key in zip(prompts, keys, strict=True) if key not in found]
+    if lacking:
+        raise ValueError(f"{path} lacks {len(lacking)} of {len(prompts)} training prompts, e.g. {str(lacking[0])[:80]}")
+    return {name: [found[key].get(name) or None for key in keys] for name in names}
+
+
+def prepare(args: DistillArguments, training: GKDConfig) -> Material:
+    """Teachers, their responses, the judge's scores, the choices."""
+    out = Path(training.output_dir)
+    specs = [mapping(entry) for entry in args.teachers]
+    names = [spec.pop("name") for spec in specs]
+    prompts, held = read_prompts(args, training.seed)
+    models = {n: load_teacher(spec) for n, spec in zip(names, specs, strict=True) if "model" in spec}
+    tokenizer = AutoTokenizer.from_pretrained(resolve_model(as_options(args.student, "model")["model"]))
+    tokens = training.max_new_tokens
+    if args.responses is not None:
+        texts = given_responses(args.responses, names, prompts)
+    else:
+        texts = kept(
+            out / "responses.json", lambda: respond(args, models, tokenizer, prompts, tokens, training.seed, "train")
+        )
+    held_texts = kept(
+        out / "held_out.json", lambda: respond(args, models, tokenizer, held, tokens, training.seed + 1, "held-out")
+    )
+    responses = [list(row) for row in zip(*(texts[n] for n in names), strict=True)]
+    judge = HFJudge(**as_options(args.judge, "model"))
+
+    def build(entry: Any) -> Reward:
+        options = as_options(entry, "reward")
+        return build_reward(options.pop("reward"), judge, **options)
+
+    reward, likert, also = build(args.reward), build(args.likert), [build(e) for e in args.also]
+    rewards = [reward, likert, *also] if "likert" in args.choices else [reward, *also]
+    scored = score_responses(rewards, prompts, responses, cache=out / "scores")
+    present = np.array([[text is not None for text in row] for row in responses])
+    choices = choose_all(args, names, scored.scores[reward.__name__], scored.scores.get(likert.__name__), present)
+    extra = {r.__name__: choose_teachers(scored.scores[r.__name__], present=present) for r in also}
+    report = choice_report(names, choices | extra, scores=scored.scores[reward.__name__])
+    report["mean_score"] = {
+        r.__name__: dict(zip(names, prompt_means(scored.scores[r.__name__].T).tolist(), strict=True)) for r in rewards
+    }
+    report["unscored"] = {n: len(why) for n, why in scored.reasons.items()}
+    report["examples"] = examples(names, prompts, responses, scored.scores, choices)
+    (out / "choices.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    from trl.experimental.utils import DataCollatorForChatML
+
+    collator = DataCollatorForChatML(tokenizer=tokenizer, max_length=training.max_length)
+    held_text = {
+        n: HeldOutText(
+            model, collator,
+            [[*p, {"role": "assistant", "content": t}] for p, t in zip(held, held_texts[n], strict=True) if t],
+        )
+        for n, model in models.items()
+    }  # fmt: skip
+    return Material(
+        names, models, tokenizer, prompts, held, responses, held_text, reward, also, choices,
+        scored.scores[reward.__name__],
+    )  # fmt: skip
+
+
+def choose_all(
+    args: DistillArguments, names: list[str], latent: np.ndarray, likert: np.ndarray | None, present: np.ndarray
+) -> dict[str, TeacherChoice]:
+    """Each way of choosing. Prompts without any response have no teacher."""
+    fallback = names.index(args.single) if args.single is not None else 0
+    scored: dict[str, Any] = {
+        "method": args.method, "temperature": args.choice_temperature, "margin": args.margin, "fallback": fallback,
+    }  # fmt: skip
+    out = {}
+    for name in args.choices:
+        if name == "latent":
+            out[name] = choose_teachers(latent, **scored, present=present)
+        elif name == "likert":
+            assert likert is not None
+            out[name] = choose_teachers(likert, **scored, present=present)
+        elif name in ("random", "single"):
+            out[name] = choose_teachers(latent, name, fallback=fallback, present=present)  # type: ignore[arg-type]
+        else:
+            raise ValueError(f"unknown choice {name!r}; use latent, likert, random or single")
+        if (out[name].index < 0).all():
+            raise ValueError(
+                f"choice {name!r} finds no teacher for any prompt: no response has a score, or none is there"
+            )
+    return out
+
+
+def examples(
+    names: list[str], prompts: list[Any], responses: Any, scores: dict[str, np.ndarray], choices: Any
+) -> list[Any]:
+    """Three prompts with all responses, scores and choices."""
+    return [
+        {
+            "prompt": prompts[i][-1]["content"],
+            "responses": dict(zip(names, responses[i], strict=True)),
+            "scores": {n: [None if np.isnan(x) else round(float(x), 3) for x in s[i]] for n, s in scores.items()},
+            "chosen": {n: names[c.index[i]] if c.index[i] >= 0 else None for n, c in choices.items()},
+        }
+        for i in range(min(3, len(prompts)))
+    ]
+
+
+def training_rows(args: DistillArguments, m: Material, choice: TeacherChoice) -> list[dict[str, Any]]:
+    """Rows of one way of choosing."""
+    weights = loss_weights(m.scores, choice.index) if args.weigh_by_score else None
+    return choice_rows(m.prompts, m.responses, m.names, choice, scores=m.scores, weights=weights)
+
+
+def build_trainer(args: DistillArguments, config: GKDConfig, model: ModelConfig, m: Material, rows: list[Any]) -> Any:
+    """A fresh student and its trainer."""
+    torch.manual_seed(config.seed)
+    student = load_student(as_options(args.student, "model"))
+    peft = get_peft_config(model)
+    if args.trainer == "sft":
+        known = {f.name for f in dataclasses.fields(SFTConfig) if f.init}
+        shared = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name in known}
+        data = Dataset.from_list([{k: row[k] for k in ("prompt", "completion")} for row in rows])
+        shared["dataset_kwargs"] = None
+        return SFTTrainer(
+            student, SFTConfig(**shared), train_dataset=data, processing_class=m.tokenizer, peft_config=peft
+        )
+    if args.trainer != "gkd":
+        raise ValueError(f"trainer must be 'gkd' or 'sft', got {args.trainer!r}")
+    missing = sorted({row["teacher_id"] for row in rows} - set(m.teachers))
+    if missing:
+        raise ValueError(f"teachers {missing} have responses but no model: use trainer: sft")
+    keep = ("messages", "teacher_id", "teacher_weights", "loss_weight")
+    data = Dataset.from_list([{k: row[k] for k in keep} for row in rows])
+    loss = LossOptions(**{"beta": config.beta, **mapping(args.loss)})
+    return MultiTeacherGKDTrainer(
+        student, m.teachers, config, loss=loss, train_dataset=data, processing_class=m.tokenizer, peft_config=peft
+    )
+
+
+def measure(args: DistillArguments, config: GKDConfig, m: Material, student: Any, seed: int) -> dict[str, Any]:
+    """A student on the held-out prompts: divergence from each teacher, and scores of its own responses."""
+    texts = sample_responses(
+        student, m.tokenizer, m.held, max_new_tokens=config.max_new_tokens, temperature=args.responses_temperature,
+        seed=seed, label="student, held-out",
+    )  # fmt: skip
+    found = score_responses([m.reward, *m.also], m.held, [[text] for text in texts])
+    return {
+        "divergence": {name: text.divergence(student) for name, text in m.held_text.items()},
+        "scores": {n: [None if np.isnan(x) else float(x) for x in s[:, 0]] for n, s in found.scores.items()},
+        "texts": texts,
+    }
+
+
+def run(
+    args: DistillArguments, training: GKDConfig, model: ModelConfig, m: Material, choice: str, seed: int
+) -> dict[str, Any]:
+    """One student: trained with one way of choosing and one seed, then measured."""
+    out = Path(training.output_dir)
+    config = dataclasses.replace(training, seed=seed, output_dir=str(out / "runs" / f"{choice}-{seed}"))
+    trainer = build_trainer(args, config, model, m, training_rows(args, m, m.choices[choice]))
+    trainer.train()
+    student = trainer.accelerator.unwrap_model(trainer.model)
+    found = measure(args, config, m, student, seed)
+    found["loss"] = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    if (choice, seed) == (args.choices[0], args.seeds[0]):
+        trainer.save_model(str(out / "student"))
+    print(f"{choice}, seed {seed}: loss {found['loss'][0]:.3f} -> {found['loss'][-1]:.3f}", flush=True)
+    del trainer, student
+    gc.collect()
+    return found
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the recipe."""
+    args, training, model = make_parser().parse_args_and_config(argv)
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    out = Path(training.output_dir)
+    (out / "runs").mkdir(parents=True, exist_ok=True)
+    record = {
+        "config": {"script": asdict(args), "training": training.to_dict(), "model": asdict(model)},
+        "versions": package_versions(), "command": " ".join(sys.argv),
+    }  # fmt: skip
+    (out / "run.json").write_text(json.dumps(record, indent=2, default=str) + "\n", encoding="utf-8")
+    m = prepare(args, training)
+    for name, choice in m.choices.items():
+        write_rows(out / f"chosen-{name}.jsonl", training_rows(args, m, choice))
+    before = {}
+    for seed in args.seeds:
+        torch.manual_seed(seed)
+        before[seed] = kept(
+            out / "runs" / f"before-{seed}.json",
+            lambda seed=seed: measure(args, training, m, load_student(as_options(args.student, "model")), seed),
+        )
+    after = {
+        (name, seed): kept(
+            out / "runs" / f"{name}-{seed}.json",
+            lambda name=name, seed=seed: run(args, training, model, m, name, seed),
+        )
+        for seed in args.seeds
+        for name in args.choices
+    }
+    held = json.loads((out / "held_out.json").read_text(encoding="utf-8"))
+    responses = [[held[name][i] for name in m.teachers] for i in range(len(m.held))]
+    found = score_responses([m.reward, *m.also], m.held, responses, cache=out / "scores").scores
+    of_teachers = {
+        reward: dict(zip(m.teachers, prompt_means(s.T).tolist(), strict=True)) for reward, s in found.items()
+    }
+    text = write_report(out, args, m.names, before, after, of_teachers)
+    draw(out / "distill.png", args, m.names, before, after)
+    print(f"\n{text}\n\nfiles: {out}/", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,142 @@
+"""Tables and the picture of the distillation recipe."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from latent_rewards.evaluation.bootstrap import mean_estimate
+
+COLOURS = {"latent": "#2a78d6", "likert": "#e34948", "random": "#888888", "single": "#1baf7a"}
+
+Runs = dict[tuple[str, int], dict[str, Any]]
+
+
+def metrics(names: list[str], found: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Per held-out prompt: divergence from each teacher, their mean where all responded, and scores."""
+    out = {f"KL from {n}": np.array(found["divergence"][n], float) for n in names if n in found["divergence"]}
+    if len({len(v) for v in out.values()}) == 1 and len(out) > 1:
+        out["KL, mean of teachers"] = np.mean(list(out.values()), 0)
+    return out | {f"score {n}": np.array(s, float) for n, s in found["scores"].items()}
+
+
+def seed_interval(values: np.ndarray) -> tuple[float, float, float]:
+    """Mean over seeds with Student's 95 % interval; NaN bounds for one seed."""
+    from scipy.stats import t
+
+    mean, n = float(np.mean(values)), len(values)
+    if n < 2:
+        return mean, float("nan"), float("nan")
+    half = float(t.ppf(0.975, n - 1) * np.std(values, ddof=1) / np.sqrt(n))
+    return mean, mean - half, mean + half
+
+
+def table(names: list[str], choices: list[str], before: dict[int, Any], after: Runs) -> list[dict[str, Any]]:
+    """One entry per metric: before, and each way of choosing after, as means over held-out prompts per seed."""
+    seeds = list(before)
+    rows = []
+    start = {seed: metrics(names, before[seed]) for seed in seeds}
+    end = {key: metrics(names, found) for key, found in after.items()}
+    for name in start[seeds[0]]:
+        row: dict[str, Any] = {"metric": name, "before": [float(np.nanmean(start[s][name])) for s in seeds]}
+        row["after"] = {c: [float(np.nanmean(end[c, s][name])) for s in seeds] for c in choices}
+        row["gain"], row["versus"] = {}, {}
+        for c in choices:
+            change = np.stack([end[c, s][name] - start[s][name] for s in seeds])
+            row["gain"][c] = _both(change)
+            if c != choices[0]:
+                row["versus"][c] = _both(np.stack([end[choices[0], s][name] - end[c, s][name] for s in seeds]))
+        rows.append(row)
+    return rows
+
+
+def _both(differences_SP: np.ndarray) -> dict[str, Any]:
+    """Interval over seeds of the mean over prompts, and over prompts of the mean over seeds."""
+    e = mean_estimate(differences_SP.mean(0), np.arange(differences_SP.shape[1]))
+    over_seeds = seed_interval(np.nanmean(differences_SP, 1))
+    return {"seeds": over_seeds, "prompts": [e.value, e.low, e.high]}
+
+
+def _cell(values: Any, sign: str = "+") -> str:
+    mean, low, high = values
+    return f"{mean:{sign}.3f}" + ("" if np.isnan(low) else f" [{low:{sign}.3f}, {high:{sign}.3f}]")
+
+
+def write_report(
+    out: Path, args: Any, names: list[str], before: dict[int, Any], after: Runs, teachers: dict[str, dict[str, float]]
+) -> str:
+    """report.md and results.json; returns the report."""
+    rows = table(names, args.choices, before, after)
+    report = json.loads((out / "choices.json").read_text(encoding="utf-8"))
+    n = len(next(iter(before.values()))["texts"])
+    lines = [
+        f"{n} held-out prompts, seeds {args.seeds}. Divergence: KL(teacher || student), nats per token of the "
+        "teacher's own held-out responses. Changes: mean [95 % over seeds, Student's t], mean [95 % over prompts].",
+        "",
+        "| metric | before | choice | after | change, over seeds | over prompts |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        for c in args.choices:
+            g = row["gain"][c]
+            lines.append(
+                f"| {row['metric']} | {np.mean(row['before']):.3f} | {c} | {np.mean(row['after'][c]):.3f} | "
+                f"{_cell(g['seeds'])} | {_cell(g['prompts'])} |"
+            )
+    if len(args.choices) > 1:
+        first = args.choices[0]
+        lines += ["", f"| metric | {first} minus | over seeds | over prompts |", "|---|---|---|---|"]
+        for row in rows:
+            for c, d in row["versus"].items():
+                lines.append(f"| {row['metric']} | {c} | {_cell(d['seeds'])} | {_cell(d['prompts'])} |")
+    lines += ["", f"| chosen by | {' | '.join(names)} | none |", "|---|" + "---|" * (len(names) + 1)]
+    for c, share in report["share"].items():
+        cells = " | ".join("-" if share[n] is None else f"{share[n]:.0%}" for n in names)
+        lines.append(f"| {c} | {cells} | {report['none'][c]} |")
+    agree = ", ".join(f"{k} {v:.0%}" for k, v in report["agreement"].items() if v is not None)
+    lines += ["", f"Same teacher: {agree}." if agree else ""]
+    known = list(next(iter(teachers.values())))
+    if known:
+        lines += ["", f"| mean score of held-out responses | {' | '.join(known)} |", "|---|" + "---|" * len(known)]
+        lines += [f"| {name} | " + " | ".join(f"{s[n]:.3f}" for n in known) + " |" for name, s in teachers.items()]
+    text = "\n".join(lines)
+    (out / "report.md").write_text(f"# Distillation\n\n{text}\n", encoding="utf-8")
+    (out / "results.json").write_text(
+        json.dumps({"metrics": rows, "choices": report}, indent=1) + "\n", encoding="utf-8"
+    )
+    return text
+
+
+def draw(path: Path, args: Any, names: list[str], before: dict[int, Any], after: Runs) -> None:
+    """Held-out metrics before and after by way of choosing, every seed a dot; and the training loss."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    rows = [
+        r for r in table(names, args.choices, before, after) if not r["metric"].startswith("KL from") or len(names) < 4
+    ]
+    figure, axes = plt.subplots(1, len(rows) + 1, figsize=(2.9 * (len(rows) + 1), 3.8), layout="constrained")
+    for ax, row in zip(axes, rows, strict=False):
+        columns = {"before": row["before"], **row["after"]}
+        for i, (name, values) in enumerate(columns.items()):
+            colour = COLOURS.get(name, "black")
+            ax.plot([i] * len(values), values, "o", ms=4, alpha=0.5, color=colour)
+            ax.plot([i - 0.25, i + 0.25], [np.mean(values)] * 2, lw=2.5, color=colour)
+        ax.set_xticks(range(len(columns)), columns, rotation=35, fontsize=8)
+        better = "lower is closer" if row["metric"].startswith("KL") else "higher is better"
+        ax.set_title(f"{row['metric']}\n({better})", fontsize=9)
+        ax.grid(axis="y", alpha=0.3)
+    for (name, seed), found in after.items():
+        first = seed == args.seeds[0]
+        axes[-1].plot(found["loss"], color=COLOURS.get(name, "black"), lw=1, alpha=0.7, label=name if first else None)
+    axes[-1].set(xlabel="logged step")
+    axes[-1].set_title("training loss", fontsize=9)
+    axes[-1].legend(frameon=False, fontsize=8)
+    figure.suptitle("Held-out prompts, before and after; bars are means, dots are seeds")
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
