@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import torch
 
@@ -54,6 +54,10 @@ class Sampling:
         return int.from_bytes(hashlib.sha256(f"{self.seed}:{key}".encode()).digest()[:4], "little") >> 1
 
 
+class RefusedError(RuntimeError):
+    """The server does not take this prompt."""
+
+
 class Generator(Protocol):
     """Draws N completions per prompt."""
 
@@ -64,8 +68,11 @@ class Generator(Protocol):
         """What the completions depend on, as plain data, for manifests; loads the model where it must."""
         ...
 
-    def generate(self, prompts: Sequence[Prompt], keys: Sequence[str]) -> list[list[str]]:
-        """N completions of each of B prompts; `keys` (B, distinct) name the prompts and enter their seeds."""
+    def generate(self, prompts: Sequence[Prompt], keys: Sequence[str]) -> list[list[str] | None]:
+        """N completions of each of B prompts, None for one that the model cannot take.
+
+        `keys` (B, distinct) name the prompts and enter their seeds.
+        """
         ...
 
 
@@ -106,29 +113,20 @@ class HFGenerator:
             "dtype": str(model.dtype), "batch_tokens": self.batch_tokens, **asdict(self.sampling),
         }  # fmt: skip
 
-    def generate(self, prompts: Sequence[Prompt], keys: Sequence[str]) -> list[list[str]]:
-        """See `Generator`. Prompts are batched in the order given.
-
-        Raises:
-            ValueError: a prompt and its completion do not fit the model; names the key.
-        """
+    def generate(self, prompts: Sequence[Prompt], keys: Sequence[str]) -> list[list[str] | None]:
+        """See `Generator`. Prompts are batched in the order given; None where prompt and completion are too long."""
         model, tokenizer = self._load()
+        s, out = self.sampling, cast("list[list[str] | None]", [None] * len(prompts))
         ids = [_encode(tokenizer, p) for p in prompts]
         limit = getattr(model.config, "max_position_embeddings", None) or 1 << 30
-        for tokens, key in zip(ids, keys, strict=True):
-            if len(tokens) + self.sampling.max_new_tokens > limit:
-                raise ValueError(
-                    f"prompt {key!r}: {len(tokens)} tokens and {self.sampling.max_new_tokens} new ones exceed the "
-                    f"model's {limit}; shorten it or lower max_new_tokens"
-                )
-        s = self.sampling
-        out: list[list[str]] = []
-        for batch in _batches(ids, s, self.batch_tokens):
-            seed = s.seed_of("\n".join(keys[len(out) : len(out) + len(batch)]))
-            out += sample_answers(
-                model, tokenizer, batch, n=s.n, temperature=s.temperature, max_new_tokens=s.max_new_tokens,
-                seed=seed, top_p=s.top_p, top_k=s.top_k,
+        fits = [i for i, tokens in enumerate(ids) if len(tokens) + s.max_new_tokens <= limit]
+        for batch in _batches(fits, ids, s, self.batch_tokens):
+            texts = sample_answers(
+                model, tokenizer, [ids[i] for i in batch], n=s.n, temperature=s.temperature, top_p=s.top_p,
+                top_k=s.top_k, max_new_tokens=s.max_new_tokens, seed=s.seed_of("\n".join(keys[i] for i in batch)),
             )  # fmt: skip
+            for i, answers in zip(batch, texts, strict=True):
+                out[i] = answers
         return out
 
     def _load(self) -> tuple[Any, Any]:
@@ -162,8 +160,26 @@ class VLLMGenerator:
         """Backend, model, options, sampling. vLLM does not promise equal draws on another version or card."""
         return {"backend": "vllm", "model": self.model_name, **self.options, **asdict(self.sampling)}
 
-    def generate(self, prompts: Sequence[Prompt], keys: Sequence[str]) -> list[list[str]]:
-        """See `Generator`."""
+    def generate(self, prompts: Sequence[Prompt], keys: Sequence[str]) -> list[list[str] | None]:
+        """See `Generator`.
+
+        Raises:
+            RuntimeError: vLLM refuses every prompt.
+        """
+        try:
+            return [*self._generate(prompts, keys)]
+        except ValueError:  # one prompt that is too long stops the whole call
+            out: list[list[str] | None] = []
+            problems: list[Exception] = []
+            for prompt, key in zip(prompts, keys, strict=True):
+                try:
+                    out += self._generate([prompt], [key])
+                except ValueError as err:
+                    out.append(None)
+                    problems.append(err)
+            return _all_or_raise(out, problems)
+
+    def _generate(self, prompts: Sequence[Prompt], keys: Sequence[str]) -> list[list[str]]:
         from vllm import LLM, SamplingParams
 
         if self._llm is None:
@@ -215,20 +231,29 @@ class ServerGenerator:
         """Backend, model, sampling; what the server does with the seed is its own affair."""
         return {"backend": "server", "model": self.model_name, **asdict(self.sampling)}
 
-    def generate(self, prompts: Sequence[Prompt], keys: Sequence[str]) -> list[list[str]]:
-        """See `Generator`.
+    def generate(self, prompts: Sequence[Prompt], keys: Sequence[str]) -> list[list[str] | None]:
+        """See `Generator`. A prompt that the server refuses (status 400, 413 or 422) is None.
 
         Raises:
-            RuntimeError: the server cannot be reached, refuses a request, or answers with fewer completions.
+            RuntimeError: the server cannot be reached, refuses every prompt, or answers with fewer completions.
         """
         import httpx
+
+        problems: list[Exception] = []
+
+        def one(prompt: Prompt, key: str) -> list[str] | None:
+            try:
+                return self._one(client, prompt, key)
+            except RefusedError as err:
+                problems.append(err)
+                return None
 
         limits = httpx.Limits(max_connections=self.concurrency)
         with (
             httpx.Client(timeout=self.timeout, headers=self.headers, limits=limits) as client,
             ThreadPoolExecutor(self.concurrency) as pool,
         ):
-            return list(pool.map(lambda pk: self._one(client, *pk), zip(prompts, keys, strict=True)))
+            return _all_or_raise(list(pool.map(one, prompts, keys)), problems)
 
     def _one(self, client: Any, prompt: Prompt, key: str) -> list[str]:
         s = self.sampling
@@ -256,6 +281,8 @@ class ServerGenerator:
             if answer.status_code < 300:
                 return dict(answer.json())
             problem = f"status {answer.status_code}: {answer.text[:300]}"
+            if answer.status_code in (400, 413, 422):
+                raise RefusedError(problem)
             if answer.status_code < 500 and answer.status_code != 429:
                 break
         raise RuntimeError(f"no completions from {self.url}: {problem}")
@@ -292,16 +319,25 @@ def _encode(tokenizer: Any, prompt: Prompt) -> list[int]:
     return list(encoded["input_ids"])
 
 
-def _batches(ids: list[list[int]], sampling: Sampling, batch_tokens: int) -> list[list[list[int]]]:
+def _batches(fits: list[int], ids: list[list[int]], sampling: Sampling, batch_tokens: int) -> list[list[int]]:
     """Runs of prompts whose padded prompts and completions stay within `batch_tokens`; at least one each."""
-    out: list[list[list[int]]] = []
-    for tokens in ids:
-        last = out[-1] if out else []
-        width = max(map(len, [*last, tokens])) + sampling.max_new_tokens
-        if last and width * sampling.n * (len(last) + 1) <= batch_tokens:
-            last.append(tokens)
+    out: list[list[int]] = []
+    for i in fits:
+        batch = [*out[-1], i] if out else [i]
+        width = max(len(ids[j]) for j in batch) + sampling.max_new_tokens
+        if out and width * sampling.n * len(batch) <= batch_tokens:
+            out[-1] = batch
         else:
-            out.append([tokens])
+            out.append([i])
+    return out
+
+
+def _all_or_raise(out: list[list[str] | None], problems: list[Exception]) -> list[list[str] | None]:
+    """One refused prompt is its own fault; when all of several are refused, something else is."""
+    if problems and len(out) > 1 and not any(out):
+        raise RuntimeError(f"no prompt could be completed: {problems[0]}") from problems[0]
+    for problem in problems:
+        logger.warning("no completions for a prompt: %s", problem)
     return out
 
 

@@ -47,7 +47,7 @@ def order(
     if ties == "first":
         second = np.zeros(len(scores))
     elif ties == "random":
-        second = np.random.default_rng(_seed(key)).random(len(scores))
+        second = draws(key, len(scores))
     elif ties == "shortest" and lengths is not None:
         second = np.asarray(lengths, dtype=np.float64)
     else:
@@ -115,7 +115,7 @@ def softmax_choice(scores: np.ndarray, temperature: float, *, key: str) -> int |
     if not p.any():
         return None
     total = np.cumsum(p)
-    return int(np.searchsorted(total, np.random.default_rng(_seed(key)).random() * total[-1], side="right"))
+    return int(np.searchsorted(total, draws(key, 1)[0] * total[-1], side="right"))
 
 
 def preference_pair(
@@ -224,5 +224,7 @@ def combine(
     return (w / w.sum()) @ scores
 
 
-def _seed(key: str) -> int:
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little")
+def draws(key: str, n: int) -> np.ndarray:
+    """(n,) uniform numbers in [0, 1) that depend on `key` alone."""
+    seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little")
+    return np.random.default_rng(seed).random(n)
