@@ -90,7 +90,7 @@ class BestOfNConfig:
             neighbouring rows with the same prompt belong together.
         output: folder of the run: shards, manifest, scored and selected rows.
         rewards: reward specs: "weighted", "weighted:PROMPT", "probe:PATH", "likert10:bare", "aspects" (the seven of
-            `ASPECTS`), or (name, options).
+            `ASPECTS`), or (name, options), of which "column" names the column that the scores go to.
         judge: arguments of `HFJudge`.
         generator: {"backend": "hf" | "vllm" | "server", "model": ..., options}; None where completions are given.
         sampling: arguments of `Sampling`.
@@ -158,11 +158,12 @@ class BestOfNConfig:
         out: dict[str, Any] = {}
         for spec in self.rewards:
             name, options = (spec, {}) if isinstance(spec, str) else (spec[0], dict(spec[1]))
+            column = options.pop("column", None)
             kind, _, argument = name.partition(":")
             if kind == "aspects":
                 made = {f"aspect_{a}": (f"{argument or 'weighted'}:aspect_{a}", options) for a in ASPECTS}
             else:
-                made = {f"{kind}-{Path(argument).stem}" if argument else kind: (name, options)}
+                made = {column or (f"{kind}-{Path(argument).stem}" if argument else kind): (name, options)}
             if taken := sorted(made.keys() & out.keys()):
                 raise InputError(f"two rewards would be written to the column {taken[0]!r}")
             out |= made
