@@ -17,6 +17,7 @@ from latent_rewards.evaluation.scorers import build
 from latent_rewards.generation import Generator, Sampling, build_generator
 from latent_rewards.judge import HFJudge, Judge
 from latent_rewards.loading import default_device
+from latent_rewards.prompts import to_text
 from latent_rewards.rewards import Reward
 from latent_rewards.rowio import InputError, Source
 from latent_rewards.rowout import Scores
@@ -115,8 +116,9 @@ class Engine:
         """Records of a batch of groups: their rows, completions, scores, and reasons where a score is missing."""
         todo = [g for g in some if g.fault is None and g.completions is None]
         if todo and self.generator:
-            keys = [f"{g.number}" for g in todo]
-            for group, texts in zip(todo, self.generator.generate([g.prompt for g in todo], keys), strict=True):
+            keys = [str(g.number) for g in todo]
+            prompts = [g.prompt if isinstance(g.prompt, str | list) else to_text(g.prompt) for g in todo]
+            for group, texts in zip(todo, self.generator.generate(prompts, keys), strict=True):
                 group.completions = texts
                 group.fault = None if texts else "the generator cannot take this prompt"
         rows, faults, numbers = [], [], []
