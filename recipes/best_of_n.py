@@ -48,7 +48,8 @@ class Arguments:
         default_factory=list, metadata={"help": "reasoning-gym tasks, 'name' or 'name {options}'."}
     )
     per_task: int = field(default=25, metadata={"help": "Prompts of each task."})
-    lists: list[str] = field(default_factory=list, metadata={"help": "Benchmarks of lists, 'name' or 'name:limit'."})
+    lists: list[str] = field(default_factory=list, metadata={"help": "Benchmarks of lists, 'name' or 'name#limit'."})
+    max_chars: int | None = field(default=None, metadata={"help": "Leave out lists with longer texts than this."})
     batch_size: int = field(default=64, metadata={"help": "Completions per call of the judge."})
     seed: int = field(default=0, metadata={"help": "Of tasks and sampling."})
     output: str = field(default="runs/best-of-n", metadata={"help": "Folder of runs and results."})
@@ -103,13 +104,12 @@ def inputs(args: Arguments) -> Iterator[tuple[str, list[dict[str, Any]], bool]]:
     if args.tasks:
         yield "reasoning_gym", [row for task in args.tasks for row in task_rows(task, args)], True
     for spec in args.lists:
-        name, _, limit = spec.partition(":")
-        found = benchmarks.load(f"listwise/{name}" if "/" not in name else name, int(limit) if limit else None)
+        found = benchmarks.load(spec if "/" in spec else f"listwise/{spec}", max_chars=args.max_chars)
         rows = [
             {"id": item.id, "prompt": item.prompt, "completions": list(item.responses), "gold": list(item.gold)}
             for item in found.items
         ]
-        yield Path(name).name, rows, False
+        yield Path(spec.partition("#")[0]).name, rows, False
 
 
 def task_rows(task: str, args: Arguments) -> list[dict[str, Any]]:
