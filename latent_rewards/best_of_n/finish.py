@@ -41,7 +41,8 @@ class Scored:
 
     def lengths(self) -> list[int]:
         """Characters of each completion."""
-        return [len(to_text(c)) if c is not None else 0 for c in self.completions]
+        known = ~np.isnan(self.combined)  # others may be no text at all, and are never selected
+        return [len(to_text(c)) if k else 0 for c, k in zip(self.completions, known, strict=True)]
 
 
 class Finisher:
