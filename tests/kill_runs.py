@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM  # noqa: F401  before the forks
 
 from latent_rewards.best_of_n import BestOfNConfig, Selection, best_of_n
-from latent_rewards.judge import HFJudge  # noqa: F401  imported before the forks
+from latent_rewards.judge import HFJudge  # noqa: F401  likewise
 
 ROOT = Path(__file__).parent.parent
 
@@ -65,6 +66,10 @@ def start(mode: str, raw: dict[str, Any], config: str) -> list[psutil.Process]:
     return [psutil.Process(popen.pid)]
 
 
+def running(process: psutil.Process) -> bool:
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+
+
 def family(processes: list[psutil.Process]) -> list[psutil.Process]:
     """All living processes of the run."""
     out = []
@@ -73,7 +78,7 @@ def family(processes: list[psutil.Process]) -> list[psutil.Process]:
             out += [p, *p.children(recursive=True)]
         except psutil.NoSuchProcess:
             continue
-    return [p for p in out if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    return [p for p in out if running(p)]
 
 
 def end(processes: list[psutil.Process]) -> list[int | None]:
@@ -96,8 +101,8 @@ def one_kill(mode: str, raw: dict[str, Any], config: str, rng: random.Random) ->
     started = start(mode, raw, config)
     target = shards(raw) + rng.choice([0, 1, 1, 2])
     deadline = time.monotonic() + 240
-    while shards(raw) < target and family(started) and time.monotonic() < deadline:
-        time.sleep(0.002)
+    while shards(raw) < target and any(running(p) for p in started) and time.monotonic() < deadline:
+        time.sleep(0.01)
     time.sleep(rng.random() * rng.choice([0.003, 0.03, 0.3]))
     alive = family(started)
     victims = (

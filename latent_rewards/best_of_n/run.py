@@ -114,5 +114,4 @@ def _finish(config: BestOfNConfig, plan: Plan, store: ShardStore, folder: Path) 
             for left in folder.glob(".finish-*"):
                 shutil.rmtree(left, ignore_errors=True)
             summary = finisher.finish()
-    shutil.rmtree(store.locks, ignore_errors=True)
-    return summary
+        return summary
