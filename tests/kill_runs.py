@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +40,14 @@ def fork(raw: dict[str, Any], rank: int) -> psutil.Process:
         code = 1
         try:
             os.environ["RANK"] = str(rank)
-            sys.stderr = open(os.devnull, "w")
+            sys.stderr = (Path(raw["output"]).parent / "stderr.txt").open("a")
             best_of_n(config_of(raw))
             code = 0
+        except BaseException:
+            traceback.print_exc()
+            raise
         finally:
+            sys.stderr.flush()
             os._exit(code)
     return psutil.Process(child)
 

@@ -94,9 +94,9 @@ def _do_all(worker: Worker) -> None:
     with tqdm(total=sum(sizes), unit="pair", file=sys.stderr, disable=not is_main(), dynamic_ncols=True) as bar:
 
         def seen(index: int, here: bool) -> None:
-            bar.update(sizes[index])
-            if not here:  # done before or elsewhere: no part of this process's speed
+            if not here and not bar.disable:  # done before or elsewhere: no part of this process's speed
                 bar.initial += sizes[index]
+            bar.update(sizes[index])
 
         worker.do_all(seen)
 
