@@ -104,7 +104,7 @@ def shards(raw: dict[str, Any]) -> int:
 def one_kill(mode: str, raw: dict[str, Any], config: str, rng: random.Random) -> bool:
     """Start, wait for a random moment (at once, loading, some shards later, finishing), kill one or all processes."""
     started = start(mode, raw, config)
-    target = shards(raw) + rng.choice([0, 1, 1, 2])
+    target = shards(raw) + rng.choice([0, 0, 1, 2])
     deadline = time.monotonic() + 240
     while shards(raw) < target and any(running(p) for p in started) and time.monotonic() < deadline:
         time.sleep(0.01)
