@@ -3,7 +3,7 @@
     python -m benchmarks.best_of_n --pairs 20000 --out benchmarks/results/best-of-n-embedded.json
 
 Needs LATENT_REWARDS_DATA with `single/halueval_general`. Short pairs: 8 completions of some 60 characters to a prompt,
-one of them its own, seven written for other prompts. One thread. After every tenth shard its batches are read again by
+one of them its own, seven written for other prompts. One thread. After every tenth shard (`--every`) its batches are read again by
 `HFJudge.read` and the readout alone, so that both figures come from the same minutes of the same machine. A run that
 was stopped goes on where it was.
 """
@@ -31,8 +31,6 @@ from latent_rewards.best_of_n.run import make_folder, specs
 from latent_rewards.best_of_n.shards import ShardStore
 from latent_rewards.best_of_n.work import Engine, Worker
 
-EVERY = 10
-
 
 def write_pairs(path: Path, pairs: int) -> None:
     """Short pairs, neighbours sharing a prompt."""
@@ -59,7 +57,9 @@ def resident() -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pairs", type=int, default=20_000)
+    parser.add_argument("--judge", default="embedded", help="a folder of another judge; then name a --reward for it")
     parser.add_argument("--reward", default="probe:embedded")
+    parser.add_argument("--every", type=int, default=10, help="shards between two readings by the engine alone")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--work", type=Path, default=Path("runs/best-of-n-benchmark"))
     parser.add_argument("--out", type=Path)
@@ -69,11 +69,11 @@ def main() -> None:
     pairs = args.work / "pairs.jsonl"
     write_pairs(pairs, args.pairs)
     config = BestOfNConfig(
-        input=str(pairs), output=str(args.work / "run"), rewards=[args.reward], threads=1, judge={"model": "embedded"},
+        input=str(pairs), output=str(args.work / "run"), rewards=[args.reward], threads=1, judge={"model": args.judge},
         selection=Selection(method="top-fraction", fraction=0.1, over="all"),
     )  # fmt: skip
     folder = make_folder(Path(config.output))
-    engine = Engine(config, HFJudge("embedded", batch_tokens=4096, compile=args.compile))
+    engine = Engine(config, HFJudge(args.judge, batch_tokens=4096, compile=args.compile))
     facts = engine.facts()
     started = time.process_time()
     source = open_input(config)
@@ -85,7 +85,7 @@ def main() -> None:
     warm_up(engine, plan, source)
     for i in range(len(plan.shards)):
         if not store.done(i):
-            entry = measure(worker, engine, plan, source, i)
+            entry = measure(worker, engine, plan, source, i, alone=i % args.every == 0)
             with log.open("a") as file:
                 file.write(json.dumps(entry) + "\n")
     started = time.process_time()
@@ -113,13 +113,13 @@ def read_alone(engine: Engine, groups: list[Any]) -> int:
     return len(scores)
 
 
-def measure(worker: Worker, engine: Engine, plan: Any, source: Any, i: int) -> dict[str, Any]:
-    """One shard through the pipeline, and every tenth time through the engine alone."""
+def measure(worker: Worker, engine: Engine, plan: Any, source: Any, i: int, *, alone: bool) -> dict[str, Any]:
+    """One shard through the pipeline, and through the engine alone where asked."""
     started = time.process_time()
     worker.do(i)
     entry = {"shard": i, "pairs": plan.shards[i][2], "cpu": time.process_time() - started, "pid": os.getpid()}
     entry |= {"rss": resident(), "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
-    if i % EVERY == 0:
+    if alone:
         groups = list(batches(ForwardReader(source, plan, engine.config).shard(i), engine.config.batch_size))
         started = time.process_time()
         for batch in groups:

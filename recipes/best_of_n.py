@@ -109,7 +109,7 @@ def inputs(args: Arguments) -> Iterator[tuple[str, list[dict[str, Any]], bool]]:
             {"id": item.id, "prompt": item.prompt, "completions": list(item.responses), "gold": list(item.gold)}
             for item in found.items
         ]
-        yield Path(spec.partition("#")[0]).name, rows, False
+        yield Path(spec.partition("#")[0]).stem, rows, False
 
 
 def task_rows(task: str, args: Arguments) -> list[dict[str, Any]]:
