@@ -3,9 +3,9 @@
     python -m benchmarks.best_of_n --pairs 20000 --out benchmarks/results/best-of-n-embedded.json
 
 Needs LATENT_REWARDS_DATA with `single/halueval_general`. Short pairs: 8 completions of some 60 characters to a prompt,
-one of them its own, seven written for other prompts. One thread. After every tenth shard (`--every`) its batches are read again by
-`HFJudge.read` and the readout alone, so that both figures come from the same minutes of the same machine. A run that
-was stopped goes on where it was.
+one of them its own, seven written for other prompts. One thread. After every tenth shard (`--every`) its batches are
+read again by `HFJudge.read` and the readout alone, so that both figures come from the same minutes of the same machine.
+A run that was stopped goes on where it was.
 """
 
 from __future__ import annotations

@@ -61,10 +61,11 @@ def test_recipe(tmp_path: Path, folder: str, policy: str, monkeypatch: pytest.Mo
         {"id": r["prompt"], "prompt": r["prompt"], "responses": r["completions"], "gold": r["gold"]} for r in rows(6)
     ]
     (tmp_path / "mine.jsonl").write_text("".join(json.dumps(r) + "\n" for r in lists))
+    data, out = str(tmp_path / "mine.jsonl"), str(tmp_path / "out")
     arguments = [
         "--judge", folder, "--judge_kwargs", '{"dtype": "float32", "device": "cpu"}', "--rewards", "weighted",
         "--samples", "2", "--policy", policy, "--n", "2", "--max_new_tokens", "4", "--tasks",
-        "chain_sum {max_terms: 2}", "--per_task", "3", "--lists", str(tmp_path / "mine.jsonl"), "--output", str(tmp_path / "out"),
+        "chain_sum {max_terms: 2}", "--per_task", "3", "--lists", data, "--output", out,
     ]  # fmt: skip
     monkeypatch.setattr(sys, "argv", ["best_of_n", *arguments])
     best_of_n.main()
