@@ -175,7 +175,7 @@ class JudgePrompt:
     @property
     def slots(self) -> tuple[str, ...]:
         """Names of the values a row must supply, sorted."""
-        return tuple(sorted(meta.find_undeclared_variables(_ENV.parse(self.body))))
+        return _slots(self.body)
 
     @property
     def hash(self) -> str:
@@ -233,6 +233,11 @@ class _Mark:
 
     def __bool__(self) -> bool:
         return self.filled
+
+
+@functools.lru_cache(maxsize=256)
+def _slots(body: str) -> tuple[str, ...]:
+    return tuple(sorted(meta.find_undeclared_variables(_ENV.parse(body))))
 
 
 @functools.lru_cache(maxsize=256)

@@ -76,9 +76,9 @@ def test_the_first_command_runs_on_the_rows_shown(tmp_path):
 def test_command_line_section_names_every_option_and_no_other():
     options = {o for p in get_command(app).commands["score"].params for o in p.opts}
     commands = shell_commands("latent-rewards")
-    assert {c[1] for c in commands} == {"score", "prompts", "--version", "evaluate", "probe", "export"}
+    assert {c[1] for c in commands} == {"score", "prompts", "--version", "evaluate", "best-of-n", "probe", "export"}
     for command in commands:
-        if command[1] in ("evaluate", "probe", "export"):
+        if command[1] in ("evaluate", "best-of-n", "probe", "export"):
             found = get_command(app).commands[command[1]]
             found = found.commands[command[2]] if hasattr(found, "commands") else found
             given = {w for w in command if w.startswith("--")}
