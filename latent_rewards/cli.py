@@ -17,6 +17,7 @@ from tqdm import tqdm
 import latent_rewards
 from latent_rewards import cli_probe
 from latent_rewards.cli_evaluate import evaluate
+from latent_rewards.cli_serve import serve
 from latent_rewards.judge import HFJudge
 from latent_rewards.prompts import JudgePrompt, prompt_folder
 from latent_rewards.rewards import REWARDS, Reward, build_reward
@@ -33,6 +34,7 @@ app = typer.Typer(
 
 
 app.command()(evaluate)
+app.command()(serve)
 app.add_typer(cli_probe.app, name="probe")
 app.add_typer(cli_probe.export_app, name="export")
 
