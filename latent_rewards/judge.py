@@ -200,6 +200,11 @@ class HFJudge:
             lenses_differ = before.hidden and need.hidden and before.hidden_lens != need.hidden_lens
             self._needs[prompt.hash] = before if lenses_differ else before | need
 
+    def forget(self) -> None:
+        """Drop remembered readings, so that the next one depends on its own batch alone, to the last bit."""
+        with self._lock:
+            self._remembered.clear()
+
     def trie(self, prompt: JudgePrompt) -> LabelTrie:
         """The prompt's labels in this judge's tokenizer."""
         key = prompt.hash

@@ -103,7 +103,8 @@ def create_app(service: Service, *, failed: Callable[[], None] = lambda: None) -
     )  # fmt: skip
     app.router.route_class = Route
     app.state.service = service
-    app.add_middleware(Guard, token=service.settings.token, body_timeout=service.settings.body_timeout)
+    limits = service.settings
+    app.add_middleware(Guard, token=limits.token, max_body=limits.max_body_bytes, body_timeout=limits.body_timeout)
     for kind in (RequestValidationError, HTTPException, RequestError, QueueFullError, Exception):
         app.add_exception_handler(kind, _handle)
     _add_state_routes(app, service)

@@ -136,9 +136,10 @@ class Batcher:
             threads = self.settings.threads or max(1, torch.get_num_threads() // len(self.judges))
             torch.set_num_threads(threads)  # of this thread: OpenMP keeps the number per thread
             self._load(self.judges[index])
-        except BaseException as err:
+        except Exception as err:
+            logger.exception("judge %d cannot be loaded", index)
             self.failure = err
-            raise
+            return
         self._ready += 1
         while batch := self._take():
             started = time.perf_counter()
@@ -237,7 +238,7 @@ def read_together(judge: Any, requests: Sequence[Sequence[Request]]) -> list[lis
     as it stands.
 
     Args:
-        judge: the judge; its `read_many` is used if it has one.
+        judge: the judge; its `read_many` is used if it has one, and what it remembers is not.
         requests: for each request its reads.
 
     Returns:
@@ -253,6 +254,8 @@ def read_together(judge: Any, requests: Sequence[Sequence[Request]]) -> list[lis
                 merged.append(Request(read.prompt, [], Need()))
             places[-1].append((i, len(merged[i].rows)))
             merged[i] = Request(read.prompt, [*merged[i].rows, *read.rows], merged[i].need | read.need)
+    if hasattr(judge, "forget"):
+        judge.forget()
     many = getattr(judge, "read_many", None)
     if many is not None and len(merged) > 1:
         readings = many(merged)

@@ -1,4 +1,4 @@
-"""What a request meets before anything of it is parsed: the token, and a limit on how slowly a body may come."""
+"""What a request meets before anything of it is read: the token, and limits on the size and slowness of its body."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ OPEN = ("/health", "/ready")
 
 
 class Guard:
-    """ASGI middleware: bearer token (compared in constant time), and the time a body may take.
+    """ASGI middleware: bearer token (compared in constant time), declared size of a body, and the time it may take.
 
     Args:
-        app: what it guards.
+        app: what it guards; it counts the bytes of bodies that declare no size.
         token: None for no check; /health and /ready are always open.
+        max_body: most bytes that a body may declare.
         body_timeout: seconds from the request line to the last byte of the body.
     """
 
-    def __init__(self, app: Any, *, token: str | None, body_timeout: float) -> None:
-        self.app, self.token, self.body_timeout = app, token, body_timeout
+    def __init__(self, app: Any, *, token: str | None, max_body: int, body_timeout: float) -> None:
+        self.app, self.token, self.max_body, self.body_timeout = app, token, max_body, body_timeout
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """One request."""
@@ -29,6 +30,10 @@ class Guard:
             return
         if self.token is not None and scope["path"] not in OPEN and not _allowed(scope, self.token):
             await refuse(send, 401, "unauthorized", "this server needs a bearer token: 'Authorization: Bearer ...'")
+            return
+        length = _header(scope, b"content-length")
+        if length.isdigit() and int(length[:20]) > self.max_body:
+            await refuse(send, 413, "too_large", f"the body has {int(length[:20])} bytes; the limit is {self.max_body}")
             return
         started, late, arrived = False, False, False
         until = asyncio.get_running_loop().time() + self.body_timeout
@@ -61,9 +66,12 @@ class Guard:
 
 
 def _allowed(scope: Any, token: str) -> bool:
-    given = next((v for k, v in scope["headers"] if k == b"authorization"), b"")
-    scheme, _, value = given.partition(b" ")
+    scheme, _, value = _header(scope, b"authorization").partition(b" ")
     return hmac.compare_digest(value.strip(), token.encode()) and scheme.lower() == b"bearer"
+
+
+def _header(scope: Any, name: bytes) -> bytes:
+    return next((v for k, v in scope["headers"] if k == name), b"")
 
 
 async def refuse(send: Any, status: int, kind: str, message: str) -> None:
