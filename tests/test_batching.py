@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-
 from contracts import FakeJudge
+
 from latent_rewards import JudgePrompt, Need
 from latent_rewards.reading import Request
 from latent_rewards.serving.batching import Batcher, Job, QueueFullError, choose, read_together

@@ -20,9 +20,10 @@ import torch
 pytest.importorskip("fastapi")
 pytest.importorskip("prometheus_client")
 
-from latent_rewards import CrossLayerReward, HFJudge, JudgePrompt, LikertReward, Need, build_reward
-from latent_rewards.reading import Request
 from servers import Server, serving
+
+from latent_rewards import HFJudge, JudgePrompt, LikertReward, Need, build_reward
+from latent_rewards.reading import Request
 
 REWARDS = "weighted,verifier,cross_layer,likert10"
 TOKEN = "correct horse"
@@ -245,7 +246,8 @@ def test_prompts_of_clients_may_only_fill_slots(server: Server) -> None:
     fine = "{{ prompt }} {% if completion %}{{ completion }}{% endif %} a or b?"
     assert ask(fine).status_code == 200
     for evil in (
-        "{{ prompt }}{{ completion }}{% for i in range(9999) %}x{% endfor %}", "{{ prompt }}{{ completion }}{{ 'a' * 9 }}",
+        "{{ prompt }}{{ completion }}{% for i in range(9999) %}x{% endfor %}",
+        "{{ prompt }}{{ completion }}{{ 'a' * 9 }}",
         "{{ prompt }}{{ completion }}{{ cycler.__init__ }}", "{{ prompt }}{{ completion | upper }}", "{{ prompt",
         "{{ prompt }}{{ completion }}{% macro m() %}{{ m() }}{% endmacro %}", "{% if x %}" * 4000, "no slots",
     ):  # fmt: skip
@@ -374,7 +376,7 @@ def test_disconnects_and_many_tiny_requests_leave_the_server_as_it_was(server: S
         assert http.post("/score", json={"rows": ROWS[:1]}).status_code == 200
 
 
-def test_deadlines_and_a_full_queue(strict: Server, folder: str) -> None:
+def test_a_full_queue_is_told_to_come_back(strict: Server) -> None:
     headers = {"authorization": f"Bearer {TOKEN}"}
     text = "word " * 60
     rows = [{"prompt": f"{i} {text}", "completion": text} for i in range(8)]
@@ -382,8 +384,7 @@ def test_deadlines_and_a_full_queue(strict: Server, folder: str) -> None:
 
     def ask(i: int) -> None:
         fresh = [{"prompt": f"{i} {r['prompt']}"[:1000], "completion": r["completion"]} for r in rows]
-        deadline = {"deadline": 0.001} if i % 10 == 9 else {}
-        answers.append(http.post("/score", json={"rows": fresh} | deadline))
+        answers.append(http.post("/score", json={"rows": fresh}))
 
     with strict.http(headers=headers, limits=httpx.Limits(max_connections=20)) as http:
         threads = [threading.Thread(target=ask, args=(i,)) for i in range(20)]
@@ -392,11 +393,9 @@ def test_deadlines_and_a_full_queue(strict: Server, folder: str) -> None:
         for thread in threads:
             thread.join()
         seen = {answer.status_code for answer in answers}
-        assert {200, 429} <= seen <= {200, 429, 504}, seen
+        assert seen == {200, 429}
         refused = [a for a in answers if a.status_code == 429]
         assert all(1 <= int(a.headers["retry-after"]) <= 60 and error(a)["type"] == "queue_full" for a in refused)
-        late = http.post("/score", json={"rows": rows, "deadline": 0.0001})
-        assert late.status_code == 504 and error(late)["type"] == "deadline"
 
 
 def test_openapi_describes_every_route_and_error(server: Server) -> None:
@@ -440,3 +439,25 @@ def test_shutdown_finishes_what_was_accepted(folder: str, tmp_path: Path) -> Non
 def waiting(server: Server) -> float:
     lines = httpx.get(server.url + "/metrics", trust_env=False, timeout=60).text.splitlines()
     return float(next(line for line in lines if line.startswith("latent_rewards_waiting_rows")).split()[1])
+
+
+def test_deadlines_and_clients_that_left_free_the_judge() -> None:
+    """The application itself around a judge that waits: 504 after the deadline; nothing is judged for nobody."""
+    from fastapi.testclient import TestClient
+    from test_batching import Gate
+
+    from latent_rewards.serving.app import create_app
+    from latent_rewards.serving.service import Service
+    from latent_rewards.serving.settings import ServeSettings
+
+    judge = Gate()
+    service = Service([judge], lambda j: {"weighted": build_reward("weighted", j)}, ServeSettings(linger=0.0))
+    with TestClient(create_app(service)) as http, ThreadPoolExecutor(1) as pool:
+        busy = pool.submit(http.post, "/score", json={"rows": [{"prompt": "p", "completion": "busy"}]})
+        assert judge.started.wait(20)
+        late = http.post("/score", json={"rows": [{"prompt": "p", "completion": "late"}], "deadline": 1.0})
+        assert late.status_code == 504 and error(late)["type"] == "deadline"
+        judge.go.set()
+        assert busy.result(20).status_code == 200
+        after = http.post("/score", json={"rows": [{"prompt": "p", "completion": "after"}]})
+        assert after.status_code == 200 and judge.seen == [["busy"], ["after"]]

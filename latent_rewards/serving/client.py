@@ -58,7 +58,7 @@ class ServerJudge:
         alone: ask the server not to judge these rows together with those of other clients; the scores then depend on
             this batch alone, bit for bit.
         retries: most repetitions of a request; None for as many as the deadline allows.
-        **engine_options: for other engines; see `engines.EngineOptions`.
+        **engine_options: for other engines; see `engines.Engine`.
 
     Raises:
         ValueError: no URL, an unknown engine or option.
@@ -288,7 +288,7 @@ class OwnServer:
         ]
         payload = {
             "rows": [{k: v for k, v in row.items() if k in slots} for row in rows], "reads": reads,
-            "alone": self.alone, "deadline": min(self.transport.deadline, 86_400),
+            "alone": self.alone, "deadline": min(max(self.transport.deadline, 1.0), 86_400),
         }  # fmt: skip
         with _RowsFrom(start):
             answer = self.transport.request("POST", "/read", payload)
@@ -305,7 +305,7 @@ class OwnServer:
         payload = {
             "rows": [{k: v for k, v in row.items() if k in slots} for row in rows],
             "prompt": schemas.PromptSpec.of(prompt).model_dump(),
-            "deadline": min(self.transport.deadline, 86_400),
+            "deadline": min(max(self.transport.deadline, 1.0), 86_400),
             **options,
         }
         with _RowsFrom(0):
@@ -378,7 +378,11 @@ class RewardClient:
 
     def _payload(self, rows: Sequence[Row]) -> dict[str, Any]:
         wanted = {} if self.reward is None else {"rewards": [self.reward]}
-        return {"rows": [dict(row) for row in rows], "deadline": min(self.transport.deadline, 86_400), **wanted}
+        return {
+            "rows": [dict(row) for row in rows],
+            "deadline": min(max(self.transport.deadline, 1.0), 86_400),
+            **wanted,
+        }
 
     def _scores(self, answer: Any) -> list[float]:
         scores = next(iter(answer["rewards"].values()))

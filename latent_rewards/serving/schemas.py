@@ -95,7 +95,7 @@ class ErrorBody(BaseModel):
     error: ErrorDetail
 
 
-Deadline = Annotated[float | None, Field(gt=0, le=86_400, description="Seconds after which nobody waits any more.")]
+Deadline = Annotated[float | None, Field(ge=1, le=86_400, description="Seconds after which nobody waits any more.")]
 
 
 class ScoreRequest(Wire):

@@ -170,7 +170,9 @@ class Service:
         await asyncio.to_thread(prepare)
         until = self._until(deadline)
         readings: dict[str, Reading] = {}
-        if reads:
+        if not rows:
+            readings = {key: _nothing(read) for key, read in reads.items()}
+        elif reads:
             got = await self._wait(Job(list(reads.values()), rows=len(rows), group=_group(rows), alone=alone), until)
             readings = dict(zip(reads, got, strict=True))
         scores: dict[str, np.ndarray] = {}
@@ -178,6 +180,8 @@ class Service:
         for name, reward in rewards.items():
             if isinstance(reward, LatentReward):
                 values, why = await asyncio.to_thread(read_out, reward, readings[reward.prompt.hash])
+            elif not rows:
+                values, why = np.zeros(0), []
             else:
                 values, why = await self._wait(Job(call=self._sampled(name, rows), rows=len(rows)), until)
             scores[name] = values
@@ -210,7 +214,7 @@ class Service:
 
         await asyncio.to_thread(prepare)
         if not rows:
-            return [unread(0, len(r.prompt.labels or ()), r.need, 0, 0, ()) for r in reads]
+            return [_nothing(read) for read in reads]
         return await self._wait(Job(reads, rows=len(rows), group=_group(rows), alone=alone), self._until(deadline))
 
     async def generate(self, prompt: JudgePrompt, rows: Sequence[Row], deadline: float | None, **options: Any) -> Any:
@@ -242,6 +246,10 @@ class Service:
             if task is not None and task.cancelling():
                 raise
             raise RequestError(504, "deadline", "not judged within the deadline; the queue is long") from err
+
+
+def _nothing(read: Request) -> Reading:
+    return unread(0, len(read.prompt.labels or ()), read.need, 0, 0, ())
 
 
 def read_out(reward: LatentReward, reading: Reading) -> tuple[np.ndarray, list[str | None]]:
