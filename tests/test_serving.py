@@ -26,6 +26,7 @@ from latent_rewards import HFJudge, JudgePrompt, LikertReward, Need, build_rewar
 from latent_rewards.reading import Request
 
 REWARDS = "weighted,verifier,cross_layer,likert10"
+SHORT = {"max_new_tokens": 6}
 TOKEN = "correct horse"
 ROWS = [
     {"prompt": f"Name a prime above {10 * i}.", "completion": text}
@@ -36,7 +37,8 @@ ROWS = [
 
 @pytest.fixture(scope="module")
 def server(folder: str, tmp_path_factory: Any) -> Any:
-    with serving(folder, tmp_path_factory.mktemp("serve") / "log", "--rewards", REWARDS) as running:
+    sampled = [f"--reward-option=likert10.{k}={v}" for k, v in SHORT.items()]
+    with serving(folder, tmp_path_factory.mktemp("serve") / "log", "--rewards", REWARDS, *sampled) as running:
         yield running
 
 
@@ -114,7 +116,7 @@ def test_label_distributions_on_request(server: Server, judge: HFJudge) -> None:
 def test_sampled_rewards_are_served_too(server: Server, judge: HFJudge) -> None:
     with server.http() as http:
         body = http.post("/score", json={"rows": ROWS[:2], "rewards": ["likert10"]}).json()
-    scores, reasons = LikertReward(judge).score_with_reasons(*columns(ROWS[:2]))
+    scores, reasons = LikertReward(judge, **SHORT).score_with_reasons(*columns(ROWS[:2]))
     assert body["rewards"]["likert10"] == [None if np.isnan(s) else s for s in scores]
     assert body["reasons"] == reasons
 

@@ -33,7 +33,7 @@ def test_schemathesis_finds_nothing(folder: str, tmp_path: Path, phases: str, ex
         command = [
             sys.executable, "-m", "schemathesis.cli", "--config-file", str(tmp_path / "schemathesis.toml"), "run",
             server.url + "/openapi.json", "--phases", phases, "--max-examples", str(examples), "--seed", "1",
-            "--checks", "all", "--generation-database", "none", "--request-timeout", "60",
+            "--checks", "all", "--max-response-time", "300", "--generation-database", "none", "--request-timeout", "60",
         ]  # fmt: skip
         done = subprocess.run(
             command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=1500, check=False
