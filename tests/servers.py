@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -48,6 +49,26 @@ def serving(folder: str, log: Path, *arguments: str, ready: bool = True, **env: 
         yield server
     finally:
         stop(server)
+
+
+@contextlib.contextmanager
+def in_thread(service: Any) -> Iterator[str]:
+    """The application around given judges, in this process: quick, for what is not about processes."""
+    import uvicorn
+
+    from latent_rewards.serving.app import create_app
+
+    server = uvicorn.Server(uvicorn.Config(create_app(service), port=0, log_level="error", http="h11"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not (server.started and service.batcher.ready):
+        assert thread.is_alive()
+        time.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(20)
 
 
 def start(folder: str, log: Path, *arguments: str, **env: str) -> Server:

@@ -187,9 +187,7 @@ def test_llama_server(embedded: HFJudge, tmp_path: Path) -> None:
         process = subprocess.Popen(command, stdout=out, stderr=out)
     try:
         wait_for(f"http://127.0.0.1:{port}/health", process, log, 120)
-        remote = ServerJudge(
-            f"http://127.0.0.1:{port}", engine="llamacpp", tokenizer=embedded.blocks.model.name_or_path
-        )
+        remote = ServerJudge(f"http://127.0.0.1:{port}", engine="llamacpp", tokenizer=folder)
         got, want = remote.read(WEIGHTED, ROWS, LABELS), embedded.read(WEIGHTED, ROWS, LABELS)
         print("largest difference", float((got.label_logprobs - want.label_logprobs).abs().max()), "nats")
         torch.testing.assert_close(got.label_logprobs, want.label_logprobs, rtol=0, atol=0.05)

@@ -165,7 +165,7 @@ class Service:
                 if isinstance(reward, LatentReward):
                     before = reads.get(reward.prompt.hash)
                     need = reward.need if before is None else before.need | reward.need
-                    reads[reward.prompt.hash] = Request(reward.prompt, rows, need)
+                    reads[reward.prompt.hash] = Request(reward.prompt, _slots(reward.prompt, rows), need)
 
         await asyncio.to_thread(prepare)
         until = self._until(deadline)
@@ -246,6 +246,11 @@ class Service:
             if task is not None and task.cancelling():
                 raise
             raise RequestError(504, "deadline", "not judged within the deadline; the queue is long") from err
+
+
+def _slots(prompt: JudgePrompt, rows: Sequence[Row]) -> list[Row]:
+    slots = {"prompt", "completion", *prompt.slots}
+    return [{k: v for k, v in row.items() if k in slots} for row in rows]
 
 
 def _nothing(read: Request) -> Reading:
