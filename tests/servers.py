@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -18,6 +19,12 @@ import torch
 
 ROOT = Path(__file__).parent.parent
 CLI = [sys.executable, "-c", "from latent_rewards.cli import app; app()"]
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
 class Server:

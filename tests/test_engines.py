@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pickle
 import shutil
-import socket
 import subprocess
 import time
 from pathlib import Path
@@ -16,6 +15,7 @@ import pytest
 import torch
 from contracts import check_judge
 from engines import EngineDouble, running
+from servers import free_port
 
 from latent_rewards import CrossLayerReward, HFJudge, JudgePrompt, LikertReward, Need, ProbabilityWeightedReward
 from latent_rewards.judge import Judge
@@ -150,12 +150,6 @@ def test_limits_errors_and_what_engines_cannot_give(judge: HFJudge) -> None:
 
 
 # ---- the real engines -----------------------------------------------------------------------------------------------
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def wait_for(url: str, process: Any, log: Path, seconds: float) -> None:
