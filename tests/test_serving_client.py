@@ -136,6 +136,15 @@ def score(payload: bytes, queue: Any) -> None:
     queue.put(reward.score(PROMPTS, COMPLETIONS))
 
 
+def score_here(reward: Any, queue: Any) -> None:
+    """In a forked child: what the parent had open is not ours."""
+    import faulthandler
+
+    faulthandler.dump_traceback_later(60, exit=True)
+    queue.put(reward.score(PROMPTS, COMPLETIONS))
+    faulthandler.cancel_dump_traceback_later()
+
+
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_forked_workers_and_spawned_children(
     method: str, remote: ServerJudge, local: HFJudge, monkeypatch: pytest.MonkeyPatch
@@ -147,7 +156,7 @@ def test_forked_workers_and_spawned_children(
     context = multiprocessing.get_context(method)
     queue = context.Queue()
     if method == "fork":
-        children = [context.Process(target=lambda: queue.put(reward.score(PROMPTS, COMPLETIONS))) for _ in range(3)]
+        children = [context.Process(target=score_here, args=(reward, queue)) for _ in range(3)]
     else:
         children = [context.Process(target=score, args=(pickle.dumps(reward), queue))]
     for child in children:
@@ -213,13 +222,15 @@ def test_a_dead_server_is_none_or_an_error_by_setting(folder: str, tmp_path: Pat
     try:
         wait_ready(running_server)
         rewards = {
-            how: build_reward("weighted", ServerJudge(running_server.url, deadline=1.0, on_failure=how))
+            how: build_reward("weighted", ServerJudge(running_server.url, deadline=60, on_failure=how))
             for how in ("raise", "none")
         }
         assert not np.isnan(rewards["none"].score(PROMPTS, COMPLETIONS)).any()
     finally:
         running_server.process.kill()
         running_server.process.wait()
+    for reward in rewards.values():
+        reward.judge.transport.deadline = 1.0
     other = ["a", "b", "c"]
     with pytest.raises(JudgeServerError, match="gave up"):
         rewards["raise"].score(other, COMPLETIONS)

@@ -241,7 +241,7 @@ class OwnServer:
 
     def __init__(self, transport: Transport, *, alone: bool = False) -> None:
         self.transport, self.alone = transport, alone
-        self._max_rows = 2048
+        self._max_rows: int | None = None
 
     def info(self) -> dict[str, Any]:
         """From /info."""
@@ -269,7 +269,9 @@ class OwnServer:
                     request.prompt.render(row)
                 except ValueError as err:
                     raise ValueError(f"row {i}: {err}") from err
-        starts = _chunks(rows, self._max_rows)
+        if self._max_rows is None:
+            self.info()
+        starts = _chunks(rows, self._max_rows or 1)
         if len(starts) == 1:
             return self._read(requests, 0, rows)
         with ThreadPoolExecutor(self.transport.concurrency) as pool:
