@@ -43,7 +43,15 @@ class Server:
 
 
 def environment(**extra: str) -> dict[str, str]:
-    return os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""} | extra
+    return (
+        os.environ
+        | {
+            "HF_HUB_OFFLINE": "1",
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
+            "CUDA_VISIBLE_DEVICES": "",
+        }
+        | extra
+    )
 
 
 @contextlib.contextmanager

@@ -152,6 +152,11 @@ def test_forked_workers_and_spawned_children(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     reward = build_reward("weighted", remote)
     want = reward.score(PROMPTS, COMPLETIONS)  # the connection is open now, and must not be shared
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    torch.randn(400, 400) @ torch.randn(400, 400)  # the parent has threads, which a forked child has not
+    torch.randn(1_000_000).exp().sum()
+    torch.set_num_threads(before)
     remote._remembered.clear()
     context = multiprocessing.get_context(method)
     queue = context.Queue()

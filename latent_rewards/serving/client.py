@@ -95,12 +95,13 @@ class ServerJudge:
         self._reset()
 
     def _reset(self) -> None:
+        self._pid = os.getpid()
         self._lock = threading.RLock()
         self._remembered: OrderedDict[str, tuple[Need, Reading]] = OrderedDict()
         self.forwards = 0
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k not in ("_lock", "_remembered", "forwards")}
+        return {k: v for k, v in self.__dict__.items() if k not in ("_pid", "_lock", "_remembered", "forwards")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -161,6 +162,10 @@ class ServerJudge:
 
     def read_many(self, requests: Sequence[Request]) -> list[Reading]:
         """Read several prompts, in one request where the rows are the same."""
+        if self._pid != os.getpid():
+            # A forked child: its parent's OpenMP threads are not here, and torch would wait for them for ever.
+            torch.set_num_threads(1)
+            self._reset()
         keys = [_key(request) for request in requests]
         out: dict[int, Reading] = {}
         missing: dict[int, Request] = {}
