@@ -34,7 +34,9 @@ def launch(*arguments: str, timeout: float, options: tuple[str, ...] = ("--multi
     done = subprocess.run(
         command, cwd=out, env=environment(**env), capture_output=True, text=True, timeout=timeout, check=False
     )
-    assert done.returncode == 0, (done.stdout + done.stderr)[-5000:]
+    assert done.returncode == 0, "\n".join(
+        x for x in (done.stdout + done.stderr).splitlines() if "[rank" in x or "rror" in x
+    )[-6000:]
     return [json.loads((out / f"rank{rank}.json").read_text()) for rank in range(2)]
 
 
