@@ -1,4 +1,4 @@
-"""A judge that is spread over the ranks of a run (tensor parallel, ZeRO-3): all ranks read together, whatever they hold.
+"""A judge spread over the ranks of a run (tensor parallel, ZeRO-3): all ranks read together, whatever they hold.
 
 Every rank of such a judge must run every forward, or the others wait for ever. Here the rows of all ranks are put
 together, every rank reads all of them, and each keeps its own: a rank with fewer rows, or with none, stays in step.
@@ -16,7 +16,7 @@ from latent_rewards.reading import Need, Reading, Row
 
 
 class LockstepJudge:
-    """Wraps a sharded judge; meets `Judge`. Its methods are collective: every rank of the group calls them equally often.
+    """Wraps a sharded judge; meets `Judge`. Its methods are collective: every rank calls them equally often.
 
     Args:
         judge: this rank's part of the judge, e.g. `HFJudge(model, tp_plan="auto")`.
@@ -48,7 +48,7 @@ class LockstepJudge:
         """Read this rank's rows, in one forward with those of all other ranks.
 
         Raises:
-            ValueError: on every rank, when a row of any rank cannot be read, or when the ranks ask for different things.
+            ValueError: on every rank, when a row of any rank cannot be read, or the ranks ask for different things.
         """
         asked = self._gather((prompt.hash, need, [dict(row) for row in rows], self._fault(prompt, rows)))
         faults = [f"rank {rank}: {fault}" for rank, (*_, fault) in enumerate(asked) if fault]

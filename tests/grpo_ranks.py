@@ -23,6 +23,10 @@ PROMPTS = ["Name a prime.", "Say hello.", "Count to three.", "What is a dog?"]
 
 
 def main(policy: str, where: str, out: str, deepspeed: str | None = None) -> None:
+    if deepspeed:
+        from deepspeed import comm
+
+        comm.init_distributed(dist_backend="gloo")  # before its configuration asks how many ranks there are
     args = GRPOConfig(
         output_dir=f"{out}/trainer", per_device_train_batch_size=2, num_generations=4, max_completion_length=6,
         max_steps=2, logging_steps=1, report_to="none", use_cpu=True, bf16=False, save_strategy="no",

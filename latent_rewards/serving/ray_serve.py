@@ -33,9 +33,10 @@ def application(args: dict[str, Any]) -> Any:
     """Ray Serve's application builder; `args` has `judge`, `rewards` and, if wanted, `settings`."""
     from ray import serve
 
-    @serve.deployment
+    @serve.deployment  # type: ignore[untyped-decorator, unused-ignore]
     @serve.ingress(lambda: make_app(**args))
     class JudgeServer:
         """One judge on one device."""
 
-    return JudgeServer.bind()
+    deployed: Any = JudgeServer
+    return deployed.bind()
