@@ -111,7 +111,7 @@ def main() -> None:
     want = {p + c: float(s) for p, c, s in zip(prompts, completions, reward.score(prompts, completions), strict=True)}
     batch = options.clients * options.rows
     rates = []
-    for k in range(3):
+    for k in range(2):
         rng = random.Random(1000 + k)
         rows = [r for _ in range(options.clients) for r in rng.sample(rng.choice(groups), options.rows)]
         local.forget()
