@@ -1,7 +1,8 @@
 """Load on a judge server: python -m benchmarks.serve_load --clients 64 --seconds 60 --output benchmarks/results/serve.
 
 A real server process and `clients` threads that each send one small request after the other; every answer is compared
-with the score of that row in process. Throughput is compared with in-process batch scoring of the same rows in this
+with the score of that row in process. Each client has rows of its own, so that no text is read once for two clients
+(in float32 that comparison would see a swapped answer; in bfloat16 scores move with their batch). Throughput is compared with in-process batch scoring of the same rows in this
 run, per CPU second of the process that judges, since other programs may share the cores.
 """
 
@@ -10,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import random
 import re
 import resource
 import subprocess
@@ -28,9 +28,12 @@ from latent_rewards.data import open_ended
 from latent_rewards.serving.client import RewardClient
 
 
-def rows_of(n_prompts: int) -> list[list[dict[str, str]]]:
-    """Groups as per-sample trainers send them: the answers of one prompt."""
-    return [[{"prompt": r["prompt"], "completion": c} for c in r["responses"]] for r in open_ended()[:n_prompts]]
+def rows_of(n: int) -> list[dict[str, str]]:
+    """N distinct rows, four answers to each prompt side by side."""
+    rows = [{"prompt": r["prompt"], "completion": c} for r in open_ended() for c in r["responses"]]
+    if n > len(rows):
+        raise SystemExit(f"{n} distinct rows wanted; there are {len(rows)}: fewer clients or rows per request")
+    return rows[:n]
 
 
 def cpu_seconds(pid: int) -> float:
@@ -53,7 +56,7 @@ def start(arguments: argparse.Namespace) -> tuple[Any, str]:
     return process, url
 
 
-def offered_load(url: str, groups: list[Any], want: dict[str, float], options: argparse.Namespace) -> dict[str, Any]:
+def offered_load(url: str, flat: list[Any], want: dict[str, float], options: argparse.Namespace) -> dict[str, Any]:
     """What the clients saw."""
     seconds: list[float] = []
     worst, errors, answers = 0.0, [], 0
@@ -62,9 +65,8 @@ def offered_load(url: str, groups: list[Any], want: dict[str, float], options: a
 
     def work(k: int) -> None:
         nonlocal worst, answers
-        rng = random.Random(k)
+        rows = flat[k * options.rows : (k + 1) * options.rows]
         while time.perf_counter() < end:
-            rows = rng.sample(rng.choice(groups), options.rows)
             started = time.perf_counter()
             try:
                 got = client.score(rows)
@@ -95,7 +97,6 @@ def main() -> None:
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--rows", type=int, default=1, help="rows per request")
-    parser.add_argument("--prompts", type=int, default=24)
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--output", type=Path)
@@ -103,26 +104,23 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(options.threads)
-    groups = rows_of(options.prompts)
-    flat = [row for group in groups for row in group]
+    flat = rows_of(options.clients * options.rows)
     local = HFJudge(options.judge, dtype=options.dtype, device="cpu")
     reward = build_reward("weighted", local)
     prompts, completions = [r["prompt"] for r in flat], [r["completion"] for r in flat]
     want = {p + c: float(s) for p, c, s in zip(prompts, completions, reward.score(prompts, completions), strict=True)}
     batch = options.clients * options.rows
     rates = []
-    for k in range(2):
-        rng = random.Random(1000 + k)
-        rows = [r for _ in range(options.clients) for r in rng.sample(rng.choice(groups), options.rows)]
+    for _ in range(3):
         local.forget()
         started, cpu = time.perf_counter(), time.process_time()
-        reward.score([r["prompt"] for r in rows], [r["completion"] for r in rows])
+        reward.score(prompts, completions)
         rates.append((batch / (time.process_time() - cpu), batch / (time.perf_counter() - started)))
     process, url = start(options)
     try:
-        offered_load(url, groups, want, argparse.Namespace(**vars(options) | {"seconds": 3.0}))
+        offered_load(url, flat, want, argparse.Namespace(**vars(options) | {"seconds": 3.0}))
         before, wall = cpu_seconds(process.pid), time.perf_counter()
-        seen = offered_load(url, groups, want, options)
+        seen = offered_load(url, flat, want, options)
         spent, wall = cpu_seconds(process.pid) - before, time.perf_counter() - wall
         metrics = httpx.get(url + "/metrics", trust_env=False).text
     finally:
@@ -130,7 +128,7 @@ def main() -> None:
         process.wait(30)
     in_process = float(np.median([r[0] for r in rates]))
     report = {
-        "command": "python -m benchmarks.serve_load " + " ".join(sys.argv[1:]), "machine": platform.processor(),
+        "command": "python -m benchmarks.serve_load " + " ".join(sys.argv[1:]), "machine": platform.machine(),
         "judge": options.judge, "clients": options.clients, "rows_per_request": options.rows, "wall_s": wall, **seen,
         "rows_per_cpu_s": seen["rows"] / spent, "in_process_rows_per_cpu_s": in_process,
         "share_of_in_process": seen["rows"] / spent / in_process, "rows_per_s": seen["rows"] / wall,
