@@ -1,9 +1,10 @@
 """Load on a judge server: python -m benchmarks.serve_load --clients 64 --seconds 60 --output benchmarks/results/serve.
 
 A real server process and `clients` threads that each send one small request after the other; every answer is compared
-with the score of that row in process. Each client has rows of its own, so that no text is read once for two clients
-(in float32 that comparison would see a swapped answer; in bfloat16 scores move with their batch). Throughput is compared with in-process batch scoring of the same rows in this
-run, per CPU second of the process that judges, since other programs may share the cores.
+with the score of that row in process. Each client has rows of its own, so that no text is read once for two clients.
+In float32 the comparison would see a swapped answer; in bfloat16 scores move with their batch. Throughput is compared
+with in-process batch scoring of the same rows in this run, per CPU second of the process that judges, since other
+programs may share the cores.
 """
 
 from __future__ import annotations
