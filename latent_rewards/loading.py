@@ -105,6 +105,7 @@ def load_frozen(
     dtype: str | torch.dtype,
     device: torch.device,
     device_map: Any,
+    tp_plan: Any,
     quantization: Any,
     adapter: str | None,
     attn_implementation: str | None,
@@ -118,6 +119,7 @@ def load_frozen(
         ("revision", revision),
         ("quantization_config", _quantization(quantization)),
         ("attn_implementation", attn_implementation),
+        ("tp_plan", tp_plan),
     ):
         if value is not None:
             options[key] = value
@@ -131,7 +133,7 @@ def load_frozen(
             from peft import PeftModel
 
             loaded = PeftModel.from_pretrained(loaded, adapter).merge_and_unload()
-    if "device_map" not in options:
+    if "device_map" not in options and tp_plan is None:
         loaded.to(device)
     return freeze(loaded)
 
