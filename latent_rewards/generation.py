@@ -133,7 +133,7 @@ class HFGenerator:
         if self._loaded is None:
             device = torch.device(self._device) if self._device else loading.default_device()
             model = loading.load_frozen(
-                self.model_name, revision=self._revision, dtype=self._dtype, device=device, device_map=None,
+                self.model_name, revision=self._revision, dtype=self._dtype, device=device, device_map=None, tp_plan=None,
                 quantization=None, adapter=None, attn_implementation=None, trust_remote_code=self._trust,
             )  # fmt: skip
             tokenizer = loading.load_tokenizer(self.model_name, revision=self._revision, trust_remote_code=self._trust)

@@ -65,8 +65,8 @@ def test_python_blocks_run_one_after_the_other(tmp_path):
 
 
 def test_the_first_command_runs_on_the_rows_shown(tmp_path):
-    (tmp_path / "pairs.jsonl").write_text(blocks("json")[0])
-    command = shell_commands("latent-rewards")[0]
+    (tmp_path / "pairs.jsonl").write_text(next(b for b in blocks("json") if '"id": 1' in b))
+    command = next(c for c in shell_commands("latent-rewards") if c[1] == "score")
     done = run([sys.executable, "-c", "from latent_rewards.cli import app; app()", *command[1:]], tmp_path)
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in (tmp_path / "scored.jsonl").read_text().splitlines()]
