@@ -133,8 +133,8 @@ class HFGenerator:
         if self._loaded is None:
             device = torch.device(self._device) if self._device else loading.default_device()
             model = loading.load_frozen(
-                self.model_name, revision=self._revision, dtype=self._dtype, device=device, device_map=None, tp_plan=None,
-                quantization=None, adapter=None, attn_implementation=None, trust_remote_code=self._trust,
+                self.model_name, revision=self._revision, dtype=self._dtype, device=device, device_map=None,
+                tp_plan=None, quantization=None, adapter=None, attn_implementation=None, trust_remote_code=self._trust,
             )  # fmt: skip
             tokenizer = loading.load_tokenizer(self.model_name, revision=self._revision, trust_remote_code=self._trust)
             self._loaded = (model, tokenizer)
