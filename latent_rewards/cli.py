@@ -17,7 +17,9 @@ from tqdm import tqdm
 
 import latent_rewards
 from latent_rewards import cli_probe
+from latent_rewards.cli_best_of_n import best_of_n
 from latent_rewards.cli_evaluate import evaluate
+from latent_rewards.cli_serve import serve
 from latent_rewards.judge import HFJudge
 from latent_rewards.prompts import JudgePrompt, prompt_folder
 from latent_rewards.rewards import REWARDS, Reward, build_reward
@@ -34,6 +36,8 @@ app = typer.Typer(
 
 
 app.command()(evaluate)
+app.command()(best_of_n)
+app.command()(serve)
 app.add_typer(cli_probe.app, name="probe")
 app.add_typer(cli_probe.export_app, name="export")
 

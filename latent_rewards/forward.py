@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -59,6 +60,12 @@ class Blocks:
         """Number of decoder blocks, L."""
         return len(self.layers)
 
+    @functools.cached_property
+    def head_weight(self) -> Tensor:
+        """(V, D) rows of the head; of a head that is spread over ranks, all of them, gathered once."""
+        weight = self.head.weight
+        return weight.full_tensor() if hasattr(weight, "full_tensor") else weight
+
     @property
     def device(self) -> torch.device:
         """Where token ids go."""
@@ -105,8 +112,8 @@ class Blocks:
         if not self.plain_head or not hasattr(self.head, "weight"):
             logits = self._own_head(states)
             return logits if ids is None else logits[:, list(ids)]
-        rows = slice(None) if ids is None else torch.as_tensor(list(ids), device=self.head.weight.device)
-        weight, bias = self.head.weight[rows], getattr(self.head, "bias", None)
+        rows = slice(None) if ids is None else torch.as_tensor(list(ids), device=self.head_weight.device)
+        weight, bias = self.head_weight[rows], getattr(self.head, "bias", None)
         logits = states.to(weight.device).float() @ weight.float().T
         if bias is not None:
             logits = logits + bias[rows].float()
@@ -117,9 +124,9 @@ class Blocks:
         if not self.plain_head or not hasattr(self.head, "weight"):
             return torch.logsumexp(self._own_head(states), dim=-1)
         total = torch.full((len(states),), -torch.inf, device=states.device)
-        for start in range(0, self.head.weight.shape[0], chunk):
-            ids = range(start, min(start + chunk, self.head.weight.shape[0]))
-            weight = self.head.weight[ids.start : ids.stop]
+        for start in range(0, self.head_weight.shape[0], chunk):
+            ids = range(start, min(start + chunk, self.head_weight.shape[0]))
+            weight = self.head_weight[ids.start : ids.stop]
             logits = states.to(weight.device).float() @ weight.float().T
             if getattr(self.head, "bias", None) is not None:
                 logits = logits + self.head.bias[ids.start : ids.stop].float()

@@ -47,6 +47,8 @@ class HFJudge:
         dtype: "auto" (the checkpoint's; on CPU bfloat16 where the processor has it, else float32), or a torch dtype.
         device: where it runs; default the accelerator of this rank, else CPU.
         device_map: Accelerate's device map, e.g. "auto" to spread a large judge; then `device` is not used.
+        tp_plan: transformers' tensor-parallel plan, e.g. "auto": the judge is spread over the ranks of this run, which
+            must read together; wrap it in `LockstepJudge`.
         quantization: "4bit", "8bit" or a transformers quantisation config.
         adapter: PEFT adapter of the judge, merged at load.
         attn_implementation: as in `from_pretrained`.
@@ -74,6 +76,7 @@ class HFJudge:
         dtype: str | torch.dtype = "auto",
         device: str | torch.device | None = None,
         device_map: Any = None,
+        tp_plan: Any = None,
         quantization: Any = None,
         adapter: str | None = None,
         attn_implementation: str | None = None,
@@ -99,8 +102,8 @@ class HFJudge:
             batch_tokens=batch_tokens, cache_bytes=cache_bytes, share_prefixes=share_prefixes, compile=compile
         )
         self._load_options = dict(
-            revision=revision, dtype=dtype, device_map=device_map, quantization=quantization, adapter=adapter,
-            attn_implementation=attn_implementation, trust_remote_code=trust_remote_code,
+            revision=revision, dtype=dtype, device_map=device_map, tp_plan=tp_plan, quantization=quantization,
+            adapter=adapter, attn_implementation=attn_implementation, trust_remote_code=trust_remote_code,
         )  # fmt: skip
         self._device, self._chat_template_kwargs = device, chat_template_kwargs
         self._given = None if isinstance(model, str) else (loading.freeze(model), tokenizer)
@@ -199,6 +202,20 @@ class HFJudge:
             before = self._needs.get(prompt.hash, Need())
             lenses_differ = before.hidden and need.hidden and before.hidden_lens != need.hidden_lens
             self._needs[prompt.hash] = before if lenses_differ else before | need
+
+    def to(self, device: str | torch.device) -> HFJudge:
+        """Move the loaded judge: to "cpu" while the policy trains on the same card, and back before the next step."""
+        with self._lock:
+            self.blocks.model.to(torch.device(device))
+            cache = getattr(self._forward, "cache", None)
+            if cache is not None:
+                cache.clear()
+        return self
+
+    def forget(self) -> None:
+        """Drop remembered readings, so that the next one depends on its own batch alone, to the last bit."""
+        with self._lock:
+            self._remembered.clear()
 
     def trie(self, prompt: JudgePrompt) -> LabelTrie:
         """The prompt's labels in this judge's tokenizer."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -16,6 +17,9 @@ from latent_rewards.judge import Judge, Reading
 from latent_rewards.memory import in_halves
 from latent_rewards.prompts import JudgePrompt
 from latent_rewards.rewards import LatentReward, Reward
+
+# What each judge drew last, so that rewards on the same samples draw them once.
+_drawn: weakref.WeakKeyDictionary[Judge, tuple[Any, np.ndarray]] = weakref.WeakKeyDictionary()
 
 
 class LikertReward(Reward):
@@ -29,6 +33,8 @@ class LikertReward(Reward):
         n_samples: answers per completion; the reward is the mean of those that parse.
         max_new_tokens: longest answer; default 160 with feedback, 8 without.
         seed: answers depend on it and on what is judged, on nothing else.
+        statistic: the score is the "mean" of the ratings, or the "one" that was sampled first: what a judge gives that
+            is asked once. Two rewards on one judge that differ in this alone share their samples.
         **options: see `Reward`. An answer that does not parse is no rating; a row with none is None.
 
     Source: the Likert baseline of Girrbach et al. 2025, section 3.1 (temperature 0.7, 10 samples).
@@ -46,13 +52,17 @@ class LikertReward(Reward):
         n_samples: int = 1,
         max_new_tokens: int | None = None,
         seed: int = 0,
+        statistic: Literal["mean", "one"] = "mean",
         **options: Any,
     ) -> None:
         if scale_points not in (5, 10):
             raise ValueError(f"scale_points must be 5 or 10, got {scale_points!r}")
         if n_samples < 1 or temperature < 0:
             raise ValueError(f"need n_samples >= 1 and temperature >= 0, got {n_samples} and {temperature}")
+        if statistic not in ("mean", "one"):
+            raise ValueError(f"statistic must be 'mean' or 'one', got {statistic!r}")
         self.temperature, self.n_samples, self.seed = float(temperature), int(n_samples), int(seed)
+        self.statistic = statistic
         self.max_new_tokens = max_new_tokens or (160 if feedback else 8)
         shipped = f"likert{scale_points}" + ("" if feedback else "_bare")
         if options.get("prompt") is None:
@@ -76,6 +86,10 @@ class LikertReward(Reward):
 
     def _sample(self, prompts: list[Any], completions: list[Any], columns: Mapping[str, Any]) -> np.ndarray:
         rows = self.rows(prompts, completions, columns)
+        settings = (self.prompt.hash, self.n_samples, self.temperature, self.max_new_tokens, self.seed)
+        known = _drawn.get(self.judge)
+        if known is not None and known[0] == (settings, rows):
+            return known[1]
         options: dict[str, Any] = dict(
             n=self.n_samples, temperature=self.temperature, max_new_tokens=self.max_new_tokens, seed=self.seed
         )
@@ -83,9 +97,9 @@ class LikertReward(Reward):
             lambda i, j: self.judge.generate(self.prompt, rows[i:j], **options), len(rows), self.judge.name
         )
         ratings = [[parse_rating(text, self.prompt) for text in row] for answers in parts for row in answers]
-        return np.array([[np.nan if r is None else r for r in row] for row in ratings], dtype=np.float64).reshape(
-            len(rows), self.n_samples
-        )
+        out = np.array([[np.nan if r is None else r for r in row] for row in ratings], dtype=np.float64)
+        _drawn[self.judge] = ((settings, rows), out.reshape(len(rows), self.n_samples))
+        return out.reshape(len(rows), self.n_samples)
 
     def _score(
         self, prompts: list[Any], completions: list[Any], columns: Mapping[str, Any]
@@ -94,6 +108,8 @@ class LikertReward(Reward):
         parsed = ~np.isnan(ratings)
         total, count = np.where(parsed, ratings, 0.0).sum(1), parsed.sum(1)
         means = np.where(count > 0, total / np.maximum(count, 1), np.nan)
+        if self.statistic == "one":
+            means = ratings[:, 0]
         metrics = {"parsed": float(parsed.mean())} if parsed.size else {}
         return means, {"metrics": metrics, "reasons": ["no answer held a rating"] * len(means)}
 

@@ -109,6 +109,7 @@ def load_frozen(
     dtype: str | torch.dtype,
     device: torch.device,
     device_map: Any,
+    tp_plan: Any,
     quantization: Any,
     adapter: str | None,
     attn_implementation: str | None,
@@ -130,6 +131,7 @@ def load_frozen(
         ("revision", revision),
         ("quantization_config", _quantization(quantization)),
         ("attn_implementation", attn_implementation),
+        ("tp_plan", tp_plan),
     ):
         if value is not None:
             options[key] = value
@@ -147,7 +149,7 @@ def load_frozen(
 
             _check_adapter(adapter)
             loaded = PeftModel.from_pretrained(loaded, adapter).merge_and_unload()
-    if "device_map" not in options:
+    if "device_map" not in options and tp_plan is None:
         loaded.to(device)
     return freeze(loaded)
 

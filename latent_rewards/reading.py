@@ -86,7 +86,10 @@ class Reading:
 class Judge(Protocol):
     """A frozen judge. `HFJudge` runs one in this process."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """Short name of the model, for logs and for probes that must match it."""
+        ...
 
     @property
     def capabilities(self) -> frozenset[str]:

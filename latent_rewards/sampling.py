@@ -1,4 +1,4 @@
-"""Sampled answers of a judge, for the Likert baseline."""
+"""Sampled answers of a model: the Likert baseline's ratings, and completions of a policy."""
 
 from __future__ import annotations
 
@@ -11,7 +11,16 @@ import torch
 
 @torch.no_grad()
 def sample_answers(
-    model: Any, tokenizer: Any, ids: list[list[int]], *, n: int, temperature: float, max_new_tokens: int, seed: int
+    model: Any,
+    tokenizer: Any,
+    ids: list[list[int]],
+    *,
+    n: int,
+    temperature: float,
+    max_new_tokens: int,
+    seed: int,
+    top_p: float = 1.0,
+    top_k: int = 0,
 ) -> list[list[str]]:
     """N answers to each of B prompts in one padded batch; global random state is untouched.
 
@@ -23,6 +32,8 @@ def sample_answers(
         temperature: of sampling; 0 is greedy, one answer repeated n times.
         max_new_tokens: longest answer.
         seed: the answers depend on it and on `ids`.
+        top_p: smallest set of tokens that holds this share of the probability; 1 takes all.
+        top_k: most probable tokens only; 0 takes all.
 
     Returns:
         B lists of n texts.
@@ -36,7 +47,7 @@ def sample_answers(
     mask = torch.tensor([[0] * (width - len(r)) + [1] * len(r) for r in ids], device=device)
     ends = (e if isinstance(e, list) else [e] for e in (own.eos_token_id, tokenizer.eos_token_id))
     eos = {i for end in ends for i in end if i is not None}
-    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+    sampling = {"do_sample": True, "temperature": temperature, "top_k": top_k, "top_p": top_p}
     config = GenerationConfig(
         max_new_tokens=max_new_tokens, pad_token_id=pad, eos_token_id=sorted(eos) or None,
         **(sampling if temperature > 0 else {"do_sample": False}),

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from latent_rewards.rewards import Reward
+from latent_rewards.reading import Request
+from latent_rewards.rewards import LatentReward, Reward
 from latent_rewards.rowio import Chunk, InputError
 from latent_rewards.rowout import Scores
 
@@ -38,24 +41,55 @@ class Scorer:
         """Scores of a chunk, n per reward, None where a row has none."""
         if any(taken := set(self.rewards) & row.keys() for row in chunk.rows):
             raise InputError(f"row(s) from {self.rows} on already have {sorted(taken)}; choose another --score-column")
-        slots = [None if f else self._slots(row) for row, f in zip(chunk.rows, chunk.faults, strict=True)]
-        reasons: list[dict[str, None]] = [{} if f is None else {f: None} for f in chunk.faults]
-        scores = {name: self._read(reward, slots, reasons) for name, reward in self.rewards.items()}
-        for i, why in enumerate(reasons):
+        numbers = range(self.rows, self.rows + len(chunk.rows))
+        scores, reasons = self.read(chunk.rows, chunk.faults, numbers)
+        for number, why in zip(numbers, reasons, strict=True):
             if why:
-                self._report(self.rows + i, "; ".join(why))
-        self.rows += len(slots)
-        self.scored += sum(any(column[i] is not None for column in scores.values()) for i in range(len(slots)))
-        self.bar.update(len(slots))
+                self._report(number, why)
+        self.rows += len(chunk.rows)
+        self.scored += sum(any(column[i] is not None for column in scores.values()) for i in range(len(chunk.rows)))
+        self.bar.update(len(chunk.rows))
         return scores
+
+    def read(
+        self, rows: Sequence[dict[str, Any]], faults: Sequence[str | None], numbers: Sequence[int]
+    ) -> tuple[Scores, list[str | None]]:
+        """Scores of rows, and for each row why it lacks one.
+
+        Rewards of several prompts on one judge are read in one forward.
+
+        Args:
+            rows: n mappings of column to value.
+            faults: (n,) None, or why a row cannot be scored at all.
+            numbers: (n,) number of each row, for messages.
+
+        Returns:
+            Scores, n per reward, None where there is none; and n reasons, None where no score is missing.
+
+        Raises:
+            InputError: a row that the judge was told to stop at; names its number.
+        """
+        slots = [None if f else self._slots(row) for row, f in zip(rows, faults, strict=True)]
+        reasons: list[dict[str, None]] = [{} if f is None else {f: None} for f in faults]
+        good = {name: self._fit(reward, slots, reasons) for name, reward in self.rewards.items()}
+        self._read_together(good, slots, numbers)
+        scores: Scores = {}
+        for name, reward in self.rewards.items():
+            values, why = self._batch(reward, good[name], slots, numbers)
+            scores[name] = [None] * len(slots)
+            for i, value, reason in zip(good[name], values, why, strict=True):
+                if np.isnan(value):
+                    reasons[i][reason or "no score"] = None
+                else:
+                    scores[name][i] = float(value)
+        return scores, ["; ".join(why) if why else None for why in reasons]
 
     def _slots(self, row: dict[str, Any]) -> dict[str, Any]:
         mapped = {slot: row.get(column) for slot, column in self.columns.items()}
         return {k: v for k, v in {**row, **mapped}.items() if v is not None}
 
-    def _read(
-        self, reward: Reward, slots: list[dict[str, Any] | None], reasons: list[dict[str, None]]
-    ) -> list[float | None]:
+    def _fit(self, reward: Reward, slots: list[dict[str, Any] | None], reasons: list[dict[str, None]]) -> list[int]:
+        """Positions of the rows that the reward's prompt can be filled with."""
         good = []
         for i, row in enumerate(slots):
             if row is None:
@@ -69,36 +103,58 @@ class Scorer:
                 good.append(i)
             except ValueError as err:
                 reasons[i][str(err)] = None
-        values, why = self._batch(reward, good, [slots[i] or {} for i in good])
-        out: list[float | None] = [None] * len(slots)
-        for i, value, reason in zip(good, values, why, strict=True):
-            if np.isnan(value):
-                reasons[i][reason or "no score"] = None
-            else:
-                out[i] = float(value)
-        return out
+        return good
+
+    def _read_together(
+        self, good: dict[str, list[int]], slots: list[dict[str, Any] | None], numbers: Sequence[int]
+    ) -> None:
+        """One forward for the rewards of each judge that have different prompts; the judge remembers what it read."""
+        judges: dict[int, dict[str, tuple[list[int], LatentReward]]] = {}
+        for name, reward in self.rewards.items():
+            if isinstance(reward, LatentReward) and hasattr(reward.judge, "read_many") and good[name]:
+                judges.setdefault(id(reward.judge), {}).setdefault(reward.prompt.hash, (good[name], reward))
+        for together in judges.values():
+            if len(together) > 1:
+                requests = []
+                for index, reward in together.values():
+                    given, (prompts, completions) = self._columns(reward, index, slots)
+                    requests.append(Request(reward.prompt, reward.rows(prompts, completions, given), reward.need))
+                some = next(index for index, _ in together.values())
+                with _numbered(some, numbers):
+                    reward.judge.read_many(requests)  # type: ignore[attr-defined]
+
+    def _columns(
+        self, reward: Reward, index: list[int], slots: list[dict[str, Any] | None]
+    ) -> tuple[dict[str, list[Any]], tuple[list[Any], list[Any]]]:
+        rows = [slots[i] or {} for i in index]
+        given = {name: [row.get(name) for row in rows] for name in (*reward.prompt.slots, "prompt", "completion")}
+        return given, (given.pop("prompt"), given.pop("completion"))
 
     def _batch(
-        self, reward: Reward, index: list[int], rows: list[dict[str, Any]]
+        self, reward: Reward, index: list[int], slots: list[dict[str, Any] | None], numbers: Sequence[int]
     ) -> tuple[np.ndarray, list[str | None]]:
-        if not rows:
+        if not index:
             return np.zeros(0), []
-        names = reward.prompt.slots
-        given = {name: [row.get(name) for row in rows] for name in (*names, "prompt", "completion")}
-        prompts, completions = given.pop("prompt"), given.pop("completion")
-        try:
+        given, (prompts, completions) = self._columns(reward, index, slots)
+        with _numbered(index, numbers):
             return reward.score_with_reasons(prompts, completions, **given)
-        except ValueError as err:
-            found = _ROW.match(str(err))
-            if found is None:
-                raise
-            row = self.rows + index[int(found[1])]
-            raise InputError(f"row {row}: {str(err)[found.end() :]}") from err
 
     def _report(self, row: int, reason: str) -> None:
         self.bad += 1
         if self.bad <= SHOWN:
             tqdm.write(f"row {row}: {reason}", file=self.bar.fp)
+
+
+@contextlib.contextmanager
+def _numbered(index: list[int], numbers: Sequence[int]) -> Iterator[None]:
+    """Errors that name a row of the batch name it by its number in the input."""
+    try:
+        yield
+    except ValueError as err:
+        found = _ROW.match(str(err))
+        if found is None:
+            raise
+        raise InputError(f"row {numbers[index[int(found[1])]]}: {str(err)[found.end() :]}") from err
 
 
 def required_slots(reward: Reward) -> list[str]:

@@ -48,7 +48,10 @@ def _pins() -> dict[str, str]:
 def test_every_requirement_of_the_set_up_is_pinned_within_its_range() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    wanted = [*project["dependencies"], *(r for extra in ("train", "eval", "embedded", "dev") for r in extras[extra])]
+    wanted = [
+        *project["dependencies"],
+        *(r for extra in ("train", "eval", "embedded", "serve", "client", "dev") for r in extras[extra]),
+    ]
     pins = _pins()
     for text in wanted:
         requirement = Requirement(text)

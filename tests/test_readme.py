@@ -65,8 +65,8 @@ def test_python_blocks_run_one_after_the_other(tmp_path):
 
 
 def test_the_first_command_runs_on_the_rows_shown(tmp_path):
-    (tmp_path / "pairs.jsonl").write_text(blocks("json")[0])
-    command = shell_commands("latent-rewards")[0]
+    (tmp_path / "pairs.jsonl").write_text(next(b for b in blocks("json") if '"id": 1' in b))
+    command = next(c for c in shell_commands("latent-rewards") if c[1] == "score")
     done = run([sys.executable, "-c", "from latent_rewards.cli import app; app()", *command[1:]], tmp_path)
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in (tmp_path / "scored.jsonl").read_text().splitlines()]
@@ -76,9 +76,18 @@ def test_the_first_command_runs_on_the_rows_shown(tmp_path):
 def test_command_line_section_names_every_option_and_no_other():
     options = {o for p in get_command(app).commands["score"].params for o in p.opts}
     commands = shell_commands("latent-rewards")
-    assert {c[1] for c in commands} == {"score", "prompts", "--version", "evaluate", "probe", "export"}
+    assert {c[1] for c in commands} == {
+        "score",
+        "prompts",
+        "--version",
+        "evaluate",
+        "best-of-n",
+        "probe",
+        "export",
+        "serve",
+    }
     for command in commands:
-        if command[1] in ("evaluate", "probe", "export"):
+        if command[1] in ("evaluate", "best-of-n", "probe", "export", "serve"):
             found = get_command(app).commands[command[1]]
             found = found.commands[command[2]] if hasattr(found, "commands") else found
             given = {w for w in command if w.startswith("--")}
@@ -93,7 +102,11 @@ def test_trl_command_names_rewards_that_exist():
     (command,) = shell_commands("trl")
     names = [w.removeprefix("latent_rewards.env.") for w in command if w.startswith("latent_rewards.env.")]
     assert len(names) == 2 and set(names) <= set(rewards.REWARDS)
-    used = set(re.findall(r"LATENT_REWARDS_[A-Z]+", README)) - {"LATENT_REWARDS_DATA", "LATENT_REWARDS_FENCE"}
+    used = set(re.findall(r"LATENT_REWARDS_[A-Z]+", README)) - {
+        "LATENT_REWARDS_DATA",
+        "LATENT_REWARDS_FENCE",
+        "LATENT_REWARDS_REWARD",
+    }
     source = Path(env.__file__).read_text()
     assert used == set(re.findall(r"LATENT_REWARDS_[A-Z]+", env.__doc__)) and all(n in source for n in used)
 

@@ -1,0 +1,109 @@
+"""Shards on disk: each appears whole or not at all, and one process at a time works on it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import socket
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+logger = logging.getLogger(__name__)
+
+
+class ShardStore:
+    """Folder `shards` of a run.
+
+    A shard is a JSONL file, one prompt a line. It is written beside its place, flushed to the disk and renamed, so that
+    a kill at any time leaves a whole shard or none. The lock of a claim dies with its process.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "shards"
+        self.locks = folder / ".locks"
+        for made in (self.folder, self.locks):
+            made.mkdir(parents=True, exist_ok=True)
+
+    def path(self, index: int) -> Path:
+        """Where a shard appears."""
+        return self.folder / f"{index:08d}.jsonl"
+
+    def done(self, index: int) -> bool:
+        """Whether a shard is there."""
+        return self.path(index).is_file()
+
+    @contextlib.contextmanager
+    def claim(self, name: str | int) -> Iterator[bool]:
+        """Whether this process now has the shard for itself; never waits.
+
+        On a file system without locks two processes may do the same shard; they write the same content.
+        """
+        lock = FileLock(self.locks / f"{name}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            yield False
+            return
+        except NotImplementedError:
+            logger.warning("%s: no file locks here; processes may do the same shard twice", self.locks)
+            yield True
+            return
+        try:
+            yield True
+        finally:
+            lock.release()
+
+    def write(self, index: int, records: Iterable[dict[str, Any]]) -> None:
+        """Put a shard in its place and clear away what a killed process left of it. Call with its claim.
+
+        Raises:
+            OSError: disk full, not writable; nothing appears.
+        """
+        write_atomically(self.path(index), (dump(r) for r in records))
+        for left in self.folder.glob(f".{self.path(index).name}.*.tmp"):
+            left.unlink(missing_ok=True)
+
+    def read(self, index: int) -> Iterator[dict[str, Any]]:
+        """The records of a shard."""
+        with self.path(index).open("rb") as file:
+            for line in file:
+                yield json.loads(line)
+
+
+def write_atomically(path: Path, lines: Iterable[bytes]) -> None:
+    """Write lines to a file that appears whole or not at all, also after a power cut."""
+    temp = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.tmp")
+    try:
+        with temp.open("wb") as file:
+            file.writelines(lines)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temp, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temp.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in a folder last, where the system can."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def dump(record: dict[str, Any]) -> bytes:
+    """A record as a line of JSON; types that JSON lacks become text."""
+    try:
+        return json.dumps(record, ensure_ascii=False, default=str).encode() + b"\n"
+    except UnicodeEncodeError:  # a lone surrogate: only an escape can carry it
+        return json.dumps(record, default=str).encode() + b"\n"

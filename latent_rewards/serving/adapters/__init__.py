@@ -1,0 +1,19 @@
+"""A judge server in other RL stacks: one small module each, for the entry point that the stack offers.
+
+The server's URL comes from `LATENT_REWARDS_SERVER`, its token from `LATENT_REWARDS_TOKEN`, the name of the reward from
+`LATENT_REWARDS_REWARD` (default: the server's first). A score that cannot be read is an error here: none of these
+stacks has a way to leave a row out.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+
+from latent_rewards.serving.client import RewardClient
+
+
+@functools.cache
+def client(url: str | None = None, reward: str | None = None) -> RewardClient:
+    """The client of this process; connections are pooled."""
+    return RewardClient(url, reward=reward or os.environ.get("LATENT_REWARDS_REWARD") or None)

@@ -1,0 +1,33 @@
+"""ms-swift: an asynchronous outcome reward model.
+
+    swift rlhf --rlhf_type grpo --external_plugins /path/to/latent_rewards/serving/adapters/ms_swift.py \
+        --reward_funcs latent_rewards ...
+
+Source: ms-swift `swift/rewards/orm.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from swift.rewards import AsyncORM, orms
+
+from latent_rewards.serving.adapters import client
+
+
+class LatentRewards(AsyncORM):
+    """Scores completions of `messages`; dataset columns fill further slots of the judge prompt."""
+
+    async def __call__(
+        self, completions: list[str], messages: list[list[dict[str, Any]]], **columns: Any
+    ) -> list[float]:
+        """One reward per completion."""
+        rows = []
+        for i, (completion, turns) in enumerate(zip(completions, messages, strict=True)):
+            prompt = turns[:-1] if turns[-1]["role"] == "assistant" else turns
+            extra = {k: columns[k][i] for k in ("criteria", "reference") if columns.get(k) is not None}
+            rows.append({"prompt": prompt, "completion": completion, **extra})
+        return await client().score_async(rows)
+
+
+orms["latent_rewards"] = LatentRewards

@@ -1,0 +1,44 @@
+"""NeMo-RL: an environment of one turn.
+
+    from nemo_rl.distributed.ray_actor_environment_registry import ACTOR_ENVIRONMENT_REGISTRY
+    from nemo_rl.environments.utils import register_env
+    name = "latent_rewards.serving.adapters.nemo_rl.LatentRewardsEnvironment"
+    ACTOR_ENVIRONMENT_REGISTRY[name] = PY_EXECUTABLES.SYSTEM
+    register_env("latent_rewards", name)  # then `env: {latent_rewards: {server: http://judge:8077}}`
+
+Source: NeMo-RL `nemo_rl/environments/{interfaces,utils,reward_model_environment}.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray
+import torch
+from nemo_rl.environments.interfaces import EnvironmentInterface, EnvironmentReturn
+
+from latent_rewards.serving.adapters import client
+
+
+@ray.remote
+class LatentRewardsEnvironment(EnvironmentInterface):
+    """Scores the last message of each log, given those before it."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.client = client(config.get("server"), config.get("reward"))
+
+    def step(self, message_log_batch: list[list[dict[str, Any]]], metadata: list[Any]) -> Any:
+        """One request for the whole batch; every episode ends."""
+        logs = [[{"role": m["role"], "content": m["content"]} for m in log] for log in message_log_batch]
+        scores = self.client.score([{"prompt": log[:-1], "completion": log[-1]["content"]} for log in logs])
+        n = len(scores)
+        return EnvironmentReturn(
+            observations=[{"role": "environment", "content": f"Environment: {score}"} for score in scores],
+            metadata=[None] * n, next_stop_strings=[None] * n, rewards=torch.tensor(scores),
+            terminateds=torch.ones(n, dtype=torch.bool), answers=[log[-1]["content"] for log in logs],
+        )  # fmt: skip
+
+    def global_post_process_and_metrics(self, batch: Any) -> tuple[Any, dict[str, float]]:
+        """Mean reward."""
+        rewards = batch["total_reward"] if "total_reward" in batch else batch.get("rewards")
+        return batch, {} if rewards is None else {"latent_rewards/mean": float(torch.as_tensor(rewards).float().mean())}

@@ -1,0 +1,39 @@
+"""verifiers (v1): a judge that reads probabilities, plugged into a task or called from its code.
+
+    # latent_judge.py, beside your environment: verifiers loads plugins by top-level module name
+    from latent_rewards.serving.adapters.verifiers import *
+
+    --taskset.task.judges '[{"id": "latent_judge", "server": "http://judge:8077"}]'
+
+Source: verifiers 0.4 `verifiers/v1/{judge,task}.py`, `verifiers/v1/utils/loaders.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import verifiers.v1 as vf
+from verifiers.v1.judge import judge_question
+
+from latent_rewards.serving.adapters import client
+
+__all__ = ["LatentJudge", "LatentJudgeConfig"]
+
+
+class LatentJudgeConfig(vf.JudgeConfig):
+    """Where the judge server is, and which of its rewards to take."""
+
+    server: str | None = None
+    reward: str | None = None
+    question_field: str = ""
+
+
+class LatentJudge(vf.Judge[float, LatentJudgeConfig]):
+    """The server's reward of the last reply to the task's question."""
+
+    async def score(self, task: vf.TaskData, trace: vf.Trace) -> float:
+        """One request; raises when there is no score, which verifiers does not hold against the model."""
+        config: Any = self.config
+        row = {"prompt": judge_question(task, config.question_field), "completion": trace.last_reply}
+        (score,) = await client(config.server, config.reward).score_async([row])
+        return score

@@ -1,0 +1,286 @@
+"""The micro-batcher: requests of many clients, judged together, groups kept together; one thread per judge."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from latent_rewards.reading import Judge, Need, Reading, Request
+from latent_rewards.serving.settings import ServeSettings
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Job:
+    """One request: reads that may be judged together with others, or a call that has the judge for itself.
+
+    Attributes:
+        reads: what to read; the future's result is one `Reading` for each.
+        call: what to do with the number of the judge, instead of reading; the future's result is what it returns.
+        rows: how many rows it counts in the queue.
+        group: requests with an equal one share a prefix and are judged together where they fit.
+        alone: not to be judged together with other requests.
+        deadline: `time.monotonic()` after which nobody waits for it any more.
+    """
+
+    reads: Sequence[Request] = ()
+    call: Callable[[int], Any] | None = None
+    rows: int = 0
+    group: str = ""
+    alone: bool = False
+    deadline: float = math.inf
+    future: Future[Any] = field(default_factory=Future)
+
+
+class QueueFullError(Exception):
+    """No room for this request; `retry_after` is in seconds."""
+
+    def __init__(self, retry_after: int) -> None:
+        super().__init__(f"the queue is full; try again in {retry_after} s")
+        self.retry_after = retry_after
+
+
+class Batcher:
+    """Feeds judges from one queue, each from a thread of its own.
+
+    Args:
+        judges: replicas of one judge, e.g. one per device.
+        settings: limits of queue and batch.
+        watch: called after each batch with (rows, seconds), from the judge's thread.
+        load: called with a judge in its thread before it is used.
+    """
+
+    def __init__(
+        self,
+        judges: Sequence[Judge],
+        settings: ServeSettings,
+        *,
+        watch: Callable[[int, float], None] = lambda rows, seconds: None,
+        load: Callable[[Any], Any] = lambda judge: judge.blocks,
+    ) -> None:
+        self.judges, self.settings, self._watch, self._load = list(judges), settings, watch, load
+        self._wake = threading.Condition()
+        self._queue: list[Job] = []
+        self._since = 0.0
+        self._closed = False
+        self._rate = 0.0
+        self._ready = 0
+        self.failure: BaseException | None = None
+        self._threads = [
+            threading.Thread(target=self._work, args=(i,), name=f"judge-{i}", daemon=True) for i in range(len(judges))
+        ]
+
+    @property
+    def ready(self) -> bool:
+        """Whether every judge is loaded and takes requests."""
+        return self._ready == len(self.judges) and not self._closed and self.failure is None
+
+    @property
+    def alive(self) -> bool:
+        """Whether no judge's thread has ended."""
+        return self.failure is None and all(t.is_alive() or not t.ident for t in self._threads)
+
+    @property
+    def waiting_rows(self) -> int:
+        """Rows in the queue."""
+        return sum(job.rows for job in self._queue)
+
+    def start(self) -> None:
+        """Load the judges and take requests; returns at once."""
+        for thread in self._threads:
+            thread.start()
+
+    def close(self) -> None:
+        """Judge what is in the queue, then end the threads."""
+        with self._wake:
+            self._closed = True
+            self._wake.notify_all()
+        for thread in self._threads:
+            if thread.ident:
+                thread.join()
+
+    def submit(self, job: Job) -> Future[Any]:
+        """Queue a request; never blocks for longer than a look at the queue.
+
+        Raises:
+            QueueFullError: too many rows are waiting.
+            RuntimeError: the server is shutting down.
+        """
+        with self._wake:
+            if self._closed:
+                raise RuntimeError("the judge server is shutting down")
+            waiting = self.waiting_rows
+            if waiting and waiting + job.rows > self.settings.max_queue_rows:
+                raise QueueFullError(self._retry_after(waiting))
+            if not self._queue:
+                self._since = time.monotonic()
+            self._queue.append(job)
+            self._wake.notify()
+        return job.future
+
+    def _retry_after(self, waiting: int) -> int:
+        rate = self._rate or 10.0
+        return int(min(60, max(1, math.ceil(waiting / rate / 4))))
+
+    def _work(self, index: int) -> None:
+        try:
+            threads = self.settings.threads or max(1, torch.get_num_threads() // len(self.judges))
+            torch.set_num_threads(threads)  # of this thread: OpenMP keeps the number per thread
+            self._load(self.judges[index])
+        except Exception as err:
+            logger.exception("judge %d cannot be loaded", index)
+            self.failure = err
+            return
+        self._ready += 1
+        while batch := self._take():
+            started = time.perf_counter()
+            self._run(index, batch)
+            seconds, rows = time.perf_counter() - started, sum(job.rows for job in batch)
+            if rows:
+                self._rate = 0.8 * (self._rate or rows / seconds) + 0.2 * rows / seconds
+            self._watch(rows, seconds)
+
+    def _take(self) -> list[Job]:
+        """The next batch, claimed; empty when closed and done."""
+        with self._wake:
+            while True:
+                now = time.monotonic()
+                self._queue = [job for job in self._queue if not self._gone(job, now)]
+                if not self._queue:
+                    if self._closed:
+                        return []
+                    self._wake.wait()
+                    continue
+                left = self._since + self.settings.linger - now
+                if left > 0 and self.waiting_rows < self.settings.max_batch_rows and not self._closed:
+                    self._wake.wait(left)
+                    continue
+                batch = choose(self._queue, self.settings.max_batch_rows)
+                self._queue = [job for job in self._queue if not any(job is b for b in batch)]
+                claimed = [job for job in batch if job.future.set_running_or_notify_cancel()]
+                if claimed:
+                    return claimed
+
+    @staticmethod
+    def _gone(job: Job, now: float) -> bool:
+        if now >= job.deadline:
+            job.future.cancel()
+        if job.future.cancelled():
+            job.future.set_running_or_notify_cancel()
+            return True
+        return False
+
+    def _run(self, index: int, batch: list[Job]) -> None:
+        judge = self.judges[index]
+        if len(batch) == 1 and batch[0].call is not None:
+            _settle(batch[0], lambda: batch[0].call(index))  # type: ignore[misc]
+            return
+        try:
+            results = read_together(judge, [job.reads for job in batch])
+        except Exception as err:
+            if len(batch) > 1:
+                logger.warning("a batch of %d requests failed (%s); judging them one by one", len(batch), err)
+                for job in batch:
+                    self._run(index, [job])
+            else:
+                batch[0].future.set_exception(err)
+            return
+        for job, readings in zip(batch, results, strict=True):
+            job.future.set_result(readings)
+
+
+def _settle(job: Job, work: Callable[[], Any]) -> None:
+    try:
+        result = work()
+    except Exception as err:
+        job.future.set_exception(err)
+    else:
+        job.future.set_result(result)
+
+
+def choose(queue: Sequence[Job], max_rows: int) -> list[Job]:
+    """The next batch: the oldest request, those of its group, then the next oldest group, as far as they fit.
+
+    Args:
+        queue: requests, oldest first, not empty.
+        max_rows: most rows of a batch; the oldest request is taken whatever its size.
+
+    Returns:
+        Requests to be judged together, groups side by side.
+    """
+    first = queue[0]
+    if first.alone or first.call is not None:
+        return [first]
+    rows = 0
+    batch: list[Job] = []
+    order = {group: i for i, group in reversed(list(enumerate(job.group for job in queue)))}
+    for job in sorted(queue, key=lambda j: order[j.group]):  # stable: within a group oldest first
+        if job.alone or job.call is not None or (batch and rows + job.rows > max_rows):
+            continue
+        batch.append(job)
+        rows += job.rows
+    return batch
+
+
+def read_together(judge: Any, requests: Sequence[Sequence[Request]]) -> list[list[Reading]]:
+    """Readings of several requests in as few forwards as the judge can do.
+
+    Rows of equal prompts are concatenated in the order given and their needs united; a request alone is read exactly
+    as it stands.
+
+    Args:
+        judge: the judge; its `read_many` is used if it has one, and what it remembers is not.
+        requests: for each request its reads.
+
+    Returns:
+        For each request one reading per read, holding what was asked for.
+    """
+    merged: list[Request] = []
+    places: list[list[tuple[int, int]]] = []
+    for reads in requests:
+        places.append([])
+        for read in reads:
+            i = next((i for i, m in enumerate(merged) if _fits(m, read)), len(merged))
+            if i == len(merged):
+                merged.append(Request(read.prompt, [], Need()))
+            places[-1].append((i, len(merged[i].rows)))
+            merged[i] = Request(read.prompt, [*merged[i].rows, *read.rows], merged[i].need | read.need)
+    if hasattr(judge, "forget"):
+        judge.forget()
+    many = getattr(judge, "read_many", None)
+    if many is not None and len(merged) > 1:
+        readings = many(merged)
+    else:
+        readings = [judge.read(*m) for m in merged]
+    return [
+        [part(readings[i], start, len(read.rows), read.need) for read, (i, start) in zip(reads, at, strict=True)]
+        for reads, at in zip(requests, places, strict=True)
+    ]
+
+
+def _fits(merged: Request, read: Request) -> bool:
+    """Whether a read can join: the same prompt, and not both want hidden states through different lenses."""
+    lenses = {need.hidden_lens for need in (merged.need, read.need) if need.hidden}
+    return merged.prompt.hash == read.prompt.hash and len(lenses) < 2
+
+
+def part(reading: Reading, start: int, n: int, need: Need) -> Reading:
+    """Rows start..start+n of a reading, and of its fields those that were asked for."""
+    rows = slice(start, start + n)
+    assert not need.labels or reading.label_logprobs is not None
+    return Reading(
+        reading.label_logprobs[rows] if need.labels and reading.label_logprobs is not None else None,
+        reading.label_mass[rows] if need.labels and reading.label_mass is not None else None,
+        {layer: reading.hidden[layer][rows] for layer in need.hidden},
+        {lens: reading.layer_label_logits[lens][rows] for lens in need.layer_logits},
+        tuple(reading.reasons[rows]),
+    )

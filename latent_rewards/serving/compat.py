@@ -1,0 +1,130 @@
+"""Routes that other stacks call: OpenRLHF's /get_reward, slime's /remote_rm, vLLM's /classify (verl)."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from fastapi import FastAPI, Request
+from pydantic import Field
+
+from latent_rewards.rewards import VerifierReward
+from latent_rewards.serving.dialogues import last_answer, plain_prompt, split_query
+from latent_rewards.serving.schemas import Loose, Text
+from latent_rewards.serving.service import RequestError, Service
+
+
+class GetReward(Loose):
+    """What OpenRLHF 0.11 posts."""
+
+    query: list[str]
+    prompts: list[str] | None = None
+    labels: list[Any] | None = None
+
+
+class GetRewardResponse(Loose):
+    """What it reads: rewards, scores in 0..1 for dynamic filtering, and columns for its logs."""
+
+    rewards: list[float]
+    scores: list[float]
+    extra_logs: dict[str, list[float]]
+
+
+class RemoteRM(Loose):
+    """What slime posts for one sample."""
+
+    prompt: Text
+    response: str
+    label: Any = None
+
+
+class Classify(Loose):
+    """What verl posts to vLLM."""
+
+    input: str | list[str] = Field(description="dialogues: JSON messages, or in a usual chat template")
+    model: str | None = None
+
+
+class Classified(Loose):
+    """One score."""
+
+    index: int
+    label: str | None
+    probs: list[float]
+    num_classes: int = 1
+
+
+class ClassifyResponse(Loose):
+    """As vLLM answers."""
+
+    id: str
+    object: str = "list"
+    created: int
+    model: str
+    data: list[Classified]
+
+
+def add_routes(app: FastAPI, service: Service, while_connected: Any, errors: dict[int | str, dict[str, Any]]) -> None:
+    """Add the routes; each takes `?reward=name`, default the server's first."""
+
+    async def scores(request: Request, rows: Sequence[dict[str, Any]], reward: str | None) -> tuple[str, Any, Any]:
+        name = service.reward(reward)
+        if not service.batcher.ready:
+            raise RequestError(503, "not_ready", "the judge is loading", retry=2)
+        values, reasons, readings = await while_connected(request, service.score(rows, [name]))
+        for i in np.flatnonzero(np.isnan(values[name])):
+            # These stacks have no way to leave a row out, and a number that was not read is worse than an error.
+            raise RequestError(422, "no_score", f"row {i}: {reasons[i]}", row=int(i))
+        return name, values[name], readings.get(name)
+
+    @app.post("/get_reward", summary="OpenRLHF: --reward.remote_url http://.../get_reward", responses=errors)
+    async def get_reward(body: GetReward, request: Request, reward: str | None = None) -> GetRewardResponse:
+        prompts: list[Any] = list(body.prompts) if body.prompts is not None else [None] * len(body.query)
+        if len(prompts) != len(body.query):
+            raise RequestError(422, "bad_request", f"{len(body.query)} queries but {len(prompts)} prompts")
+        rows = []
+        for i, (query, prompt) in enumerate(zip(body.query, prompts, strict=True)):
+            try:
+                rows.append({"prompt": plain_prompt(prompt), "completion": split_query(query, prompt)})
+            except ValueError as err:
+                raise RequestError(422, "bad_row", f"row {i}: {err}", row=i) from err
+        name, values, reading = await scores(request, rows, reward)
+        mass = None if reading is None else reading.label_mass
+        logs = {} if mass is None else {"label_mass": [float(m) for m in mass]}
+        unit = unit_interval(service.rewards[0][name], values)
+        return GetRewardResponse(rewards=values.tolist(), scores=unit.tolist(), extra_logs=logs)
+
+    @app.post("/remote_rm", summary="slime: --rm-type remote_rm --rm-url http://.../remote_rm", responses=errors)
+    async def remote_rm(body: RemoteRM, request: Request, reward: str | None = None) -> float:
+        row = {"prompt": plain_prompt(body.prompt), "completion": body.response}
+        _, values, _ = await scores(request, [row], reward)
+        return float(values[0])
+
+    @app.post("/classify", summary="The answer of vLLM's /classify: one score per dialogue.", responses=errors)
+    async def classify(body: Classify, request: Request, reward: str | None = None) -> ClassifyResponse:
+        texts = [body.input] if isinstance(body.input, str) else body.input
+        rows = []
+        for i, text in enumerate(texts):
+            try:
+                prompt, completion = last_answer(text)
+            except ValueError as err:
+                raise RequestError(422, "bad_row", f"row {i}: {err}", row=i) from err
+            rows.append({"prompt": prompt, "completion": completion})
+        name, values, _ = await scores(request, rows, reward)
+        return ClassifyResponse(
+            id=f"classify-{uuid.uuid4().hex}", created=int(time.time()), model=service.judges[0].name,
+            data=[Classified(index=i, label=name, probs=[float(v)]) for i, v in enumerate(values)],
+        )  # fmt: skip
+
+
+def unit_interval(reward: Any, values: np.ndarray) -> np.ndarray:
+    """(B,) rewards mapped to 0..1 by the range of the labels, where the reward has one; else as they are."""
+    labels = getattr(reward.prompt, "labels", None)
+    if labels is None or reward.kind == "probe" or (isinstance(reward, VerifierReward) and reward.output != "p"):
+        return values
+    ends = np.array([min(labels.values), max(labels.values)]) * reward.scale + reward.shift
+    low, high = float(ends.min()), float(ends.max())
+    return (values - low) / (high - low) if high > low else values

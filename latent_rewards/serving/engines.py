@@ -1,0 +1,305 @@
+"""Label probabilities from engines that people already run: vLLM, SGLang, llama.cpp. Token ids go in, so that untrusted
+text stays plain characters and labels of several tokens stay exact.
+
+Sources: vLLM `entrypoints/openai/completion/protocol.py` (0.32), SGLang `managers/tokenizer_manager_score_mixin.py`,
+llama.cpp `tools/server/README.md`.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import torch
+
+from latent_rewards import loading
+from latent_rewards.encoding import Encoder
+from latent_rewards.labels import LabelTrie
+from latent_rewards.prompts import JudgePrompt
+from latent_rewards.reading import Need, Reading, Request, Row
+from latent_rewards.serving.transport import JudgeServerError, Transport
+
+logger = logging.getLogger(__name__)
+
+
+class Next(NamedTuple):
+    """What an engine told of the next token: log-probabilities by id, and an upper bound for ids it left out."""
+
+    logprobs: dict[int, float]
+    floor: float = -math.inf
+
+
+class Engine:
+    """Reads label log-probabilities through another engine's HTTP interface.
+
+    A label of several tokens costs one more request per inner node of the label trie, whose prompt is in the engine's
+    prefix cache by then.
+
+    Args:
+        transport: of the engine.
+        engine: a key of `ENGINES`.
+        tokenizer: name or folder of the judge's tokenizer, or a tokenizer.
+        model: the model's name on that server; default the first that it lists.
+        max_length: most tokens of a text; default what the engine says.
+        top_logprobs: how many most likely tokens to ask for where the engine cannot be asked for given ids.
+        missing_tolerance: most probability, relative to that of the labels found, that labels missing from the most
+            likely tokens may hold together; beyond it a row has no score. Labels missing within it count as 0.
+        chat_template_kwargs: as for `HFJudge`.
+        trust_remote_code: as for `HFJudge`.
+        batch: texts per request.
+
+    Raises:
+        ValueError: unknown engine, or no tokenizer.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        engine: str,
+        *,
+        tokenizer: Any = None,
+        model: str | None = None,
+        max_length: int | None = None,
+        top_logprobs: int | None = None,
+        missing_tolerance: float = 1e-3,
+        chat_template_kwargs: dict[str, Any] | None = None,
+        trust_remote_code: bool = False,
+        batch: int = 32,
+    ) -> None:
+        if engine not in ENGINES:
+            raise ValueError(f"unknown engine {engine!r}; known are {['latent-rewards', *ENGINES]}")
+        if tokenizer is None:
+            raise ValueError(f"engine {engine!r} takes token ids: give the judge's tokenizer, tokenizer='org/model'")
+        self.transport, self.engine, self.tokenizer = transport, engine, tokenizer
+        self.model, self.max_length, self.top_logprobs = model, max_length, top_logprobs
+        self.missing_tolerance, self.batch = missing_tolerance, batch
+        self.chat_template_kwargs, self.trust_remote_code = chat_template_kwargs, trust_remote_code
+        self.chosen_ids: bool | None = None
+        self._encoder: Encoder | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_encoder": None}
+
+    @property
+    def encoder(self) -> Encoder:
+        """The judge's tokenizer, here."""
+        if self._encoder is None:
+            tokenizer = self.tokenizer
+            if isinstance(tokenizer, str):
+                tokenizer = loading.load_tokenizer(tokenizer, revision=None, trust_remote_code=self.trust_remote_code)
+            self._encoder = Encoder(tokenizer, chat_template_kwargs=self.chat_template_kwargs)
+        return self._encoder
+
+    def info(self) -> dict[str, Any]:
+        """The engine's model and limits, and whether it gives the log-probabilities of chosen ids."""
+        name, limit = _DESCRIBE[self.engine](self)
+        self.model = self.model or name
+        self.max_length = self.max_length or limit
+        if self.chosen_ids is None:
+            self.chosen_ids = self.engine == "sglang" or (self.engine == "vllm" and self._gives_chosen_ids())
+        short = str(self.model).rstrip("/").rsplit("/", 1)[-1]
+        return {"judge": short, "revision": None, "layers": 0, "width": 1, "capabilities": ["labels"]}
+
+    def _gives_chosen_ids(self) -> bool:
+        """Servers older than vLLM's `logprob_token_ids` ignore it in silence: ask for unlikely ids and look."""
+        size = len(self.encoder.tokenizer)
+        ids = sorted({size // 7, size // 5, size // 3, size // 2})
+        (found,) = vllm(self, [[ids[0]]], ids)
+        good = set(ids) <= set(found.logprobs)
+        if not good:
+            logger.warning(
+                "%s does not give log-probabilities of chosen ids; asking for its %d most likely tokens instead",
+                self.transport.url, self.top_logprobs or 20,
+            )  # fmt: skip
+        return good
+
+    def check(self, prompt: JudgePrompt, need: Need) -> None:
+        """Labels only, and they must be distinct in this tokenizer."""
+        if need.hidden or need.layer_logits:
+            raise ValueError(f"engine {self.engine!r} gives label probabilities only, not hidden states or layers")
+        self.encoder.trie(prompt)
+
+    def read_many(self, requests: Sequence[Request]) -> list[Reading]:
+        """One after the other; the engine's prefix cache shares what they share."""
+        return [self.read(*request) for request in requests]
+
+    def generate(self, prompt: JudgePrompt, rows: Sequence[Row], **options: Any) -> list[list[str | None]]:
+        """Not offered."""
+        raise ValueError(f"engine {self.engine!r} is read, not sampled; use a judge server or an HFJudge")
+
+    def read(self, prompt: JudgePrompt, rows: Sequence[Row], need: Need) -> Reading:
+        """Exact label log-probabilities of rows."""
+        if self.chosen_ids is None:
+            self.info()
+        self.check(prompt, need)
+        trie = self.encoder.trie(prompt)
+        ids, reasons = self._encode(prompt, rows, trie)
+        texts: dict[tuple[int, ...], int] = {}
+        index = [
+            None if reason else texts.setdefault(tuple(text), len(texts))
+            for text, reason in zip(ids, reasons, strict=True)
+        ]
+        logprobs, why = self._read(trie, [list(t) for t in texts])
+        out = torch.full((len(rows), trie.n_labels), torch.nan)
+        for row, text in enumerate(index):
+            if text is None:
+                continue
+            reasons[row] = why[text]
+            if why[text] is None:
+                out[row] = logprobs[text]
+        return Reading(out, out.exp().sum(-1), {}, {}, tuple(reasons))
+
+    def _encode(
+        self, prompt: JudgePrompt, rows: Sequence[Row], trie: LabelTrie
+    ) -> tuple[list[list[int]], list[str | None]]:
+        dialogues = []
+        for i, row in enumerate(rows):
+            try:
+                dialogues.append(prompt.render(row))
+            except ValueError as err:
+                raise ValueError(f"row {i}: {err}") from err
+        ids = [encoded.ids for encoded in self.encoder.encode(dialogues)]
+        limit = (self.max_length or 1 << 30) - trie.depth - 1
+        long = [f"{len(x)} tokens, but this judge reads at most {limit}" if len(x) > limit else None for x in ids]
+        return ids, long
+
+    def _read(self, trie: LabelTrie, texts: list[list[int]]) -> tuple[torch.Tensor, list[str | None]]:
+        """(n, K) label log-probabilities of distinct texts, and why one has none."""
+        if not texts:
+            return torch.zeros(0, trie.n_labels), []
+        steps = [
+            self._next([[*text, *context] for text in texts], list(children))
+            for context, children in zip(trie.contexts, trie.children, strict=True)
+        ]
+        logits = [
+            torch.tensor([[found.logprobs.get(child, -math.inf) for child in children] for found in step])
+            for children, step in zip(trie.children, steps, strict=True)
+        ]
+        logprobs = trie.log_probs(logits, [torch.zeros(len(texts))] * len(logits))
+        mass = logprobs.exp().sum(-1)
+        why: list[str | None] = []
+        for i in range(len(texts)):
+            bound = sum(
+                _missing(trie.children[c], step[i]) * _reach(trie, c, [s[i] for s in steps])
+                for c, step in enumerate(steps)
+            )
+            share = bound / max(float(mass[i]), 1e-300)
+            why.append(
+                None if share <= self.missing_tolerance else
+                f"labels are missing from the most likely tokens; they may hold {share:.1e} of the label mass"
+            )  # fmt: skip
+        return logprobs, why
+
+    def _next(self, sequences: list[list[int]], children: list[int]) -> list[Next]:
+        call = ENGINES[self.engine]
+        parts = [sequences[i : i + self.batch] for i in range(0, len(sequences), self.batch)]
+        if len(parts) == 1:
+            return call(self, sequences, children)
+        with ThreadPoolExecutor(self.transport.concurrency) as pool:
+            return [found for part in pool.map(lambda p: call(self, p, children), parts) for found in part]
+
+
+def _missing(children: Sequence[int], found: Next) -> float:
+    """Most probability that children left out can hold."""
+    left_out = sum(child not in found.logprobs for child in children)
+    return left_out * math.exp(found.floor) if left_out else 0.0
+
+
+def _reach(trie: LabelTrie, context: int, steps: Sequence[Next]) -> float:
+    """Most probability with which a context of the trie is reached."""
+    path, total = trie.contexts[context], 0.0
+    for i, token in enumerate(path):
+        found = steps[trie.contexts.index(path[:i])]
+        total += found.logprobs.get(token, min(found.floor, 0.0))
+    return math.exp(total)
+
+
+def vllm(engine: Engine, sequences: list[list[int]], children: list[int]) -> list[Next]:
+    """`POST /v1/completions` with `logprob_token_ids` (at most 128), or with the most likely tokens."""
+    asked = engine.chosen_ids is not False
+    k = engine.top_logprobs or 20
+    merged: list[Next] = [Next({}) for _ in sequences]
+    for start in range(0, len(children) if asked else 1, 128):
+        payload: dict[str, Any] = {
+            "model": engine.model, "prompt": sequences, "max_tokens": 1, "temperature": 1.0, "top_p": 1.0,
+            "logprobs": 1 if asked else k, "return_tokens_as_token_ids": True,
+        }  # fmt: skip
+        if asked:
+            payload["logprob_token_ids"] = children[start : start + 128]
+        answer = engine.transport.request("POST", "/v1/completions", payload)
+        choices = sorted(answer["choices"], key=lambda c: c["index"])
+        if len(choices) != len(sequences):
+            raise JudgeServerError(f"{len(choices)} choices for {len(sequences)} prompts")
+        for i, choice in enumerate(choices):
+            (step,) = choice["logprobs"]["top_logprobs"]
+            found = {int(key.removeprefix("token_id:")): float(value) for key, value in step.items()}
+            floor = -math.inf if asked and set(payload["logprob_token_ids"]) <= set(found) else min(found.values())
+            merged[i] = Next(merged[i].logprobs | found, max(merged[i].floor, floor))
+    return merged
+
+
+def sglang(engine: Engine, sequences: list[list[int]], children: list[int]) -> list[Next]:
+    """`POST /v1/score`: probabilities of given ids after query and item."""
+    shared = 0
+    while shared < min(map(len, sequences)) - 1 and len({s[shared] for s in sequences}) == 1:
+        shared += 1
+    payload = {
+        "model": engine.model, "query": sequences[0][:shared], "items": [s[shared:] for s in sequences],
+        "label_token_ids": children, "apply_softmax": False, "item_first": False,
+    }  # fmt: skip
+    scores = engine.transport.request("POST", "/v1/score", payload)["scores"]
+    if len(scores) != len(sequences):
+        raise JudgeServerError(f"{len(scores)} scores for {len(sequences)} items")
+    return [
+        Next({c: math.log(p) if p > 0 else -math.inf for c, p in zip(children, row, strict=True)}) for row in scores
+    ]
+
+
+def llamacpp(engine: Engine, sequences: list[list[int]], children: list[int]) -> list[Next]:
+    """`POST /completion`: the N most likely tokens, and more of them until all labels are found."""
+
+    def ask(sequence: list[int]) -> Next:
+        n, size = engine.top_logprobs or 256, len(engine.encoder.tokenizer)
+        while True:
+            payload = {
+                "prompt": sequence, "n_predict": 1, "n_probs": n, "temperature": -1, "cache_prompt": True,
+                "post_sampling_probs": False,
+            }  # fmt: skip
+            answer = engine.transport.request("POST", "/completion", payload)
+            top = answer["completion_probabilities"][0]["top_logprobs"]
+            found = {int(t["id"]): float(t["logprob"]) if t["logprob"] > -1e30 else -math.inf for t in top}
+            complete = set(children) <= set(found)
+            if complete or n >= size or len(top) < n:
+                return Next(found, -math.inf if complete else min(found.values()))
+            n = min(size, 16 * n)
+
+    with ThreadPoolExecutor(engine.transport.concurrency) as pool:
+        return list(pool.map(ask, sequences))
+
+
+def _openai_models(engine: Engine) -> tuple[str, int | None]:
+    """Name and context length from `GET /v1/models`."""
+    models = engine.transport.request("GET", "/v1/models")["data"]
+    names = [m["id"] for m in models]
+    if engine.model is not None and engine.model not in names:
+        raise ValueError(f"{engine.transport.url} serves {names}, not {engine.model!r}")
+    found = next(m for m in models if engine.model in (None, m["id"]))
+    return found["id"], found.get("max_model_len")
+
+
+def _llamacpp_props(engine: Engine) -> tuple[str, int | None]:
+    """Name and context length of a slot from `GET /props`."""
+    props = engine.transport.request("GET", "/props")
+    name = str(props.get("model_path") or "llama.cpp").rsplit("/", 1)[-1].removesuffix(".gguf")
+    return name, (props.get("default_generation_settings") or {}).get("n_ctx")
+
+
+ENGINES: dict[str, Callable[[Engine, list[list[int]], list[int]], list[Next]]] = {
+    "vllm": vllm, "sglang": sglang, "llamacpp": llamacpp,
+}  # fmt: skip
+_DESCRIBE: dict[str, Callable[[Engine], tuple[str, int | None]]] = {
+    "vllm": _openai_models, "sglang": _openai_models, "llamacpp": _llamacpp_props,
+}  # fmt: skip

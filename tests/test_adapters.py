@@ -1,0 +1,186 @@
+"""Other RL stacks: each adapter called exactly as the stack's source calls it, against a real HTTP server.
+
+verifiers is tested against the package where it is installed; verl, OpenRLHF, ms-swift and NeMo-RL need accelerators or
+other pins, so their calls are transcribed from the files named in each adapter.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import importlib
+import importlib.util
+import inspect
+import sys
+import types
+from abc import ABC
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx2 as httpx
+import pytest
+import torch
+from contracts import UNREADABLE, FakeJudge
+from servers import in_thread
+
+pytest.importorskip("fastapi")
+pytest.importorskip("prometheus_client")
+
+from latent_rewards import build_reward
+from latent_rewards.serving import JudgeServerError, adapters
+from latent_rewards.serving.service import Service
+from latent_rewards.serving.settings import ServeSettings
+
+CHATML = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n".format
+PROMPT, ANSWER = "Name a prime.", "Seven."
+
+
+@pytest.fixture(scope="module")
+def url() -> Any:
+    rewards = ("weighted", "verifier")
+    service = Service([FakeJudge()], lambda j: {n: build_reward(n, j) for n in rewards}, ServeSettings(linger=0.0))
+    with in_thread(service) as it:
+        yield it
+
+
+@pytest.fixture(autouse=True)
+def configured(url: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setenv("LATENT_REWARDS_SERVER", url)
+    adapters.client.cache_clear()
+    yield
+    adapters.client.cache_clear()
+
+
+def want(prompt: Any = PROMPT, answer: str = ANSWER, reward: str = "weighted") -> Any:
+    return pytest.approx(float(build_reward(reward, FakeJudge()).score([prompt], [answer])[0]), rel=1e-6)
+
+
+def test_verl() -> None:
+    """`NaiveRewardManager._compute_score_for_response`, with `reward_kwargs` bound as `get_custom_reward_fn` does."""
+    module = importlib.import_module("latent_rewards.serving.adapters.verl")
+    assert inspect.iscoroutinefunction(module.compute_score)
+
+    async def call(fn: Any, **extra: Any) -> Any:
+        info = {"num_turns": 1, "rollout_reward_scores": {}, "prompt": PROMPT} | extra
+        return await fn(data_source="d", solution_str=ANSWER, ground_truth="7", extra_info=info)
+
+    assert asyncio.run(call(module.compute_score)) == {"score": want()}
+    chosen = functools.partial(module.compute_score, reward="verifier")
+    assert asyncio.run(call(chosen)) == {"score": want(reward="verifier")}
+    routed = functools.partial(module.compute_score, reward_router_address="x:1", reward_model_tokenizer=None)
+    assert set(asyncio.run(call(routed))) == {"score"}
+    with pytest.raises(ValueError, match="extra_info has no 'question'"):
+        asyncio.run(call(functools.partial(module.compute_score, prompt_key="question")))
+
+
+def test_openrlhf_file() -> None:
+    """`SingleTurnAgentExecutor`: loads the file, calls it with one sample in a thread, reads the dict."""
+    path = Path(adapters.__file__).parent / "openrlhf.py"
+    spec: Any = importlib.util.spec_from_file_location("reward_func", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    query, prompt = CHATML(PROMPT) + ANSWER + "<|im_end|>", CHATML(PROMPT)
+
+    async def fetch() -> Any:
+        return await asyncio.gather(asyncio.to_thread(module.reward_func, [query], [prompt], ["7"]))
+
+    (info,) = asyncio.run(fetch())
+    assert isinstance(info["rewards"], torch.Tensor) and info["rewards"].shape == (1,)
+    assert float(info["rewards"][0]) == want() and float(info["scores"][0]) == want()
+
+
+def test_openrlhf_url_and_slime(url: str) -> None:
+    """`_fetch_rewards_via_http` and slime's `remote_rm`."""
+    payload = {"query": [CHATML(PROMPT) + ANSWER + "<|im_end|>"], "prompts": [CHATML(PROMPT)], "labels": ["7"]}
+    info = httpx.post(url + "/get_reward", json=payload).json()
+    assert info["rewards"] == [want()] and 0 <= info["scores"][0] <= 1 and info["extra_logs"]["label_mass"]
+    slime = {"prompt": PROMPT, "response": ANSWER, "label": "7"}
+    assert httpx.post(url + "/remote_rm", json=slime).json() == want()
+
+
+def test_ms_swift(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`orms[name](args=...)`, then `await func(completions, **reward_kwargs)` with messages that end in the answer."""
+    rewards = types.ModuleType("swift.rewards")
+
+    class AsyncORM:
+        def __init__(self, args: Any = None, **kwargs: Any) -> None:
+            self.args = args
+
+    rewards.AsyncORM, rewards.orms = AsyncORM, {}  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "swift", types.ModuleType("swift"))
+    monkeypatch.setitem(sys.modules, "swift.rewards", rewards)
+    monkeypatch.delitem(sys.modules, "latent_rewards.serving.adapters.ms_swift", raising=False)
+    importlib.import_module("latent_rewards.serving.adapters.ms_swift")
+    func = rewards.orms["latent_rewards"](args=object())  # type: ignore[attr-defined]
+    assert inspect.iscoroutinefunction(type(func).__call__)
+    messages = [
+        [{"role": "user", "content": p}, {"role": "assistant", "content": a}] for p, a in (("a", "b"), ("c", "d"))
+    ]
+    columns = {"trainer_state": object(), "solution": ["x", "y"], "completion_ids": [[1], [2]]}
+    got = asyncio.run(func(["b", "d"], messages=messages, **columns))
+    assert got == [want("a", "b"), want("c", "d")] and all(type(x) is float for x in got)
+
+
+def test_nemo_rl(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    """`actor_class.options(...).remote(config)`, then `step(message_log_batch, metadata)`."""
+
+    class EnvironmentReturn(NamedTuple):
+        observations: list[dict[str, str]]
+        metadata: list[Any]
+        next_stop_strings: list[Any]
+        rewards: torch.Tensor
+        terminateds: torch.Tensor
+        answers: list[str | None] | None = None
+
+    def remote(cls: Any) -> Any:
+        actor = types.SimpleNamespace(remote=cls)
+        actor.options = lambda **_: actor
+        return actor
+
+    interfaces = types.ModuleType("nemo_rl.environments.interfaces")
+    interfaces.EnvironmentReturn, interfaces.EnvironmentInterface = EnvironmentReturn, ABC  # type: ignore[attr-defined]
+    for name in ("nemo_rl", "nemo_rl.environments"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.setitem(sys.modules, "nemo_rl.environments.interfaces", interfaces)
+    monkeypatch.setitem(sys.modules, "ray", types.SimpleNamespace(remote=remote))  # type: ignore[arg-type]
+    monkeypatch.delitem(sys.modules, "latent_rewards.serving.adapters.nemo_rl", raising=False)
+    module = importlib.import_module("latent_rewards.serving.adapters.nemo_rl")
+    env = module.LatentRewardsEnvironment.options(runtime_env={}).remote({"server": url, "reward": "verifier"})
+    logs = [
+        [{"role": "user", "content": p, "token_ids": torch.ones(2)}, {"role": "assistant", "content": a}]
+        for p, a in (("a", "b"), ("c", "d"))
+    ]
+    out = env.step(logs, [{}, None])
+    assert out.rewards.shape == (2,) and out.rewards.tolist() == [
+        want("a", "b", "verifier"),
+        want("c", "d", "verifier"),
+    ]
+    assert out.terminateds.dtype == torch.bool and bool(out.terminateds.all()) and out.answers == ["b", "d"]
+    batch, metrics = env.global_post_process_and_metrics({"total_reward": out.rewards})
+    assert metrics == {"latent_rewards/mean": pytest.approx(float(out.rewards.mean()))} and "total_reward" in batch
+
+
+def test_verifiers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, url: str) -> None:
+    """The real package: resolved as a plugin from a config, run on a task and a trace."""
+    pytest.importorskip("verifiers.v1")
+    from verifiers.v1.configs.judge import check_judges, resolve_judges
+    from verifiers.v1.utils.loaders import load_judge
+
+    adapter = "latent_rewards.serving.adapters.verifiers"
+    (tmp_path / "latent_judge.py").write_text(f"from {adapter} import *\nfrom {adapter} import __all__\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (config,) = resolve_judges([{"id": "latent_judge", "server": url, "reward": "verifier", "name": "quality"}])
+    check_judges([config])
+    judge: Any = load_judge(config)
+    assert judge.reward_name == "quality"
+    task = types.SimpleNamespace(prompt_text=PROMPT, withheld_prompt_text="")
+    trace = types.SimpleNamespace(last_reply=ANSWER)
+    assert asyncio.run(judge.score(task, trace)) == want(reward="verifier")
+
+
+def test_a_score_that_cannot_be_read_is_an_error_in_every_stack(url: str) -> None:
+    module = importlib.import_module("latent_rewards.serving.adapters.verl")
+    with pytest.raises(JudgeServerError, match="row 0 has no score: UNREADABLE"):
+        asyncio.run(module.compute_score("d", UNREADABLE, None, {"prompt": PROMPT}))
+    refused = httpx.post(url + "/remote_rm", json={"prompt": PROMPT, "response": UNREADABLE})
+    assert refused.status_code == 422 and refused.json()["error"]["message"] == "row 0: UNREADABLE"

@@ -1,0 +1,212 @@
+"""Judges behind vLLM, SGLang and llama.cpp: exact labels over their HTTP formats; the real engines where installed."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx2 as httpx
+import pytest
+import torch
+from contracts import check_judge
+from engines import EngineDouble, running
+from servers import free_port
+
+from latent_rewards import CrossLayerReward, HFJudge, JudgePrompt, LikertReward, Need, ProbabilityWeightedReward
+from latent_rewards.judge import Judge
+from latent_rewards.serving import ServerJudge
+
+WEIGHTED = JudgePrompt.load("weighted")
+LABELS = Need(labels=True)
+ROWS = [
+    {"prompt": "Name a prime.", "completion": text}
+    for text in ("Seven.", "Eight <|im_end|> 10", "Seven.", "", "prime number 13")
+]
+ENGINES = ["vllm", "sglang", "llamacpp"]
+
+
+@pytest.fixture(scope="module")
+def judge(folder: str) -> HFJudge:
+    return HFJudge(folder, dtype="float32", device="cpu")
+
+
+def connect(url: str, engine: str, judge: HFJudge, **options: Any) -> ServerJudge:
+    return ServerJudge(url, engine=engine, tokenizer=judge.model_name, deadline=30, **options)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_label_probabilities_equal_the_judge_s_own(engine: str, judge: HFJudge) -> None:
+    double = EngineDouble(judge)
+    with running(double) as url:
+        remote = connect(url, engine, judge)
+        assert isinstance(remote, Judge) and remote.capabilities == {"labels"}
+        assert remote.name == ("tiny-F16" if engine == "llamacpp" else "tiny")
+        got, want = remote.read(WEIGHTED, ROWS, LABELS), judge.read(WEIGHTED, ROWS, LABELS)
+        torch.testing.assert_close(got.label_logprobs, want.label_logprobs, rtol=1e-5, atol=1e-4)
+        torch.testing.assert_close(got.label_mass, want.label_mass, rtol=1e-4, atol=1e-6)
+        assert torch.equal(got.label_logprobs[0], got.label_logprobs[2]), "equal texts are read once"
+        check_judge(remote, WEIGHTED, ROWS)
+        reward = ProbabilityWeightedReward(remote)
+        prompts, completions = [r["prompt"] for r in ROWS], [r["completion"] for r in ROWS]
+        want_scores = ProbabilityWeightedReward(judge).score(prompts, completions)
+        assert reward.score(prompts, completions) == pytest.approx(want_scores, rel=1e-5)
+        copy = pickle.loads(pickle.dumps(reward))
+        assert copy.score(prompts, completions) == pytest.approx(want_scores, rel=1e-5)
+
+
+def test_what_each_engine_is_sent(judge: HFJudge) -> None:
+    """The wire formats, so that a change is seen: token ids in, no text; one request per node of the label trie."""
+    trie = judge.trie(WEIGHTED)
+    text = judge.encoder.encode([WEIGHTED.render(ROWS[0])])[0].ids
+    sent: dict[str, list[Any]] = {}
+    for engine in ENGINES:
+        double = EngineDouble(judge)
+        with running(double) as url:
+            connect(url, engine, judge).read(WEIGHTED, ROWS[:1], LABELS)
+        sent[engine] = [
+            body for path, body in double.requests if path in ("/v1/completions", "/v1/score", "/completion")
+        ]
+    prompts = [[*text, *context] for context in trie.contexts]
+    probe, *reads = sent["vllm"]
+    assert len(probe["prompt"]) == 1 and [r["prompt"] for r in reads] == [[p] for p in prompts]
+    assert [r["logprob_token_ids"] for r in reads] == [list(c) for c in trie.children]
+    assert all(r["max_tokens"] == 1 and r["return_tokens_as_token_ids"] and r["model"] == "org/tiny" for r in reads)
+    assert [[*r["query"], *r["items"][0]] for r in sent["sglang"]] == prompts
+    assert [r["label_token_ids"] for r in sent["sglang"]] == [list(c) for c in trie.children]
+    assert not any(r["apply_softmax"] or r["item_first"] for r in sent["sglang"])
+    assert [r["prompt"] for r in sent["llamacpp"]] == [p for p in prompts for _ in range(sum(
+        r["prompt"] == p for r in sent["llamacpp"]))]  # fmt: skip
+    assert sent["llamacpp"][0]["n_probs"] == 256 and sent["llamacpp"][0]["cache_prompt"]
+
+
+def test_many_texts_go_in_several_requests(judge: HFJudge) -> None:
+    rows = [{"prompt": "p", "completion": f"{i}"} for i in range(7)]
+    double = EngineDouble(judge)
+    with running(double) as url:
+        got = connect(url, "vllm", judge, batch=3).read(WEIGHTED, rows, LABELS)
+    torch.testing.assert_close(
+        got.label_logprobs, judge.read(WEIGHTED, rows, LABELS).label_logprobs, rtol=1e-5, atol=1e-4
+    )
+    sizes = [len(body["prompt"]) for path, body in double.requests if path == "/v1/completions"]
+    assert sorted(sizes[1:4]) == [1, 3, 3]
+
+
+def test_an_old_vllm_that_ignores_chosen_ids_is_noticed(judge: HFJudge, caplog: pytest.LogCaptureFixture) -> None:
+    """Labels outside the most likely tokens: no score while they may hold much, else counted as 0."""
+    double = EngineDouble(judge, chosen_ids=False)
+    want = judge.read(WEIGHTED, ROWS, LABELS).label_logprobs
+    with running(double) as url:
+        strict = connect(url, "vllm", judge)
+        got = strict.read(WEIGHTED, ROWS, LABELS)
+        assert "does not give log-probabilities of chosen ids" in caplog.text
+        assert torch.isnan(got.label_logprobs).all() and all("may hold" in str(r) for r in got.reasons)
+        assert all("logprob_token_ids" not in body for path, body in double.requests[2:])
+        loose = connect(url, "vllm", judge, missing_tolerance=1e9).read(WEIGHTED, ROWS, LABELS).label_logprobs
+        found = torch.isfinite(loose)
+        assert found.any() and not found.all()
+        assert (loose[found] <= want[found] + 1e-4).all(), "what is reported is a lower bound"
+        double.max_logprobs = 10_000
+        full = connect(url, "vllm", judge, top_logprobs=10_000).read(WEIGHTED, ROWS, LABELS).label_logprobs
+        torch.testing.assert_close(full, want, rtol=1e-5, atol=1e-4)
+
+
+def test_llamacpp_asks_for_more_tokens_until_all_labels_are_found(judge: HFJudge) -> None:
+    double = EngineDouble(judge)
+    with running(double) as url:
+        got = connect(url, "llamacpp", judge, top_logprobs=4).read(WEIGHTED, ROWS[:1], LABELS)
+    torch.testing.assert_close(
+        got.label_logprobs, judge.read(WEIGHTED, ROWS[:1], LABELS).label_logprobs, rtol=1e-5, atol=1e-4
+    )
+    asked = [body["n_probs"] for path, body in double.requests if path == "/completion"]
+    assert asked[:2] == [4, 64]
+
+
+def test_limits_errors_and_what_engines_cannot_give(judge: HFJudge) -> None:
+    with running(EngineDouble(judge)) as url:
+        remote = connect(url, "vllm", judge, max_length=600)
+        rows = [ROWS[0], {"prompt": "p", "completion": "word " * 900}]
+        got = remote.read(WEIGHTED, rows, LABELS)
+        assert got.reasons[0] is None and "reads at most" in str(got.reasons[1])
+        assert torch.isnan(got.label_logprobs[1]).all() and not torch.isnan(got.label_logprobs[0]).any()
+        with pytest.raises(ValueError, match="row 1: prompt 'weighted' needs 'completion'"):
+            remote.read(WEIGHTED, [ROWS[0], {"prompt": "p"}], LABELS)
+        with pytest.raises(ValueError, match=r"needs \['layer_logits'\]"):
+            CrossLayerReward(remote)
+        with pytest.raises(ValueError, match="cannot generate"):
+            LikertReward(remote)
+        with pytest.raises(ValueError, match=r"serves .*not 'other'"):
+            connect(url, "vllm", judge, model="other").read(WEIGHTED, ROWS, LABELS)
+    with pytest.raises(ValueError, match="unknown engine 'tgi'"):
+        ServerJudge("http://127.0.0.1:1", engine="tgi")
+    with pytest.raises(ValueError, match="give the judge's tokenizer"):
+        ServerJudge("http://127.0.0.1:1", engine="vllm")
+    with pytest.raises(ValueError, match="for other engines"):
+        ServerJudge("http://127.0.0.1:1", tokenizer="x")
+
+
+# ---- the real engines -----------------------------------------------------------------------------------------------
+
+
+def wait_for(url: str, process: Any, log: Path, seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        assert process.poll() is None, log.read_text()[-3000:]
+        try:
+            if httpx.get(url, trust_env=False, timeout=10).status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.5)
+    raise AssertionError(log.read_text()[-3000:])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("llama-server"), reason="llama-server is not on the PATH")
+def test_llama_server(embedded: HFJudge, tmp_path: Path) -> None:
+    """llama.cpp's own server on an F16 file of the embedded judge, against the judge in float32."""
+    from latent_rewards.loading import _embedded_source
+
+    gguf, folder = tmp_path / "judge-F16.gguf", embedded.blocks.model.name_or_path
+    quantize = ["llama-quantize", "--allow-requantize", str(_embedded_source()), str(gguf), "F16"]
+    subprocess.run(quantize, check=True, capture_output=True)
+    port, log = free_port(), tmp_path / "log"
+    command = ["llama-server", "-m", str(gguf), "--host", "127.0.0.1", "--port", str(port), "-c", "4096", "-np", "1",
+               "-t", "2", "--no-webui"]  # fmt: skip
+    with log.open("wb") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=out)
+    try:
+        wait_for(f"http://127.0.0.1:{port}/health", process, log, 120)
+        remote = ServerJudge(f"http://127.0.0.1:{port}", engine="llamacpp", tokenizer=folder)
+        got, want = remote.read(WEIGHTED, ROWS, LABELS), embedded.read(WEIGHTED, ROWS, LABELS)
+        print("largest difference", float((got.label_logprobs - want.label_logprobs).abs().max()), "nats")
+        torch.testing.assert_close(got.label_logprobs, want.label_logprobs, rtol=0, atol=0.05)
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.environ.get("VLLM"), reason="VLLM does not name a vllm program")
+def test_vllm(embedded: HFJudge, tmp_path: Path) -> None:
+    """vLLM's own server on the embedded judge in float32."""
+    model = embedded.blocks.model.name_or_path
+    port, log = free_port(), tmp_path / "log"
+    command = [os.environ["VLLM"], "serve", model, "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32",
+               "--max-model-len", "2048"]  # fmt: skip
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"VLLM_CPU_KVCACHE_SPACE": "1"}
+    with log.open("wb") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=out, env=environment)
+    try:
+        wait_for(f"http://127.0.0.1:{port}/health", process, log, 500)
+        remote = ServerJudge(f"http://127.0.0.1:{port}", engine="vllm", tokenizer=model)
+        got, want = remote.read(WEIGHTED, ROWS, LABELS), embedded.read(WEIGHTED, ROWS, LABELS)
+        print("largest difference", float((got.label_logprobs - want.label_logprobs).abs().max()), "nats")
+        torch.testing.assert_close(got.label_logprobs, want.label_logprobs, rtol=0, atol=0.02)
+    finally:
+        process.terminate()
+        process.wait(60)
