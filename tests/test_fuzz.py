@@ -45,6 +45,13 @@ def test_target_on_random_bytes(name: str) -> None:
     assert cases >= 50 and not failures
 
 
+def test_bodies_that_a_judge_server_gets() -> None:
+    pytest.importorskip("fastapi")
+    options = SimpleNamespace(seed=7, cases=150, seconds=20, hang=20)
+    cases, failures = fuzz._random(fuzz.find("bodies"), options)
+    assert cases >= 30 and not failures
+
+
 def test_a_failure_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(draw: Draw) -> None:
         assert draw.byte() < 128
