@@ -58,6 +58,7 @@ class Constant:
 def client() -> Any:
     """A started server in this process."""
     from fastapi.testclient import TestClient
+
     from latent_rewards.serving.app import create_app
     from latent_rewards.serving.service import Service
     from latent_rewards.serving.settings import ServeSettings
