@@ -25,7 +25,8 @@ from latent_rewards.reading import Request
 
 logger = logging.getLogger(__name__)
 
-_live: weakref.WeakValueDictionary[str, Reward] = weakref.WeakValueDictionary()
+_live: weakref.WeakValueDictionary[str, Reward] = weakref.WeakValueDictionary()  # names that are taken
+_all: weakref.WeakSet[Reward] = weakref.WeakSet()  # what may be read together, copies that were unpickled included
 
 
 class MissingScoreError(ValueError):
@@ -92,10 +93,11 @@ class Reward:
                 break
             self.__name__ = f"{wanted}-{i}"
         _live[self.__name__] = self
+        _all.add(self)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        _live.setdefault(self.__name__, self)
+        _all.add(self)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.judge!r}, prompt={self.prompt.name!r})"
@@ -254,7 +256,7 @@ class LatentReward(Reward):
         if not from_trainer or not hasattr(self.judge, "read_many"):
             return
         together: list[Request] = []
-        for reward in sorted(_live.values(), key=lambda r: r.__name__):
+        for reward in sorted(_all, key=lambda r: r.__name__):
             if not isinstance(reward, LatentReward) or reward.judge is not self.judge:
                 continue
             given = {"prompt", "completion", *reward.prompt.optional, *(k for k, v in columns.items() if v is not None)}
