@@ -38,7 +38,20 @@ def conversations(n: int) -> list[list[dict[str, str]]]:
 def serve(line: str, python: str, port: int, log: Path) -> subprocess.Popen[bytes]:
     """Start the server of a printed line, in float32 and small."""
     folder, *options = shlex.split(line.split("   #")[0])[2:]
-    command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", folder, *options, "--port", str(port), "--dtype", "float32", "--max-model-len", "2048"]
+    command = [
+        python,
+        "-m",
+        "vllm.entrypoints.openai.api_server",
+        "--model",
+        folder,
+        *options,
+        "--port",
+        str(port),
+        "--dtype",
+        "float32",
+        "--max-model-len",
+        "2048",
+    ]
     env = {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
     with log.open("wb") as out:
         return subprocess.Popen(

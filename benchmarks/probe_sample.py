@@ -53,26 +53,26 @@ class File(NamedTuple):
 
 FILES: dict[str, File] = {
     "pairwise/alpacaeval_lenmatched": File("alpacaeval", "Apache-2.0", 400, 400, 1700),
-    "pairwise/autoj": File("autoj", "none found", 130, 166),
+    "pairwise/autoj": File("autoj", "none found", 100, 134, 1500),
     "pairwise/faireval": File("llmeval", "MIT", 64, 64, 2200),
-    "pairwise/hh_harmless": File("hh", "MIT", 200, 320),
+    "pairwise/hh_harmless": File("hh", "MIT", 100, 220, 1500),
     "pairwise/hhh_alignment": File("hhh", "Apache-2.0", 221, 221),
     "pairwise/llmbar": File("llmbar", "MIT", 417, 417),
-    "pairwise/llmbar_casestudy": File("llmbar", "MIT", 312, 312),
+    "pairwise/llmbar_casestudy": File("llmbar", "MIT", 120, 133, 1500),
     "pairwise/llmeval2": File("llmeval", "MIT", 198, 198),
-    "pairwise/qa_feedback": File("qa_feedback", "Apache-2.0", 60, 120, 2050),
-    "pairwise/rm_bench": File("rm_bench", "none found", 130, 160, 1500),
-    "pairwise/rmb": File("rmb", "none found", 110, 170),
+    "pairwise/qa_feedback": File("qa_feedback", "Apache-2.0", 40, 90, 2000),
+    "pairwise/rm_bench": File("rm_bench", "none found", 100, 150, 1500),
+    "pairwise/rmb": File("rmb", "none found", 90, 150, 1700),
     "listwise/alpacaeval": File("alpacaeval", "Apache-2.0", 20, 0, 1700),
     "listwise/gsm8k_solutions": File("gsm8k", "MIT", 48, 0),
     "listwise/rmb_bon": File("rmb", "none found", 24, 0),
-    "listwise/topical_chat": File("topical_chat", "MIT", 60, 0),
+    "listwise/topical_chat": File("topical_chat", "MIT", 30, 0, 1500),
 }
 # Rated answers: layer weights are tuned on them.
 RATED: dict[str, File] = {
-    "single/autoj_single": File("autoj", "none found", 260, 0, 1500),
+    "single/autoj_single": File("autoj", "none found", 240, 0, 1100),
     "single/qags": File("qags", "MIT", 120, 0, 1700),
-    "single/halueval_general": File("halueval", "MIT", 160, 0, 1500),
+    "single/halueval_general": File("halueval", "MIT", 120, 0, 900),
 }
 # More training rows: length-matched pairs of lists, a few answers of many prompts; no figure is taken from them.
 EXTRA: dict[str, File] = {
@@ -164,7 +164,9 @@ def _first(row: dict, most: int) -> dict:
 def _similar(row: dict, n: int, chars: int) -> dict | None:
     """The n consecutive answers by length, all within a fifth, whose grades differ most; None if there are none."""
     room = chars - len(to_text(row["prompt"]))
-    order = sorted((i for i, r in enumerate(row["responses"]) if len(r) <= room), key=lambda i: len(row["responses"][i]))
+    order = sorted(
+        (i for i, r in enumerate(row["responses"]) if len(r) <= room), key=lambda i: len(row["responses"][i])
+    )
     best: tuple[float, list[int]] = (0.1, [])
     for start in range(len(order) - n + 1):
         window = order[start : start + n]
@@ -183,7 +185,9 @@ def _chars(row: dict) -> int:
     return len(to_text(row["prompt"])) + max(map(len, texts))
 
 
-def features_of(judge: HFJudge, prompt: JudgePrompt, name: str, sample: Sample, root: Path, layers: Sequence[int]) -> Features:
+def features_of(
+    judge: HFJudge, prompt: JudgePrompt, name: str, sample: Sample, root: Path, layers: Sequence[int]
+) -> Features:
     """Features of one sample, collected or found under `root`."""
     folder = root / judge.name / f"{name.replace('/', '-')}-{prompt.name}"
     lenses = ("raw", "normed") if name in RATED or name in FILES else ()

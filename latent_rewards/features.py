@@ -188,7 +188,8 @@ class Features:
         missing = [s.name for s in self._shards if not s.is_file()]
         if missing:
             raise ValueError(
-                f"{self.folder}: {len(missing)} of {len(self._shards)} shards are missing (first {missing[0]}); collect again"
+                f"{self.folder}: {len(missing)} of {len(self._shards)} shards are missing (first {missing[0]}); "
+                "collect again"
             )
 
     def __len__(self) -> int:

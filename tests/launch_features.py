@@ -11,7 +11,9 @@ from latent_rewards.examples import Example
 from latent_rewards.features import collect_features
 
 ROWS = 22
-EXAMPLES = [Example(f"Question {i // 2}?", f"Answer {i}: " + "word " * (i % 5), float(i % 2), i // 2) for i in range(ROWS)]
+EXAMPLES = [
+    Example(f"Question {i // 2}?", f"Answer {i}: " + "word " * (i % 5), float(i % 2), i // 2) for i in range(ROWS)
+]
 
 
 def collect(judge_folder: str, folder: str) -> None:
