@@ -27,7 +27,7 @@ from latent_rewards import HFJudge, JudgePrompt
 from latent_rewards.cross_layer import TuneOptions, tune_layers
 from latent_rewards.features import Features
 from latent_rewards.probe_card import table
-from latent_rewards.probe_metrics import bootstrap, pair_indices, wins
+from latent_rewards.probe_metrics import bootstrap, mean_of_parts, pair_indices, wins
 from latent_rewards.readouts import cross_layer, expected_rating
 
 TUNED_ON = (*RATED, "listwise/topical_chat")
@@ -186,27 +186,9 @@ def differences(files: list[File], scores: dict[str, list[np.ndarray]]) -> list[
             for i, f in paired:
                 (wa, group), (wb, _) = outcomes(f, scores[a][i]), outcomes(f, scores[b][i])
                 gaps.append((wa - wb, group))
-            row["pairs"] = mean_of_files(gaps)
+            row["pairs"] = mean_of_parts(gaps)
         rows.append(row)
     return rows
-
-
-def mean_of_files(parts: list[tuple[np.ndarray, np.ndarray]], draws: int = 1000) -> tuple[float, float, float]:
-    """Mean of the files' means, and its 95 % interval from prompts resampled within each file.
-
-    Args:
-        parts: for each file (P,) values and (P,) prompt groups.
-        draws: bootstrap samples.
-    """
-    rng = np.random.default_rng(42)
-    total = np.zeros(draws)
-    for values, group in parts:
-        _, index = np.unique(group, return_inverse=True)
-        sums, counts = np.bincount(index, values), np.bincount(index)
-        drawn = rng.integers(0, len(sums), (draws, len(sums)))
-        total += sums[drawn].sum(1) / counts[drawn].sum(1)
-    low, high = np.quantile(total / len(parts), [0.025, 0.975])
-    return float(np.mean([v.mean() for v, _ in parts])), float(low), float(high)
 
 
 if __name__ == "__main__":
