@@ -53,30 +53,30 @@ class File(NamedTuple):
 
 FILES: dict[str, File] = {
     "pairwise/alpacaeval_lenmatched": File("alpacaeval", "Apache-2.0", 400, 400, 1700),
-    "pairwise/autoj": File("autoj", "none found", 100, 134, 1500),
-    "pairwise/faireval": File("llmeval", "MIT", 64, 64, 2200),
-    "pairwise/hh_harmless": File("hh", "MIT", 100, 220, 1500),
+    "pairwise/autoj": File("autoj", "none found", 60, 120, 1300),
+    "pairwise/faireval": File("llmeval", "MIT", 64, 64, 1700),
+    "pairwise/hh_harmless": File("hh", "MIT", 60, 150, 1000),
     "pairwise/hhh_alignment": File("hhh", "Apache-2.0", 221, 221),
     "pairwise/llmbar": File("llmbar", "MIT", 417, 417),
-    "pairwise/llmbar_casestudy": File("llmbar", "MIT", 120, 133, 1500),
-    "pairwise/llmeval2": File("llmeval", "MIT", 198, 198),
-    "pairwise/qa_feedback": File("qa_feedback", "Apache-2.0", 40, 90, 2000),
-    "pairwise/rm_bench": File("rm_bench", "none found", 100, 150, 1500),
-    "pairwise/rmb": File("rmb", "none found", 90, 150, 1700),
-    "listwise/alpacaeval": File("alpacaeval", "Apache-2.0", 20, 0, 1700),
-    "listwise/gsm8k_solutions": File("gsm8k", "MIT", 48, 0),
-    "listwise/rmb_bon": File("rmb", "none found", 24, 0),
+    "pairwise/llmbar_casestudy": File("llmbar", "MIT", 60, 100, 1000),
+    "pairwise/llmeval2": File("llmeval", "MIT", 198, 198, 1500),
+    "pairwise/qa_feedback": File("qa_feedback", "Apache-2.0", 25, 50, 2000),
+    "pairwise/rm_bench": File("rm_bench", "none found", 50, 110, 1200),
+    "pairwise/rmb": File("rmb", "none found", 40, 100, 1400),
+    "listwise/alpacaeval": File("alpacaeval", "Apache-2.0", 12, 0, 1500),
+    "listwise/gsm8k_solutions": File("gsm8k", "MIT", 30, 0),
+    "listwise/rmb_bon": File("rmb", "none found", 16, 0, 1500),
     "listwise/topical_chat": File("topical_chat", "MIT", 30, 0, 1500),
 }
 # Rated answers: layer weights are tuned on them.
 RATED: dict[str, File] = {
-    "single/autoj_single": File("autoj", "none found", 240, 0, 1100),
-    "single/qags": File("qags", "MIT", 120, 0, 1700),
-    "single/halueval_general": File("halueval", "MIT", 120, 0, 900),
+    "single/autoj_single": File("autoj", "none found", 200, 0, 900),
+    "single/qags": File("qags", "MIT", 40, 0, 1600),
+    "single/halueval_general": File("halueval", "MIT", 80, 0, 900),
 }
 # More training rows: length-matched pairs of lists, a few answers of many prompts; no figure is taken from them.
 EXTRA: dict[str, File] = {
-    "extra/alpacaeval": File("alpacaeval", "Apache-2.0", 200, 0, 1500),
+    "extra/alpacaeval": File("alpacaeval", "Apache-2.0", 80, 0, 1000),
     "extra/open_ended": File("open_ended", "Apache-2.0", 96, 0, 4000),
 }
 EVERY = FILES | RATED | EXTRA
