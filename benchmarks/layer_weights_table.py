@@ -9,10 +9,8 @@ Writes `benchmarks/results/layer-weights-<judge>.{json,md}`.
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +20,8 @@ import torch
 from scipy.stats import rankdata
 from sklearn.model_selection import GroupKFold
 
-from benchmarks.probe_sample import FILES, RATED, features_of, load
-from latent_rewards import HFJudge, JudgePrompt
+from benchmarks.probe_sample import FILES, RATED, arguments, collect
+from latent_rewards import JudgePrompt
 from latent_rewards.cross_layer import TuneOptions, tune_layers
 from latent_rewards.features import Features
 from latent_rewards.probe_card import table
@@ -104,38 +102,28 @@ def _rho(score: np.ndarray, rating: np.ndarray) -> float:
 
 def main() -> None:
     logging.getLogger("latent_rewards.cross_layer").setLevel(logging.ERROR)
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--judge", default="embedded")
-    parser.add_argument("--root", type=Path, default=Path("runs/probe_table"))
-    parser.add_argument("--layers", type=int, nargs="+", default=list(range(1, 31)), help="as the features have them")
-    parser.add_argument("--chars", type=int, default=4000)
-    parser.add_argument("--files", nargs="+", default=[*FILES, *RATED])
+    parser = arguments(__doc__)
+    parser.set_defaults(files=[*FILES, *RATED])
     parser.add_argument("--epochs", type=int, default=1, help="the paper: 1, and 2 for Qwen2.5")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     args = parser.parse_args()
-    judge, prompt = HFJudge(args.judge), JudgePrompt.load("weighted")
+    prompt = JudgePrompt.load("weighted")
     assert prompt.labels is not None
-    values, data = prompt.labels.values, Path(os.environ["LATENT_REWARDS_DATA"])
-    files = [
-        rows_of(n, features_of(judge, prompt, n, load(n, data, args.chars), args.root, args.layers), values)
-        for n in args.files
-    ]
+    values = prompt.labels.values
+    found = [(rows_of(name, features, values), features.info) for name, _, features in collect(args, prompt)]
+    files, info = [f for f, _ in found], found[0][1]
     scores: dict[str, list[np.ndarray]] = {"last layer": [f.last.numpy() for f in files]}
     for lens in LENSES:
         scores[f"uniform, {lens}"] = [cross_layer(f.logits[lens], values).numpy() for f in files]
         scores[f"tuned, {lens}"] = tuned_scores(files, lens, values, TuneOptions(epochs=args.epochs))
-    found = {"command": "python -m benchmarks.layer_weights_table " + " ".join(sys.argv[1:]), "judge": judge.name}
-    found |= {"revision": judge.revision, "prompt_hash": prompt.hash}
-    found |= {
-        "ratings": ratings(files, scores),
-        "pairs": pairs(files, scores),
-        "differences": differences(files, scores),
-    }
-    out = args.out / f"layer-weights-{judge.name}"
-    out.with_suffix(".json").write_text(json.dumps(found, indent=1))
-    text = f"`{found['command'].strip()}`\n\nSpearman's rho with the ratings:\n\n" + table(found["ratings"])
-    text += "\nShare of pairs ordered rightly (0.5 is chance):\n\n" + table(found["pairs"])
-    text += "\nDifferences of the means over files:\n\n" + table(found["differences"])
+    result = {"command": "python -m benchmarks.layer_weights_table " + " ".join(sys.argv[1:]), "judge": info.judge}
+    result |= {"revision": info.revision, "prompt_hash": prompt.hash}
+    result |= {k: f(files, scores) for k, f in (("ratings", ratings), ("pairs", pairs), ("differences", differences))}
+    out = args.out / f"layer-weights-{info.judge}"
+    out.with_suffix(".json").write_text(json.dumps(result, indent=1))
+    text = f"`{result['command'].strip()}`\n\nSpearman's rho with the ratings:\n\n" + table(result["ratings"])
+    text += "\nShare of pairs ordered rightly (0.5 is chance):\n\n" + table(result["pairs"])
+    text += "\nDifferences of the means over files:\n\n" + table(result["differences"])
     out.with_suffix(".md").write_text(text)
     print(text)
 

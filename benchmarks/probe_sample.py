@@ -17,7 +17,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -26,8 +26,10 @@ import numpy as np
 
 from latent_rewards import HFJudge, JudgePrompt
 from latent_rewards.data import open_ended
+from latent_rewards.evaluation.kept import KeptJudge
 from latent_rewards.examples import Example, list_examples, pair_examples, prompt_group, rating_examples
 from latent_rewards.features import Features, collect_features
+from latent_rewards.judge import Judge, Lens
 from latent_rewards.prompts import to_text
 
 DEV_SHARE = 0.4
@@ -99,9 +101,16 @@ class Sample:
     subset: np.ndarray
 
 
-def load(name: str, folder: Path, most_chars: int = 4000) -> Sample:
-    """The sample of one file; prompts that stand in several rows are adjacent, so that they are read once."""
-    file = EVERY[name]
+def load(name: str, folder: Path, most_chars: int = 4000, rows_each: int | None = None) -> Sample:
+    """The sample of one file; prompts that stand in several rows are adjacent, so that they are read once.
+
+    Args:
+        name: see `EVERY`.
+        folder: of the data.
+        most_chars: of prompt and completion together.
+        rows_each: take that many random rows and no others.
+    """
+    file = EVERY[name] if rows_each is None else EVERY[name]._replace(random=rows_each, matched=0)
     rows = [r for r in _origin(name, folder) if _chars(r) <= min(file.chars, most_chars)]
     rows.sort(key=lambda r: hashlib.sha256(str(r["id"]).encode()).hexdigest())
     if name.endswith("rm_bench"):  # nine style combinations of one item: keep one, of matched length if there is one
@@ -186,30 +195,44 @@ def _chars(row: dict) -> int:
 
 
 def features_of(
-    judge: HFJudge, prompt: JudgePrompt, name: str, sample: Sample, root: Path, layers: Sequence[int]
+    judge: Judge, prompt: JudgePrompt, name: str, sample: Sample, root: Path, layers: Sequence[int]
 ) -> Features:
     """Features of one sample, collected or found under `root`."""
     folder = root / judge.name / f"{name.replace('/', '-')}-{prompt.name}"
-    lenses = ("raw", "normed") if name in RATED or name in FILES else ()
+    lenses: tuple[Lens, ...] = ("raw", "normed") if name not in EXTRA and isinstance(judge, HFJudge) else ()
     return collect_features(
         judge, prompt, sample.examples, layers, folder=folder, dtype="float16", shard_rows=128, layer_logits=lenses
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments(description: str | None) -> argparse.ArgumentParser:
+    """The options that say which features: of which judge, files, layers and rows, and where they are."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--judge", default="embedded")
-    parser.add_argument("--prompt", default="weighted")
-    parser.add_argument("--root", type=Path, default=Path("runs/probe_table"))
-    parser.add_argument("--layers", type=int, nargs="+", default=list(range(1, 31)))
-    parser.add_argument("--files", nargs="+", default=list(EVERY))
+    parser.add_argument("--root", type=Path, default=Path("runs/probe_table"), help="folder of the features")
+    parser.add_argument("--layers", type=int, nargs="+", default=list(range(1, 31)), help="layers to collect")
     parser.add_argument("--chars", type=int, default=4000, help="most characters of prompt and completion together")
-    args = parser.parse_args()
-    judge, prompt = HFJudge(args.judge), JudgePrompt.load(args.prompt)
+    parser.add_argument("--rows", type=int, help="random rows of each file; default as listed in the code")
+    parser.add_argument(
+        "--cache", type=Path, help="cache of an evaluation with keep_layers, instead of the judge itself"
+    )
+    parser.add_argument("--files", nargs="+", default=list(EVERY))
+    return parser
+
+
+def collect(args: argparse.Namespace, prompt: JudgePrompt) -> Iterator[tuple[str, Sample, Features]]:
+    """Every file's sample and features, collected where they are missing."""
+    judge: Judge = HFJudge(args.judge)
+    if args.cache is not None:
+        judge = KeptJudge(judge, args.cache)  # type: ignore[arg-type]
     for name in args.files:
-        sample = load(name, Path(os.environ["LATENT_REWARDS_DATA"]), args.chars)
-        features_of(judge, prompt, name, sample, args.root, args.layers)
-        print(name, len(sample.examples), round(judge.seconds), judge.forward.tokens_run, flush=True)
+        sample = load(name, Path(os.environ["LATENT_REWARDS_DATA"]), args.chars, args.rows)
+        yield name, sample, features_of(judge, prompt, name, sample, args.root, args.layers)
+
+
+def main() -> None:
+    for name, sample, _ in collect(arguments(__doc__).parse_args(), JudgePrompt.load("weighted")):
+        print(name, len(sample.examples), flush=True)
 
 
 if __name__ == "__main__":

@@ -12,10 +12,8 @@ Sources, layer, strength and guards were chosen on dev prompts (`benchmarks.prob
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +23,8 @@ import torch
 from scipy.stats import spearmanr
 from sklearn.model_selection import GroupKFold
 
-from benchmarks.probe_sample import EVERY, EXTRA, FILES, Sample, features_of, load
-from latent_rewards import HFJudge, JudgePrompt, readouts
+from benchmarks.probe_sample import EVERY, EXTRA, FILES, Sample, arguments, collect
+from latent_rewards import JudgePrompt, readouts
 from latent_rewards.features import Features
 from latent_rewards.probe_card import table
 from latent_rewards.probe_metrics import bootstrap, length_matched, mean_of_parts, pair_indices, wins
@@ -218,7 +216,7 @@ def sweep(benches: dict[str, Bench], layers: list[int], recipe: Recipe, out: Pat
     draw(rows, out.with_name(f"{out.name}-layers.png"), out.name.removeprefix("probes-"))
 
 
-def ship(benches: dict[str, Bench], judge: HFJudge, prompt: JudgePrompt, recipe: Recipe, found: dict, to: str) -> None:
+def ship(benches: dict[str, Bench], prompt: JudgePrompt, recipe: Recipe, found: dict, to: str) -> None:
     """Train the shipped probe on the sources, and write its card."""
     sources = [benches[s] for s in recipe.sources]
     assert all(EVERY[b.name].licence in OPEN for b in sources)
@@ -247,49 +245,50 @@ def ship(benches: dict[str, Bench], judge: HFJudge, prompt: JudgePrompt, recipe:
     }
     width = data.x.shape[1] // len(recipe.layers)
     config = ProbeConfig(
-        judge.name, judge.revision, prompt.hash, recipe.layers, width, objective=recipe.fit.objective, training=training
+        found["judge"],
+        found["revision"],
+        prompt.hash,
+        recipe.layers,
+        width,
+        objective=recipe.fit.objective,
+        training=training,
     )
     Probe(config, tensors, prompt).save(to)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--judge", default="embedded")
-    parser.add_argument("--root", type=Path, default=Path("runs/probe_table"))
-    parser.add_argument("--layers", type=int, nargs="+", default=list(range(1, 31)), help="layers to collect")
+    parser = arguments(__doc__)
+    parser.set_defaults(files=[*FILES, *EXTRA])
     parser.add_argument(
         "--layer", type=int, nargs="+", help="layers the probe reads, side by side; default the recipe's"
     )
-    parser.add_argument("--chars", type=int, default=4000, help="most characters of prompt and completion together")
-    parser.add_argument("--files", nargs="+", default=[*FILES, *EXTRA])
     parser.add_argument("--ship", help="folder for the shipped probe")
     parser.add_argument("--sweep", action="store_true", help="also accuracy by layer, with a plot")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     args = parser.parse_args()
-    judge, prompt, data = HFJudge(args.judge), JudgePrompt.load("weighted"), Path(os.environ["LATENT_REWARDS_DATA"])
-    recipe, benches = RECIPES.get(judge.name, DEFAULT), {}
+    prompt = JudgePrompt.load("weighted")
+    benches = {name: Bench(name, *rest) for name, *rest in collect(args, prompt)}
+    info = next(iter(benches.values())).features.info
+    recipe = RECIPES.get(info.judge, DEFAULT)
     recipe = dataclasses.replace(recipe, layers=tuple(args.layer or recipe.layers))
-    for name in args.files:
-        sample = load(name, data, args.chars)
-        benches[name] = Bench(name, sample, features_of(judge, prompt, name, sample, args.root, args.layers))
     scores, rows = {}, []
     for name in args.files:
         if name in FILES:
             scores[name], more = lines(benches, name, prompt, recipe)
             rows += more
     found = {
-        "command": "python -m benchmarks.probe_table " + " ".join(sys.argv[1:]), "judge": judge.name,
-        "revision": judge.revision, "prompt_hash": prompt.hash, "recipe": dataclasses.asdict(recipe), "rows": rows,
+        "command": "python -m benchmarks.probe_table " + " ".join(sys.argv[1:]), "judge": info.judge,
+        "revision": info.revision, "prompt_hash": prompt.hash, "recipe": dataclasses.asdict(recipe), "rows": rows,
         "summary": summary(benches, scores),
     }  # fmt: skip
-    out = args.out / f"probes-{judge.name}"
+    out = args.out / f"probes-{info.judge}"
     out.with_suffix(".json").write_text(json.dumps(found, indent=1))
     out.with_suffix(".md").write_text(text := page(found))
     print(text)
     if args.sweep:
         sweep(benches, args.layers, recipe, out)
     if args.ship:
-        ship(benches, judge, prompt, recipe, found, args.ship)
+        ship(benches, prompt, recipe, found, args.ship)
 
 
 def page(found: dict) -> str:
