@@ -102,11 +102,13 @@ def rows_of(benches: list[Bench], layers: tuple[int, ...]) -> Data:
     return Data(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in dataclasses.fields(Data)))
 
 
-def left_out(benches: dict[str, Bench], name: str, recipe: Recipe) -> np.ndarray:
+def left_out(benches: dict[str, Bench], name: str, recipe: Recipe, *, dev_only: bool = False) -> np.ndarray:
     """Scores of a file by a probe trained on the sources of other families, without this file's prompts."""
     test = Data.of(benches[name].features, recipe.layers)
     sources = [benches[s] for s in recipe.sources if s in benches and benches[s].family != benches[name].family]
     train = rows_of(sources, recipe.layers)
+    if dev_only:
+        train = train.take(np.concatenate([b.sample.dev[b.read] for b in sources]))
     train = train.take(~np.isin(train.group, test.group))
     return head_scores(test.x, fit_head(train, recipe.fit, n_layers=len(recipe.layers)), "linear")[:, 0]
 
@@ -203,6 +205,28 @@ def _won(bench: Bench, score: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray,
     return wins(score, bench.better, bench.worse)[rows], bench.group[rows]
 
 
+def choose(benches: dict[str, Bench], recipe: Recipe, layers: list[int], strengths: list[float]) -> list[dict]:
+    """Dev figures of probes of every layer, strength and guard, trained and measured on dev prompts alone."""
+    rows = []
+    for layer in layers:
+        for strength in strengths:
+            for guards in (("erase", "balance"), ("balance",)):
+                fit = dataclasses.replace(recipe.fit, strength=strength, guards=guards)
+                tried = dataclasses.replace(recipe, layers=(layer,), fit=fit)
+                scores = {n: left_out(benches, n, tried, dev_only=True) for n in benches if n.startswith("pairwise")}
+                dev = {n: _won(benches[n], s, benches[n].matched & ~benches[n].unseen) for n, s in scores.items()}
+                row = {"layer": layer, "strength": strength, "guards": "+".join(guards)}
+                row |= {
+                    "dev mean matched": mean_of_parts(list(dev.values())),
+                    "n": sum(len(v) for v, _ in dev.values()),
+                }
+                if hard := benches.get("pairwise/llmbar"):
+                    part = _won(hard, scores[hard.name], hard.adversarial & ~hard.unseen)
+                    row["dev LLMBar adversarial"] = bootstrap(*part)
+                rows.append(row)
+    return rows
+
+
 def sweep(benches: dict[str, Bench], layers: list[int], recipe: Recipe, out: Path) -> None:
     """Accuracy by layer, cross-validated by prompt on the sources, drawn as the recipe draws it."""
     sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -262,6 +286,9 @@ def main() -> None:
     parser.add_argument(
         "--layer", type=int, nargs="+", help="layers the probe reads, side by side; default the recipe's"
     )
+    parser.add_argument(
+        "--choose", type=float, nargs="+", help="only print dev figures of every layer for these strengths"
+    )
     parser.add_argument("--ship", help="folder for the shipped probe")
     parser.add_argument("--sweep", action="store_true", help="also accuracy by layer, with a plot")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
@@ -271,6 +298,9 @@ def main() -> None:
     info = next(iter(benches.values())).features.info
     recipe = RECIPES.get(info.judge, DEFAULT)
     recipe = dataclasses.replace(recipe, layers=tuple(args.layer or recipe.layers))
+    if args.choose:
+        print(table(choose(benches, recipe, args.layer or args.layers, args.choose)))
+        return
     scores, rows = {}, []
     for name in args.files:
         if name in FILES:
