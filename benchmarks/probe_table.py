@@ -59,8 +59,13 @@ _SOURCES = (
     "pairwise/alpacaeval_lenmatched", "pairwise/hh_harmless", "pairwise/hhh_alignment", "pairwise/llmeval2",
     "pairwise/faireval",
 )  # fmt: skip
-RECIPES = {"embedded": Recipe((17,), _SOURCES, _FIT, dataclasses.replace(_FIT, strength=1e-3))}
-DEFAULT = Recipe((16,), _SOURCES, _FIT, _FIT)
+_OTHER = dataclasses.replace(_FIT, guards=("balance",))
+RECIPES = {
+    "embedded": Recipe((30,), _SOURCES, _OTHER, dataclasses.replace(_OTHER, strength=1e-3)),
+    "hf-1.5b": Recipe((18,), (*_SOURCES, "pairwise/llmbar"), *[dataclasses.replace(_FIT, strength=1e-3)] * 2),
+    "shipped": Recipe((17,), _SOURCES, _FIT, dataclasses.replace(_FIT, strength=1e-3)),
+}
+DEFAULT = Recipe((16,), (*_SOURCES, "pairwise/llmbar"), _FIT, _FIT)
 IN_DISTRIBUTION = ("pairwise/alpacaeval_lenmatched", "pairwise/rmb", "pairwise/autoj")
 
 
@@ -289,6 +294,7 @@ def main() -> None:
     parser.add_argument(
         "--choose", type=float, nargs="+", help="only print dev figures of every layer for these strengths"
     )
+    parser.add_argument("--recipe", help=f"one of {list(RECIPES)}; default the judge's")
     parser.add_argument("--ship", help="folder for the shipped probe")
     parser.add_argument("--sweep", action="store_true", help="also accuracy by layer, with a plot")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
@@ -296,7 +302,7 @@ def main() -> None:
     prompt = JudgePrompt.load("weighted")
     benches = {name: Bench(name, *rest) for name, *rest in collect(args, prompt)}
     info = next(iter(benches.values())).features.info
-    recipe = RECIPES.get(info.judge, DEFAULT)
+    recipe = RECIPES.get(args.recipe or info.judge, DEFAULT)
     recipe = dataclasses.replace(recipe, layers=tuple(args.layer or recipe.layers))
     if args.choose:
         print(table(choose(benches, recipe, args.layer or args.layers, args.choose)))
@@ -311,7 +317,7 @@ def main() -> None:
         "revision": info.revision, "prompt_hash": prompt.hash, "recipe": dataclasses.asdict(recipe), "rows": rows,
         "summary": summary(benches, scores),
     }  # fmt: skip
-    out = args.out / f"probes-{info.judge}"
+    out = args.out / f"probes-{info.judge}{f'-{args.recipe}' if args.recipe else ''}"
     out.with_suffix(".json").write_text(json.dumps(found, indent=1))
     out.with_suffix(".md").write_text(text := page(found))
     print(text)
