@@ -115,13 +115,16 @@ def main() -> None:
     scores: dict[str, list[np.ndarray]] = {"last layer": [f.last.numpy() for f in files]}
     for lens in LENSES:
         scores[f"uniform, {lens}"] = [cross_layer(f.logits[lens], values).numpy() for f in files]
-        scores[f"tuned, {lens}"] = tuned_scores(files, lens, values, TuneOptions(epochs=args.epochs))
+        if any(f.name in TUNED_ON for f in files):
+            scores[f"tuned, {lens}"] = tuned_scores(files, lens, values, TuneOptions(epochs=args.epochs))
     result = {"command": "python -m benchmarks.layer_weights_table " + " ".join(sys.argv[1:]), "judge": info.judge}
     result |= {"revision": info.revision, "prompt_hash": prompt.hash}
     result |= {k: f(files, scores) for k, f in (("ratings", ratings), ("pairs", pairs), ("differences", differences))}
     out = args.out / f"layer-weights-{info.judge}"
     out.with_suffix(".json").write_text(json.dumps(result, indent=1))
-    text = f"`{result['command'].strip()}`\n\nSpearman's rho with the ratings:\n\n" + table(result["ratings"])
+    text = f"`{result['command'].strip()}`\n"
+    if result["ratings"]:
+        text += "\nSpearman's rho with the ratings:\n\n" + table(result["ratings"])
     text += "\nShare of pairs ordered rightly (0.5 is chance):\n\n" + table(result["pairs"])
     text += "\nDifferences of the means over files:\n\n" + table(result["differences"])
     out.with_suffix(".md").write_text(text)
@@ -165,6 +168,8 @@ def differences(files: list[File], scores: dict[str, list[np.ndarray]]) -> list[
         ("uniform, raw", "uniform, normed"), ("tuned, raw", "tuned, normed"), ("uniform, normed", "last layer"),
         ("uniform, raw", "last layer"), ("tuned, normed", "uniform, normed"), ("tuned, raw", "uniform, raw"),
     ):  # fmt: skip
+        if a not in scores or b not in scores:
+            continue
         row: dict = {"difference": f"{a} - {b}"}
         if rated:
             draws = {k: np.mean([rho_draws(scores[k][i], f.rating, f.group) for i, f in rated], 0) for k in (a, b)}

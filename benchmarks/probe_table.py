@@ -62,7 +62,9 @@ _SOURCES = (
 _OTHER = dataclasses.replace(_FIT, guards=("balance",))
 RECIPES = {
     "embedded": Recipe((30,), _SOURCES, _OTHER, dataclasses.replace(_OTHER, strength=1e-3)),
-    "hf-1.5b": Recipe((18,), (*_SOURCES, "pairwise/llmbar"), *[dataclasses.replace(_FIT, strength=1e-3)] * 2),
+    "Qwen2.5-Coder-1.5B-Instruct": Recipe(
+        (18,), (*_SOURCES, "pairwise/llmbar"), *[dataclasses.replace(_FIT, strength=1e-3)] * 2
+    ),
     "shipped": Recipe((17,), _SOURCES, _FIT, dataclasses.replace(_FIT, strength=1e-3)),
 }
 DEFAULT = Recipe((16,), (*_SOURCES, "pairwise/llmbar"), _FIT, _FIT)
