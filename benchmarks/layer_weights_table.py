@@ -121,13 +121,13 @@ def main() -> None:
     result |= {"revision": info.revision, "prompt_hash": prompt.hash}
     result |= {k: f(files, scores) for k, f in (("ratings", ratings), ("pairs", pairs), ("differences", differences))}
     out = args.out / f"layer-weights-{info.judge}"
-    out.with_suffix(".json").write_text(json.dumps(result, indent=1))
+    out.with_name(f"{out.name}.json").write_text(json.dumps(result, indent=1))
     text = f"`{result['command'].strip()}`\n"
     if result["ratings"]:
         text += "\nSpearman's rho with the ratings:\n\n" + table(result["ratings"])
     text += "\nShare of pairs ordered rightly (0.5 is chance):\n\n" + table(result["pairs"])
     text += "\nDifferences of the means over files:\n\n" + table(result["differences"])
-    out.with_suffix(".md").write_text(text)
+    out.with_name(f"{out.name}.md").write_text(text)
     print(text)
 
 

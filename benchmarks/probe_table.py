@@ -320,8 +320,8 @@ def main() -> None:
         "summary": summary(benches, scores),
     }  # fmt: skip
     out = args.out / f"probes-{info.judge}{f'-{args.recipe}' if args.recipe else ''}"
-    out.with_suffix(".json").write_text(json.dumps(found, indent=1))
-    out.with_suffix(".md").write_text(text := page(found))
+    out.with_name(f"{out.name}.json").write_text(json.dumps(found, indent=1))
+    out.with_name(f"{out.name}.md").write_text(text := page(found))
     print(text)
     if args.sweep:
         sweep(benches, args.layers, recipe, out)
