@@ -1,23 +1,19 @@
 """Probes on public benchmarks: leave one benchmark out and in distribution, against prompted scores and length.
 
-    LATENT_REWARDS_DATA=../shared/data python benchmarks/probe_table.py --sweep --ship latent_rewards/shipped/embedded
+    LATENT_REWARDS_DATA=../shared/data python -m benchmarks.probe_table --sweep --ship latent_rewards/shipped/embedded
 
-Collects features of a fixed sample of every file (resumable; 0.4 s a row on one core with the embedded judge), writes
+Collects what is missing of the features (`benchmarks.probe_sample`), trains the probes, writes
 `benchmarks/results/probes-<judge>.{json,md}` and prints the tables. `--sweep` also draws accuracy by layer; `--ship`
-also trains the probe that comes with the package, on files under MIT or Apache-2.0 only. Sources, layer, strength and
-guards were chosen on the first rows of every file's sample ("dev" below); "unseen" is the rest, which nobody looked
-at while choosing.
+also trains the probe that comes with the package, on files under MIT or Apache-2.0 only.
+
+Sources, layer, strength and guards were chosen on dev prompts (`benchmarks.probe_sample.is_dev`); the columns that say
+"unseen" are of the other prompts, which no choice looked at.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import gzip
-import hashlib
 import json
-import os
-import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,292 +23,324 @@ import torch
 from scipy.stats import spearmanr
 from sklearn.model_selection import GroupKFold
 
-from latent_rewards import HFJudge, JudgePrompt, readouts
-from latent_rewards.examples import Example, list_examples, pair_examples
-from latent_rewards.features import Features, collect_features
+from benchmarks.probe_sample import EVERY, EXTRA, FILES, Sample, arguments, collect
+from latent_rewards import JudgePrompt, readouts
+from latent_rewards.features import Features
 from latent_rewards.probe_card import table
-from latent_rewards.probe_metrics import bootstrap, pair_report
+from latent_rewards.probe_metrics import bootstrap, length_matched, mean_of_parts, pair_indices, wins
 from latent_rewards.probe_networks import head_scores
 from latent_rewards.probe_selection import cross_validate
 from latent_rewards.probe_training import Data, FitOptions, fit_head
 from latent_rewards.probes import Probe, ProbeConfig
-from latent_rewards.prompts import to_text
 
-MOST_CHARS = 4000
-# file: rows of the hash-ordered sample, how many of them are dev, family (never on both sides), licence of the data
-SAMPLE: dict[str, tuple[int, int, str, str]] = {
-    "pairwise/alpacaeval_lenmatched": (360, 108, "alpacaeval", "Apache-2.0"),
-    "pairwise/autoj": (224, 96, "autoj", "none found"),
-    "pairwise/faireval": (64, 20, "faireval", "MIT"),
-    "pairwise/hh_harmless": (252, 108, "hh", "MIT"),
-    "pairwise/hhh_alignment": (218, 66, "hhh", "Apache-2.0"),
-    "pairwise/llmbar": (292, 126, "llmbar", "MIT"),
-    "pairwise/llmbar_casestudy": (219, 94, "llmbar", "MIT"),
-    "pairwise/llmeval2": (196, 59, "llmeval2", "MIT"),
-    "pairwise/qa_feedback": (60, 60, "qa_feedback", "Apache-2.0"),
-    "pairwise/rm_bench": (252, 108, "rm_bench", "none found"),
-    "pairwise/rmb": (210, 90, "rmb", "none found"),
-    "listwise/alpacaeval": (16, 12, "alpacaeval", "Apache-2.0"),
-    "listwise/gsm8k_solutions": (48, 36, "gsm8k", "MIT"),
-    "listwise/rmb_bon": (24, 24, "rmb", "none found"),
-    "listwise/topical_chat": (18, 18, "topical_chat", "MIT"),
-}
-SOURCES = (
+OPEN = ("MIT", "Apache-2.0")
+PROBE, INSIDE, LENGTH, PROMPTED = "probe, benchmark left out", "probe, in distribution", "length", "prompted"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How probes of one judge are trained.
+
+    Attributes:
+        layers: read side by side.
+        sources: files that every probe may be trained on, under MIT or Apache-2.0.
+        fit: settings where the benchmark is left out.
+        inside: settings in distribution.
+    """
+
+    layers: tuple[int, ...]
+    sources: tuple[str, ...]
+    fit: FitOptions
+    inside: FitOptions
+
+
+_FIT = FitOptions(objective="bradley_terry", strength=1e-4, guards=("erase", "balance"))
+_SOURCES = (
     "pairwise/alpacaeval_lenmatched", "pairwise/hh_harmless", "pairwise/hhh_alignment", "pairwise/llmeval2",
     "pairwise/faireval",
 )  # fmt: skip
-LAYER = 17
-FIT = FitOptions(objective="bradley_terry", strength=1e-4, guards=("erase", "balance"))
-IN_FIT = dataclasses.replace(FIT, strength=1e-3)
+_OTHER = dataclasses.replace(_FIT, guards=("balance",))
+RECIPES = {
+    "embedded": Recipe((30,), _SOURCES, _OTHER, dataclasses.replace(_OTHER, strength=1e-3)),
+    "Qwen2.5-Coder-1.5B-Instruct": Recipe(
+        (18,), (*_SOURCES, "pairwise/llmbar"), *[dataclasses.replace(_FIT, strength=1e-3)] * 2
+    ),
+    "shipped": Recipe((17,), _SOURCES, _FIT, dataclasses.replace(_FIT, strength=1e-3)),
+}
+DEFAULT = Recipe((16,), (*_SOURCES, "pairwise/llmbar"), _FIT, _FIT)
 IN_DISTRIBUTION = ("pairwise/alpacaeval_lenmatched", "pairwise/rmb", "pairwise/autoj")
 
 
 @dataclass
-class Sample:
-    """One file's sample: examples, and for each whether it is in the part that choices were made on."""
+class Bench:
+    """One file: its sample, its features, and which rows of the sample could be read."""
 
-    examples: list[Example]
-    dev: np.ndarray
-    subset: np.ndarray
+    name: str
+    sample: Sample
+    features: Features
 
+    def __post_init__(self) -> None:
+        self.read = self.features.column("read").astype(bool)
+        self.better, self.worse = pair_indices(self.column("label"), self.column("pair"))
+        self.group = self.column("group")[self.better]
+        self.unseen = ~self.sample.dev[self.read][self.better]
+        self.random = self.sample.random[self.read][self.better]
+        self.adversarial = np.char.startswith(self.sample.subset[self.read][self.better], "Adversarial")
+        self.matched = length_matched(self.column("length"), self.better, self.worse)
+        self.longer = np.sign(self.column("length")[self.better] - self.column("length")[self.worse])
 
-def load(name: str, folder: Path) -> Sample:
-    """The first rows of a file in the order of their id's hash, overlong ones left out."""
-    data = [r for r in (shorten(name, r) for r in read(folder / f"{name}.jsonl.gz")) if fits(r)]
-    data.sort(key=lambda r: hashlib.sha256(str(r["id"]).encode()).hexdigest())
-    if name.endswith("rm_bench"):  # nine style combinations of one item: keep one
-        kept: dict[str, dict] = {}
-        for row in data:
-            kept.setdefault(re.sub(r"[_-]?c\dr\d$", "", row["id"]), row)
-        data = list(kept.values())
-    data = data[: SAMPLE[name][0]]
-    examples = pair_examples(data, name) if name.startswith("pairwise") else list_examples(data, name)
-    pair = np.array([e.pair for e in examples])
-    return Sample(examples, pair < SAMPLE[name][1], np.array([str(data[p].get("subset", "")) for p in pair]))
+    @property
+    def family(self) -> str:
+        """Files of one family are never on both sides."""
+        return EVERY[self.name].family
 
-
-def read(path: Path) -> list[dict]:
-    with gzip.open(path, "rt", encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
-
-
-def shorten(name: str, row: dict) -> dict:
-    """The first few responses of a list."""
-    most = 8 if name.endswith("alpacaeval") else 6
-    return row | {k: row[k][:most] for k in ("responses", "gold") if k in row}
+    def column(self, name: str) -> np.ndarray:
+        """A column of the readable rows."""
+        return self.features.column(name)[self.read]
 
 
-def fits(row: dict) -> bool:
-    texts = row.get("responses") or [row["chosen"], row["rejected"]]
-    return all(len(to_text(row["prompt"])) + len(t) <= MOST_CHARS for t in texts)
-
-
-def features_of(judge: HFJudge, prompt: JudgePrompt, name: str, sample: Sample, args: argparse.Namespace) -> Features:
-    folder = Path(args.features) / judge.name / name.replace("/", "-")
-    return collect_features(judge, prompt, sample.examples, args.layers, folder=folder, dtype="float16", shard_rows=256)
-
-
-def rows_of(features: dict[str, Features], names: list[str], layer: int) -> Data:
+def rows_of(benches: list[Bench], layers: tuple[int, ...]) -> Data:
     """Rows of several files; pair numbers and sources are made distinct."""
     parts, start = [], 0
-    for i, name in enumerate(names):
-        data = Data.of(features[name], [layer])
+    for i, bench in enumerate(benches):
+        data = Data.of(bench.features, layers)
         parts.append(dataclasses.replace(data, pair=data.pair + start, source=np.full(len(data), i)))
         start += int(data.pair.max()) + 1
     return Data(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in dataclasses.fields(Data)))
 
 
-def left_out(features: dict[str, Features], name: str, layer: int, fit: FitOptions) -> np.ndarray:
+def left_out(benches: dict[str, Bench], name: str, recipe: Recipe, *, dev_only: bool = False) -> np.ndarray:
     """Scores of a file by a probe trained on the sources of other families, without this file's prompts."""
-    test = Data.of(features[name], [layer])
-    sources = [s for s in SOURCES if s in features and SAMPLE[s][2] != SAMPLE[name][2]]
-    train = rows_of(features, sources, layer)
+    test = Data.of(benches[name].features, recipe.layers)
+    sources = [benches[s] for s in recipe.sources if s in benches and benches[s].family != benches[name].family]
+    train = rows_of(sources, recipe.layers)
+    if dev_only:
+        train = train.take(np.concatenate([b.sample.dev[b.read] for b in sources]))
     train = train.take(~np.isin(train.group, test.group))
-    return head_scores(test.x, fit_head(train, fit), "linear")[:, 0]
+    return head_scores(test.x, fit_head(train, recipe.fit, n_layers=len(recipe.layers)), "linear")[:, 0]
 
 
-def in_distribution(features: dict[str, Features], name: str, layer: int, fit: FitOptions) -> np.ndarray:
+def in_distribution(benches: dict[str, Bench], name: str, recipe: Recipe) -> np.ndarray:
     """Out-of-fold scores of a file by probes trained on its other prompts and on the sources."""
-    test = Data.of(features[name], [layer])
-    names = [name, *(s for s in SOURCES if s in features and s != name)]
-    train = rows_of(features, names, layer)
+    test = Data.of(benches[name].features, recipe.layers)
+    names = [name, *(s for s in recipe.sources if s in benches and s != name)]
+    train = rows_of([benches[n] for n in names], recipe.layers)
     score = np.full(len(test), np.nan)
     for _, held in GroupKFold(5, shuffle=True, random_state=42).split(test.x, groups=test.group):
         rows = train.take(~np.isin(train.group, test.group[held]))
-        score[held] = head_scores(test.x[held], fit_head(rows, fit), "linear")[:, 0]
+        tensors = fit_head(rows, recipe.inside, n_layers=len(recipe.layers))
+        score[held] = head_scores(test.x[held], tensors, "linear")[:, 0]
     return score
 
 
-def list_rho(score: np.ndarray, data: Data) -> tuple[float, float, float]:
-    """Mean Spearman within lists, with its interval; a list of equal scores counts 0."""
+def list_rho(bench: Bench, score: np.ndarray) -> tuple[float, float, float]:
+    """Mean Spearman within lists of unseen prompts, with its interval; a list of equal scores counts 0."""
+    label, pair, group = (bench.column(c) for c in ("label", "pair", "group"))
     found, groups = [], []
-    for pair in np.unique(data.pair):
-        rows = data.pair == pair
-        if np.ptp(data.label[rows]) > 0:
-            rho = spearmanr(score[rows], data.label[rows]).statistic if np.ptp(score[rows]) > 0 else 0.0
-            found.append(rho)
-            groups.append(data.group[rows][0])
+    for number in np.unique(pair[~bench.sample.dev[bench.read]]):
+        rows = pair == number
+        if np.ptp(label[rows]) > 0:
+            found.append(spearmanr(score[rows], label[rows]).statistic if np.ptp(score[rows]) > 0 else 0.0)
+            groups.append(group[rows][0])
     return bootstrap(np.array(found), np.array(groups))
 
 
-def report(name: str, scorer: str, score: np.ndarray, data: Data, unseen: np.ndarray) -> dict:
-    """One line of the table."""
-    row = {"file": name, "scorer": scorer}
-    for tag, rows in (("", np.ones(len(data), bool)), ("unseen_", unseen)):
-        part, s = data.take(rows), score[rows]
-        if not len(part):
-            continue
-        found = pair_report(s, part.label, part.pair, part.group, part.length)
-        for key in ("n", "accuracy", "n_matched", "matched", "balanced"):
-            row[tag + key] = found[key]
-        if not tag:
-            row["length_correlation"] = found["length_correlation"]
-            if name.startswith("listwise"):
-                row["rho"] = list_rho(s, part)
+def report(bench: Bench, scorer: str, score: np.ndarray, only: np.ndarray | None = None, name: str = "") -> dict:
+    """One line of the table; `only` picks a part of the pairs."""
+    won = wins(score, bench.better, bench.worse)
+    part = np.ones(len(won), bool) if only is None else only
+    row = {"file": name or bench.name, "scorer": scorer}
+    for tag, rows in (("unseen ", part & bench.unseen), ("", part)):
+        flat, matched = rows & bench.random, rows & bench.matched
+        sides = [won[rows & (bench.longer == s)] for s in (1, -1)]
+        row |= {
+            f"{tag}n": int(flat.sum()), f"{tag}accuracy": bootstrap(won[flat], bench.group[flat]),
+            f"{tag}n matched": int(matched.sum()), f"{tag}matched": bootstrap(won[matched], bench.group[matched]),
+            f"{tag}balanced": float(np.mean([s.mean() for s in sides])) if all(map(len, sides)) else float("nan"),
+        }  # fmt: skip
+    if bench.name.startswith("listwise"):
+        row["unseen rho"] = list_rho(bench, score)
     return row
 
 
-def lines(
-    features: dict[str, Features], samples: dict[str, Sample], name: str, layer: int, prompt: JudgePrompt
-) -> list[dict]:
-    """All scorers on one file; LLMBar's adversarial part also apart."""
-    data = Data.of(features[name], [layer])
-    read = features[name].column("read").astype(bool)
-    unseen, subset = ~samples[name].dev[read], samples[name].subset[read]
-    logprobs = torch.tensor(features[name].column("label_logprobs")[read])
+def lines(benches: dict[str, Bench], name: str, prompt: JudgePrompt, recipe: Recipe) -> tuple[dict, list[dict]]:
+    """Scores of all scorers on one file, and their lines; LLMBar's adversarial part also apart."""
+    bench = benches[name]
+    assert prompt.labels is not None
+    logprobs = torch.tensor(bench.column("label_logprobs"))
     scores = {
-        "length": data.length.astype(float),
-        "prompted": readouts.expected_rating(logprobs, prompt.labels.values).numpy(),
-        "probe, benchmark left out": left_out(features, name, layer, FIT),
+        LENGTH: bench.column("length").astype(float),
+        PROMPTED: readouts.expected_rating(logprobs, prompt.labels.values).numpy(),
+        PROBE: left_out(benches, name, recipe),
     }
     if name in IN_DISTRIBUTION:
-        scores["probe, in distribution"] = in_distribution(features, name, layer, IN_FIT)
-    out = [report(name, k, s, data, unseen) for k, s in scores.items()]
+        scores[INSIDE] = in_distribution(benches, name, recipe)
+    out = [report(bench, k, s) for k, s in scores.items()]
     if name == "pairwise/llmbar":
-        hard = np.char.startswith(subset, "Adversarial")
-        part = data.take(hard)
-        out += [report("pairwise/llmbar, adversarial", k, s[hard], part, unseen[hard]) for k, s in scores.items()]
+        hard = bench.adversarial
+        out += [report(bench, k, s, hard, f"{name}, adversarial") for k, s in scores.items()]
+    return scores, out
+
+
+def summary(benches: dict[str, Bench], scores: dict[str, dict[str, np.ndarray]]) -> list[dict]:
+    """Means over the pairwise files, every file weighing the same: the figures the targets are about."""
+    pairwise = [n for n in scores if n.startswith("pairwise")]
+    out = []
+    for scorer, names in (
+        (LENGTH, pairwise), (PROMPTED, pairwise), (PROBE, pairwise),
+        (LENGTH, IN_DISTRIBUTION), (PROMPTED, IN_DISTRIBUTION), (PROBE, IN_DISTRIBUTION), (INSIDE, IN_DISTRIBUTION),
+    ):  # fmt: skip
+        mine = [(benches[n], scores[n][scorer]) for n in names if n in scores]
+        if not mine:
+            continue
+        row: dict = {"scorer": scorer, "files": "all pairwise" if names is pairwise else "AlpacaEval, RMB, Auto-J"}
+        for tag in ("unseen ", ""):
+            parts = [_won(b, s, b.matched & (b.unseen if tag else True)) for b, s in mine]
+            row[f"{tag}n matched"] = sum(len(p[0]) for p in parts)
+            row[f"{tag}mean matched"] = mean_of_parts(parts)
+        row["unseen mean accuracy"] = mean_of_parts([_won(b, s, b.random & b.unseen) for b, s in mine])
+        if names is pairwise and "pairwise/llmbar" in benches:
+            bench = benches["pairwise/llmbar"]
+            for tag in ("unseen ", ""):
+                part = _won(bench, scores[bench.name][scorer], bench.adversarial & (bench.unseen if tag else True))
+                row[f"{tag}LLMBar adversarial"] = bootstrap(*part)
+        out.append(row)
     return out
 
 
-def verifier(judge: HFJudge, name: str, features: Features, sample: Sample, args: argparse.Namespace) -> dict:
-    """The log-odds of yes, on the dev rows only, to save time."""
-    prompt, dev = JudgePrompt.load("verifier"), sample.dev
-    folder = Path(args.features) / judge.name / f"{name.replace('/', '-')}-verifier"
-    examples = [e for e, d in zip(sample.examples, dev, strict=True) if d]
-    found = collect_features(judge, prompt, examples, [], folder=folder, dtype="float16", shard_rows=256)
-    score = readouts.log_odds(torch.tensor(found.column("label_logprobs")), prompt.labels.values).numpy()
-    columns = {k: found.column(k) for k in ("label", "group", "pair", "length", "source")}
-    data = Data(x=np.zeros((len(score), 1), np.float32), **columns)
-    return report(name, "prompted, yes/no (dev rows)", score, data, np.zeros(len(data), bool))
+def _won(bench: Bench, score: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return wins(score, bench.better, bench.worse)[rows], bench.group[rows]
 
 
-def sweep(features: dict[str, Features], args: argparse.Namespace) -> None:
+def choose(benches: dict[str, Bench], recipe: Recipe, layers: list[int], strengths: list[float]) -> list[dict]:
+    """Dev figures of probes of every layer, strength and guard, trained and measured on dev prompts alone."""
+    rows = []
+    for layer in layers:
+        for strength in strengths:
+            for guards in (("erase", "balance"), ("balance",)):
+                fit = dataclasses.replace(recipe.fit, strength=strength, guards=guards)
+                tried = dataclasses.replace(recipe, layers=(layer,), fit=fit)
+                scores = {n: left_out(benches, n, tried, dev_only=True) for n in benches if n.startswith("pairwise")}
+                dev = {n: _won(benches[n], s, benches[n].matched & ~benches[n].unseen) for n, s in scores.items()}
+                row = {"layer": layer, "strength": strength, "guards": "+".join(guards)}
+                row |= {
+                    "dev mean matched": mean_of_parts(list(dev.values())),
+                    "n": sum(len(v) for v, _ in dev.values()),
+                }
+                if hard := benches.get("pairwise/llmbar"):
+                    part = _won(hard, scores[hard.name], hard.adversarial & ~hard.unseen)
+                    row["dev LLMBar adversarial"] = bootstrap(*part)
+                rows.append(row)
+    return rows
+
+
+def sweep(benches: dict[str, Bench], layers: list[int], recipe: Recipe, out: Path) -> None:
     """Accuracy by layer, cross-validated by prompt on the sources, drawn as the recipe draws it."""
     sys.path.insert(0, str(Path(__file__).parent.parent))
     from recipes.train_probe import draw
 
     rows = []
-    for layer in args.layers:
-        data = rows_of(features, list(SOURCES), layer)
-        rows += [{"layer": layer, **r} for r in cross_validate(data, FIT, strengths=[FIT.strength])]
-    out = Path(args.out)
-    (out / f"probes-{args.judge}-layers.json").write_text(json.dumps(rows, indent=1))
-    draw(rows, out / f"probes-{args.judge}-layers.png", args.judge)
+    for layer in layers:
+        data = rows_of([benches[s] for s in recipe.sources if s in benches], (layer,))
+        rows += [{"layer": layer, **r} for r in cross_validate(data, recipe.fit, strengths=[recipe.fit.strength])]
+    out.with_name(f"{out.name}-layers.json").write_text(json.dumps(rows, indent=1))
+    draw(rows, out.with_name(f"{out.name}-layers.png"), out.name.removeprefix("probes-"))
 
 
-def summary(rows: list[dict]) -> list[dict]:
-    """Means over the pairwise files, and the figures the targets are about."""
-    out = []
-    for scorer in ("length", "prompted", "probe, benchmark left out"):
-        mine = [r for r in rows if r["scorer"] == scorer and r["file"].startswith("pairwise") and "," not in r["file"]]
-        hard = next((r for r in rows if r["scorer"] == scorer and r["file"].endswith("adversarial")), None)
-        for tag in ("", "unseen_"):
-            enough = [r for r in mine if r.get(tag + "n_matched", 0) >= 10]
-            total = sum(r[tag + "n_matched"] for r in enough)
-            out.append({
-                "scorer": scorer, "rows": "unseen" if tag else "all", "files": len(enough),
-                "mean accuracy": float(np.mean([r[tag + "accuracy"][0] for r in enough])),
-                "mean matched": float(np.mean([r[tag + "matched"][0] for r in enough])),
-                "pooled matched": float(sum(r[tag + "matched"][0] * r[tag + "n_matched"] for r in enough) / total),
-                "n matched": total, "mean balanced": float(np.mean([r[tag + "balanced"] for r in enough])),
-                "LLMBar adversarial": hard.get(tag + "accuracy") if hard else None,
-            })  # fmt: skip
-    inside = [r for r in rows if r["scorer"] == "probe, in distribution"]
-    if inside:
-        mean = float(np.mean([r["matched"][0] for r in inside]))
-        out.append({"scorer": "probe, in distribution", "rows": "all", "files": len(inside), "mean matched": mean})
-    return out
-
-
-def ship(features: dict[str, Features], judge: HFJudge, prompt: JudgePrompt, rows: list[dict], folder: str) -> None:
+def ship(benches: dict[str, Bench], prompt: JudgePrompt, recipe: Recipe, found: dict, to: str) -> None:
     """Train the shipped probe on the sources, and write its card."""
-    data = rows_of(features, list(SOURCES), LAYER)
-    tensors = fit_head(data, FIT)
+    sources = [benches[s] for s in recipe.sources]
+    assert all(EVERY[b.name].licence in OPEN for b in sources)
+    data = rows_of(sources, recipe.layers)
+    tensors = fit_head(data, recipe.fit, n_layers=len(recipe.layers))
     score = head_scores(data.x, tensors, "linear")[:, 0]
     tensors = {"weight": tensors["weight"] / score.std(), "bias": (tensors["bias"] - score.mean()) / score.std()}
-    keys = ("file", "n", "accuracy", "n_matched", "matched")
-    shown = [r for r in rows if r["scorer"] == "probe, benchmark left out" and r["file"].startswith("pairwise")]
-    metrics = [{k: r[k] for k in keys} | {"length baseline": _length(rows, r["file"])} for r in shown]
+    keys = ("file", "n", "accuracy", "n matched", "matched", "unseen n matched", "unseen matched")
+    shown = [r for r in found["rows"] if r["scorer"] == PROBE and r["file"].startswith("pairwise")]
+    base = {r["file"]: r["accuracy"][0] for r in found["rows"] if r["scorer"] == LENGTH}
     training = {
         "licence": "apache-2.0",
-        "data": [f"{s}: {len(features[s])} completions ({SAMPLE[s][3]})" for s in SOURCES],
-        "settings": dataclasses.asdict(FIT) | {"layer": LAYER, "scaled": "training scores have mean 0 and deviation 1"},
-        "metrics": metrics,
-        "command": "python " + " ".join(sys.argv),
+        "data": [f"{b.name}: {len(b.features)} completions ({EVERY[b.name].licence})" for b in sources],
+        "settings": dataclasses.asdict(recipe.fit)
+        | {"layers": recipe.layers, "scaled": "training scores have mean 0 and deviation 1"},
+        "metrics": [{k: r[k] for k in keys} | {"length baseline": base[r["file"]]} for r in shown],
+        "command": found["command"],
         "limits": [
-            "Figures are of probes trained with the same recipe but without the benchmark in question.",
+            "Figures are of probes trained with the same recipe but without the benchmark in question. Settings were "
+            "chosen on two fifths of the prompts; the others are the unseen ones.",
             "A 135M judge: better than chance on most kinds of text, far from a reward model of useful size. Not for "
             "training a model that people will use.",
             "On pairs built so that the worse answer looks better (LLMBar adversarial) it is near chance.",
-            "Texts of more than 4,000 characters were left out of training and of the figures.",
+            "Texts of more than about 2,000 characters were left out of training and of the figures.",
         ],
     }
+    width = data.x.shape[1] // len(recipe.layers)
     config = ProbeConfig(
-        judge.name, judge.revision, prompt.hash, (LAYER,), data.x.shape[1], objective=FIT.objective, training=training
+        found["judge"],
+        found["revision"],
+        prompt.hash,
+        recipe.layers,
+        width,
+        objective=recipe.fit.objective,
+        training=training,
     )
-    Probe(config, tensors, prompt).save(folder)
-
-
-def _length(rows: list[dict], name: str) -> float:
-    return next(r["accuracy"][0] for r in rows if r["scorer"] == "length" and r["file"] == name)
+    Probe(config, tensors, prompt).save(to)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--judge", default="embedded")
-    parser.add_argument("--features", default="runs/probe_table")
-    parser.add_argument("--layers", type=int, nargs="+", default=list(range(1, 31)))
-    parser.add_argument("--layer", type=int, default=LAYER)
-    parser.add_argument("--files", nargs="+", default=list(SAMPLE))
+    parser = arguments(__doc__)
+    parser.set_defaults(files=[*FILES, *EXTRA])
+    parser.add_argument(
+        "--layer", type=int, nargs="+", help="layers the probe reads, side by side; default the recipe's"
+    )
+    parser.add_argument(
+        "--choose", type=float, nargs="+", help="only print dev figures of every layer for these strengths"
+    )
+    parser.add_argument("--recipe", help=f"one of {list(RECIPES)}; default the judge's")
     parser.add_argument("--ship", help="folder for the shipped probe")
     parser.add_argument("--sweep", action="store_true", help="also accuracy by layer, with a plot")
-    parser.add_argument("--out", default="benchmarks/results")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     args = parser.parse_args()
-    folder = Path(os.environ["LATENT_REWARDS_DATA"])
-    judge, prompt = HFJudge(args.judge), JudgePrompt.load("weighted")
-    samples = {name: load(name, folder) for name in args.files}
-    features = {name: features_of(judge, prompt, name, s, args) for name, s in samples.items()}
-    rows: list[dict] = []
+    prompt = JudgePrompt.load("weighted")
+    benches = {name: Bench(name, *rest) for name, *rest in collect(args, prompt)}
+    info = next(iter(benches.values())).features.info
+    recipe = RECIPES.get(args.recipe or info.judge, DEFAULT)
+    recipe = dataclasses.replace(recipe, layers=tuple(args.layer or recipe.layers))
+    if args.choose:
+        print(table(choose(benches, recipe, args.layer or args.layers, args.choose)))
+        return
+    scores, rows = {}, []
     for name in args.files:
-        rows += lines(features, samples, name, args.layer, prompt)
-        rows.append(verifier(judge, name, features[name], samples[name], args))
+        if name in FILES:
+            scores[name], more = lines(benches, name, prompt, recipe)
+            rows += more
     found = {
-        "command": "python " + " ".join(sys.argv), "judge": judge.name, "revision": judge.revision, "layer": args.layer,
-        "prompt_hash": prompt.hash, "sources": SOURCES, "fit": dataclasses.asdict(FIT), "rows": rows,
-        "summary": summary(rows),
+        "command": "python -m benchmarks.probe_table " + " ".join(sys.argv[1:]), "judge": info.judge,
+        "revision": info.revision, "prompt_hash": prompt.hash, "recipe": dataclasses.asdict(recipe), "rows": rows,
+        "summary": summary(benches, scores),
     }  # fmt: skip
-    out = Path(args.out) / f"probes-{judge.name}.json"
-    out.write_text(json.dumps(found, indent=1))
-    keys = ("file", "scorer", "n", "accuracy", "n_matched", "matched", "balanced", "unseen_n", "unseen_accuracy", "rho")
-    text = table([{k: r.get(k) for k in keys} for r in rows]) + "\n" + table(found["summary"])
-    note = "States are in the judge's own bfloat16, so figures move a little with the make-up of the batches."
-    out.with_suffix(".md").write_text(f"`{found['command']}`\n\n{note}\n\n{text}")
+    out = args.out / f"probes-{info.judge}{f'-{args.recipe}' if args.recipe else ''}"
+    out.with_name(f"{out.name}.json").write_text(json.dumps(found, indent=1))
+    out.with_name(f"{out.name}.md").write_text(text := page(found))
     print(text)
     if args.sweep:
-        sweep(features, args)
+        sweep(benches, args.layers, recipe, out)
     if args.ship:
-        ship(features, judge, prompt, rows, args.ship)
+        ship(benches, prompt, recipe, found, args.ship)
+
+
+def page(found: dict) -> str:
+    """The result file."""
+    keys = ("file", "scorer", "n", "accuracy", "n matched", "matched", "balanced")
+    keys += ("unseen n", "unseen accuracy", "unseen n matched", "unseen matched", "unseen rho")
+    about = (
+        "Accuracy is of the random rows of a file, of all lengths; matched is of pairs whose lengths differ by at most "
+        "a fifth; balanced is the mean over pairs with a longer and with a shorter winner. Settings were chosen on two "
+        "fifths of the prompts; unseen are the others. States are in the judge's own precision, so figures move a "
+        "little with the make-up of the batches."
+    )
+    rows = table([{k: r.get(k) for k in keys} for r in found["rows"]])
+    return f"`{found['command'].strip()}`\n\n{about}\n\n{table(found['summary'])}\n{rows}"
 
 
 if __name__ == "__main__":

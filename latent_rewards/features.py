@@ -6,6 +6,7 @@ import dataclasses
 import json
 import logging
 import os
+import time
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -57,11 +58,12 @@ def collect_features(
     layer_logits: Iterable[Lens] = (),
     dtype: str = "bfloat16",
     shard_rows: int = 512,
+    patience: float = 3600,
 ) -> Features:
     """Read every example once, all layers in one forward, and keep the states in `folder`.
 
     Shards that are already there are not read again. Under `accelerate launch` each rank reads its share of the shards
-    (RANK of WORLD_SIZE) into the same folder; open the folder once all ranks are done. Memory holds one shard.
+    (RANK of WORLD_SIZE) into the same folder, then waits until the others' are there. Memory holds one shard.
 
     Args:
         judge: the judge.
@@ -73,9 +75,11 @@ def collect_features(
         layer_logits: lenses of label logits of every layer to keep, for the tuning of layer weights.
         dtype: in which states are kept.
         shard_rows: rows in one shard.
+        patience: seconds without a new shard after which the other ranks count as lost.
 
     Raises:
         ValueError: the folder holds features of something else (names both), or a state is not finite in `dtype`.
+        TimeoutError: the other ranks stopped writing.
     """
     depth = judge.n_layers  # type: ignore[attr-defined]
     wanted = sorted({depth + 1 + layer if layer < 0 else layer for layer in layers})
@@ -92,12 +96,34 @@ def collect_features(
         _write(path / _META, json.dumps(sealed(dataclasses.asdict(info)), indent=1))
     need = Need(prompt.labels is not None, frozenset(wanted), lens, frozenset(info.layer_logits))  # type: ignore[arg-type]
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    for k in range(rank, -(-len(examples) // shard_rows), world):
-        shard = path / f"shard-{k:05d}.safetensors"
-        if not shard.is_file():
-            _collect_shard(judge, prompt, examples[k * shard_rows : (k + 1) * shard_rows], need, info, shard)
-            logger.info("features: shard %d of %d", k + 1, -(-len(examples) // shard_rows))
+    shards = _shards(path, info)
+    for k in range(rank, len(shards), world):
+        if not shards[k].is_file():
+            _collect_shard(judge, prompt, examples[k * shard_rows : (k + 1) * shard_rows], need, info, shards[k])
+            logger.info("features: shard %d of %d", k + 1, len(shards))
+    if world > 1:
+        _wait_for(shards, patience)
     return Features(path)
+
+
+def _shards(folder: Path, info: FeatureInfo) -> list[Path]:
+    return [folder / f"shard-{k:05d}.safetensors" for k in range(-(-info.rows // info.shard_rows))]
+
+
+def _wait_for(shards: Sequence[Path], patience: float) -> None:
+    """Until all shards are there; the files are the only thing ranks need to share."""
+    missing, since = len(shards), time.monotonic()
+    while missing:
+        now = sum(not s.is_file() for s in shards)
+        if now < missing:
+            missing, since = now, time.monotonic()
+        elif time.monotonic() - since > patience:
+            raise TimeoutError(
+                f"{shards[0].parent}: {missing} of {len(shards)} shards are missing and no other rank has written one "
+                f"for {patience:g} s; run again to go on"
+            )
+        else:
+            time.sleep(0.05)
 
 
 def _collect_shard(
@@ -158,12 +184,12 @@ class Features:
         if not (self.folder / _META).is_file():
             raise FileNotFoundError(f"no {_META} in {self.folder}: collect features there first")
         self.info = _read_info(self.folder)
-        n = -(-self.info.rows // self.info.shard_rows)
-        self._shards = [self.folder / f"shard-{k:05d}.safetensors" for k in range(n)]
+        self._shards = _shards(self.folder, self.info)
         missing = [s.name for s in self._shards if not s.is_file()]
         if missing:
             raise ValueError(
-                f"{self.folder}: {len(missing)} of {n} shards are missing (first {missing[0]}); collect again"
+                f"{self.folder}: {len(missing)} of {len(self._shards)} shards are missing (first {missing[0]}); "
+                "collect again"
             )
 
     def __len__(self) -> int:

@@ -75,6 +75,36 @@ def bootstrap(
     return float(values.mean()), float(low), float(high)
 
 
+def mean_of_parts(
+    parts: list[tuple[np.ndarray, np.ndarray]], *, draws: int = 1000, seed: int = 42
+) -> tuple[float, float, float]:
+    """Mean of several data sets' means, every set weighing the same, and its 95 % interval.
+
+    Groups (prompts) are resampled within each set.
+
+    Args:
+        parts: for each set (P,) values, NaN left out, and (P,) groups; sets without values are left out.
+        draws: bootstrap samples.
+        seed: of the draws.
+
+    Returns:
+        (mean, low, high); NaN where there is nothing.
+    """
+    rng = np.random.default_rng(seed)
+    kept = [(v[~np.isnan(v)], g[~np.isnan(v)]) for v, g in parts]
+    kept = [(v, g) for v, g in kept if len(v)]
+    if not kept:
+        return (float("nan"),) * 3
+    total = np.zeros(draws)
+    for values, group in kept:
+        _, index = np.unique(group, return_inverse=True)
+        sums, counts = np.bincount(index, values), np.bincount(index)
+        drawn = rng.integers(0, len(sums), (draws, len(sums)))
+        total += sums[drawn].sum(1) / counts[drawn].sum(1)
+    low, high = np.quantile(total / len(kept), [0.025, 0.975])
+    return float(np.mean([v.mean() for v, _ in kept])), float(low), float(high)
+
+
 def length_correlation(score: np.ndarray, length: np.ndarray, group: np.ndarray | None = None) -> float:
     """Spearman correlation of score and length; with `group` of their differences from the group's mean.
 

@@ -15,6 +15,7 @@ import dataclasses
 import json
 import logging
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -56,7 +57,7 @@ def main(args: TuneArguments) -> None:
     features = collect_features(judge, prompt, examples, [], folder=folder, layer_logits=("normed", "raw"))
     read = features.column("read").astype(bool)
     rating, group = features.column("label")[read], features.column("group")[read]
-    rating = np.interp(rating, [rating.min(), rating.max()], [min(values), max(values)])
+    rating = rescaled(rating, features.column("source")[read], values)
     unseen = np.isin(group, np.random.default_rng(args.seed).permutation(np.unique(group))[: _share(group, args)])
     last = expected_rating(torch.tensor(features.column("label_logprobs")[read]), values)
     rows = [{"scorer": "last layer", "n": int(unseen.sum()), "spearman": _rho(last, rating, unseen)}]
@@ -82,6 +83,15 @@ def main(args: TuneArguments) -> None:
     draw({k: v[1] for k, v in found.items()}, out / "weights.png", judge.name)
     print(table(rows))
     print(f"{lens} lens kept{' (uniform: tuning did not help)' if facts['uniform'] else ''}, saved in {out}")
+
+
+def rescaled(rating: np.ndarray, source: np.ndarray, values: Sequence[float]) -> np.ndarray:
+    """Ratings on the scale of the labels: each file's own lowest and highest rating become the lowest and highest."""
+    out = np.empty_like(rating)
+    for s in np.unique(source):
+        rows = source == s
+        out[rows] = np.interp(rating[rows], [rating[rows].min(), rating[rows].max()], [min(values), max(values)])
+    return out
 
 
 def draw(weights: dict[str, torch.Tensor], path: Path, judge: str) -> None:

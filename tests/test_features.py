@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -66,11 +71,29 @@ def test_each_rank_reads_its_share(judge, examples, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     for rank in (1, 0):
         monkeypatch.setenv("RANK", str(rank))
+        options = {"folder": tmp_path, "shard_rows": 4, "patience": 0.2}
         if rank:
-            with pytest.raises(ValueError, match="2 of 4 shards are missing"):
-                collect_features(judge, PROMPT, examples, [2], folder=tmp_path, shard_rows=4)
+            with pytest.raises(TimeoutError, match="2 of 4 shards are missing and no other rank has written one"):
+                collect_features(judge, PROMPT, examples, [2], **options)
         else:
-            assert len(collect_features(judge, PROMPT, examples, [2], folder=tmp_path, shard_rows=4)) == 15
+            assert len(collect_features(judge, PROMPT, examples, [2], **options)) == 15
+
+
+def test_accelerate_launch_gives_what_one_process_gives(folder, tmp_path):
+    script = Path(__file__).with_name("launch_features.py")
+    command = [
+        *(sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"),
+        *("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"),
+        *(str(script), folder, str(tmp_path / "two")),
+    ]
+    paths = os.pathsep.join(filter(None, [str(script.parent.parent), os.environ.get("PYTHONPATH")]))
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    runpy.run_path(str(script))["collect"](folder, str(tmp_path / "one"))
+    one, two = Features(tmp_path / "one"), Features(tmp_path / "two")
+    assert one.info == two.info and len(two) == 22
+    for column in ("layer_1", "layer_3", "label_logprobs", "group", "pair", "label", "length"):
+        np.testing.assert_array_equal(two.column(column), one.column(column))
 
 
 @pytest.mark.parametrize("change", ["prompt", "lens", "layers", "data", "dtype"])

@@ -102,6 +102,10 @@ class Readings:
             reasons,
         )
 
+    def kept(self, prompt: JudgePrompt, rows: Rows, need: Need) -> np.ndarray:
+        """(B,) whether all that is needed of a row is in the cache."""
+        return self.cache.has(self._keys(prompt, rows), _parts(need))
+
     def fetch_answers(self, reward: LikertReward, rows: Rows, *, greedy: bool = False) -> list[list[str | None] | None]:
         """Sampled answers of each row; None for a row that was not asked."""
         return self.cache.get(self._keys(reward.prompt, rows), _answers_part(reward, greedy))

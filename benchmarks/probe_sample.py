@@ -1,0 +1,239 @@
+"""The rows of public benchmarks that probes are trained and measured on, and their features.
+
+    LATENT_REWARDS_DATA=../shared/data python -m benchmarks.probe_sample --judge embedded
+
+reads every row once and keeps the features under `runs/probe_table/<judge>/`; it goes on where it was stopped.
+
+Of each pairwise file the sample has the first `random` rows in the order of their id's hash (accuracy is measured on
+those), then further pairs of matched length (length-matched accuracy is measured on all of them). A prompt is "dev" or
+"unseen" by its hash, in whatever file it stands: settings are chosen on dev prompts, figures are of unseen ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from latent_rewards import HFJudge, JudgePrompt
+from latent_rewards.data import open_ended
+from latent_rewards.evaluation.kept import KeptJudge
+from latent_rewards.examples import Example, list_examples, pair_examples, prompt_group, rating_examples
+from latent_rewards.features import Features, collect_features
+from latent_rewards.judge import Judge, Lens
+from latent_rewards.prompts import to_text
+
+DEV_SHARE = 0.4
+
+
+class File(NamedTuple):
+    """How much of a file is sampled.
+
+    Attributes:
+        family: files of one family never stand on both sides.
+        licence: of the data, as read at its origin.
+        random: rows in the order of the id's hash.
+        matched: pairs of matched length in all, those among the random ones included.
+        chars: most characters of prompt and completion together.
+    """
+
+    family: str
+    licence: str
+    random: int
+    matched: int
+    chars: int = 2000
+
+
+FILES: dict[str, File] = {
+    "pairwise/alpacaeval_lenmatched": File("alpacaeval", "Apache-2.0", 400, 400, 1700),
+    "pairwise/autoj": File("autoj", "none found", 30, 110, 1300),
+    "pairwise/faireval": File("llmeval", "MIT", 64, 64, 1500),
+    "pairwise/hh_harmless": File("hh", "MIT", 20, 80, 800),
+    "pairwise/hhh_alignment": File("hhh", "Apache-2.0", 221, 221),
+    "pairwise/llmbar": File("llmbar", "MIT", 417, 417),
+    "pairwise/llmbar_casestudy": File("llmbar", "MIT", 20, 65, 900),
+    "pairwise/llmeval2": File("llmeval", "MIT", 60, 54, 1500),
+    "pairwise/qa_feedback": File("qa_feedback", "Apache-2.0", 12, 40, 2000),
+    "pairwise/rm_bench": File("rm_bench", "none found", 30, 110, 1200),
+    "pairwise/rmb": File("rmb", "none found", 30, 100, 1400),
+    "listwise/alpacaeval": File("alpacaeval", "Apache-2.0", 12, 0, 1500),
+    "listwise/gsm8k_solutions": File("gsm8k", "MIT", 30, 0),
+    "listwise/rmb_bon": File("rmb", "none found", 16, 0, 1500),
+    "listwise/topical_chat": File("topical_chat", "MIT", 30, 0, 1500),
+}
+# Rated answers: layer weights are tuned on them.
+RATED: dict[str, File] = {
+    "single/autoj_single": File("autoj", "none found", 200, 0, 900),
+    "single/qags": File("qags", "MIT", 40, 0, 1600),
+    "single/halueval_general": File("halueval", "MIT", 80, 0, 900),
+}
+# More training rows: length-matched pairs of lists, a few answers of many prompts; no figure is taken from them.
+EXTRA: dict[str, File] = {
+    "extra/alpacaeval": File("alpacaeval", "Apache-2.0", 80, 0, 1000),
+    "extra/open_ended": File("open_ended", "Apache-2.0", 96, 0, 4000),
+}
+EVERY = FILES | RATED | EXTRA
+
+
+@dataclass
+class Sample:
+    """One file's sample, in the order in which it is read.
+
+    Attributes:
+        examples: N completions.
+        dev: (N,) whether the prompt is one that settings may be chosen on.
+        random: (N,) whether it belongs to the random rows.
+        subset: (N,) the file's own subset.
+    """
+
+    examples: list[Example]
+    dev: np.ndarray
+    random: np.ndarray
+    subset: np.ndarray
+
+
+def load(name: str, folder: Path, most_chars: int = 4000, rows_each: int | None = None) -> Sample:
+    """The sample of one file; prompts that stand in several rows are adjacent, so that they are read once.
+
+    Args:
+        name: see `EVERY`.
+        folder: of the data.
+        most_chars: of prompt and completion together.
+        rows_each: take that many random rows and no others.
+    """
+    file = EVERY[name] if rows_each is None else EVERY[name]._replace(random=rows_each, matched=0)
+    rows = [r for r in _origin(name, folder) if _chars(r) <= min(file.chars, most_chars)]
+    rows.sort(key=lambda r: hashlib.sha256(str(r["id"]).encode()).hexdigest())
+    if name.endswith("rm_bench"):  # nine style combinations of one item: keep one, of matched length if there is one
+        items: dict[str, dict] = {}
+        for row in sorted(rows, key=lambda r: not is_matched(r)):
+            items.setdefault(re.sub(r"[_-]?c\dr\d$", "", row["id"]), row)
+        rows = sorted(items.values(), key=lambda r: hashlib.sha256(str(r["id"]).encode()).hexdigest())
+    first = rows[: file.random]
+    have = sum(is_matched(r) for r in first)
+    more = [r for r in rows[file.random :] if is_matched(r)][: max(0, file.matched - have)]
+    chosen = [(r, True) for r in first] + [(r, False) for r in more]
+    chosen.sort(key=lambda c: prompt_group(c[0]["prompt"]))
+    make: Callable[..., list[Example]] = {"pairwise": pair_examples, "single": rating_examples}.get(
+        name.partition("/")[0], list_examples
+    )
+    examples, of = [], []
+    for i, (row, _) in enumerate(chosen):
+        made = [e._replace(pair=i if e.pair >= 0 else -1) for e in make([row], name)]
+        examples += made
+        of += [i] * len(made)
+    dev = np.array([is_dev(e.prompt) for e in examples])
+    subset = np.array([str(chosen[i][0].get("subset", "")) for i in of])
+    return Sample(examples, dev, np.array([chosen[i][1] for i in of]), subset)
+
+
+def is_dev(prompt: object) -> bool:
+    """Whether settings may be chosen on this prompt."""
+    return prompt_group(prompt) // 7 % 1000 < 1000 * DEV_SHARE
+
+
+def is_matched(row: dict) -> bool:
+    """Whether a pair's lengths differ by at most a fifth of the longer one."""
+    if "chosen" not in row:
+        return False
+    a, b = len(row["chosen"]), len(row["rejected"])
+    return abs(a - b) <= 0.2 * max(a, b)
+
+
+def _origin(name: str, folder: Path) -> Iterable[dict]:
+    if name == "extra/open_ended":
+        return [dict(r) for r in open_ended()]
+    if name == "extra/alpacaeval":
+        lists = (_similar(r, 4, EVERY[name].chars) for r in read_jsonl(folder / "listwise/alpacaeval.jsonl.gz"))
+        return [r for r in lists if r]
+    rows = read_jsonl(folder / f"{name}.jsonl.gz")
+    return [_first(r, 8 if name.endswith("alpacaeval") else 6) for r in rows]
+
+
+def read_jsonl(path: Path) -> list[dict]:
+    """All rows of a gzipped JSON Lines file."""
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def _first(row: dict, most: int) -> dict:
+    """The first few responses of a list."""
+    return row | {k: row[k][:most] for k in ("responses", "gold") if k in row}
+
+
+def _similar(row: dict, n: int, chars: int) -> dict | None:
+    """The n consecutive answers by length, all within a fifth, whose grades differ most; None if there are none."""
+    room = chars - len(to_text(row["prompt"]))
+    order = sorted(
+        (i for i, r in enumerate(row["responses"]) if len(r) <= room), key=lambda i: len(row["responses"][i])
+    )
+    best: tuple[float, list[int]] = (0.1, [])
+    for start in range(len(order) - n + 1):
+        window = order[start : start + n]
+        shortest, longest = (len(row["responses"][window[k]]) for k in (0, -1))
+        spread = float(np.std([row["gold"][i] for i in window]))
+        if shortest >= 0.8 * longest and spread > best[0]:
+            best = (spread, window)
+    window = sorted(best[1])
+    if not window:
+        return None
+    return row | {k: [row[k][i] for i in window] for k in ("responses", "gold")}
+
+
+def _chars(row: dict) -> int:
+    texts = row.get("responses") or [row[k] for k in ("chosen", "rejected", "response") if k in row]
+    return len(to_text(row["prompt"])) + max(map(len, texts))
+
+
+def features_of(
+    judge: Judge, prompt: JudgePrompt, name: str, sample: Sample, root: Path, layers: Sequence[int]
+) -> Features:
+    """Features of one sample, collected or found under `root`."""
+    folder = root / judge.name / f"{name.replace('/', '-')}-{prompt.name}"
+    lenses: tuple[Lens, ...] = ("raw", "normed") if name not in EXTRA and isinstance(judge, HFJudge) else ()
+    return collect_features(
+        judge, prompt, sample.examples, layers, folder=folder, dtype="float16", shard_rows=128, layer_logits=lenses
+    )
+
+
+def arguments(description: str | None) -> argparse.ArgumentParser:
+    """The options that say which features: of which judge, files, layers and rows, and where they are."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--judge", default="embedded")
+    parser.add_argument("--root", type=Path, default=Path("runs/probe_table"), help="folder of the features")
+    parser.add_argument("--layers", type=int, nargs="+", default=list(range(1, 31)), help="layers to collect")
+    parser.add_argument("--chars", type=int, default=4000, help="most characters of prompt and completion together")
+    parser.add_argument("--rows", type=int, help="random rows of each file; default as listed in the code")
+    parser.add_argument(
+        "--cache", type=Path, help="cache of an evaluation with keep_layers, instead of the judge itself"
+    )
+    parser.add_argument("--files", nargs="+", default=list(EVERY))
+    return parser
+
+
+def collect(args: argparse.Namespace, prompt: JudgePrompt) -> Iterator[tuple[str, Sample, Features]]:
+    """Every file's sample and features, collected where they are missing."""
+    judge: Judge = HFJudge(args.judge)
+    if args.cache is not None:
+        judge = KeptJudge(judge, args.cache)  # type: ignore[arg-type]
+    for name in args.files:
+        sample = load(name, Path(os.environ["LATENT_REWARDS_DATA"]), args.chars, args.rows)
+        yield name, sample, features_of(judge, prompt, name, sample, args.root, args.layers)
+
+
+def main() -> None:
+    for name, sample, _ in collect(arguments(__doc__).parse_args(), JudgePrompt.load("weighted")):
+        print(name, len(sample.examples), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""What an evaluation kept of a judge, read back without the judge running: states for probes (`keep_layers`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from latent_rewards.evaluation.cache import Cache
+from latent_rewards.evaluation.readings import Readings
+from latent_rewards.judge import HFJudge, Need, Reading, Row
+from latent_rewards.prompts import JudgePrompt
+from latent_rewards.reading import unread
+
+
+class KeptJudge:
+    """A judge that answers from an evaluation's cache alone; a text that is not there counts as not read.
+
+    `collect_features(KeptJudge(judge, cache), ...)` makes features of what was evaluated with `keep_layers`, under the
+    name and revision of the judge, so that probes trained on them belong to it. The judge is loaded, for these and
+    because its precision and limits are part of a reading's key, but never run.
+
+    Args:
+        judge: the judge as the evaluation had it.
+        cache: folder of the evaluation's cache; it is written to (an empty file of its own).
+    """
+
+    def __init__(self, judge: HFJudge, cache: str | Path) -> None:
+        if not any(Path(cache).glob("readings-*.sqlite")):
+            raise FileNotFoundError(f"no readings of an evaluation in {cache}")
+        self.judge, self.name, self.revision = judge, judge.name, judge.revision
+        self.readings = Readings(judge, Cache(cache, rank=_OWN))
+
+    @property
+    def n_layers(self) -> int:
+        """Number of decoder blocks, L."""
+        return self.judge.n_layers
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        """What an evaluation can keep."""
+        return frozenset({"labels", "hidden", "layer_logits"})
+
+    def check(self, prompt: JudgePrompt, need: Need) -> None:
+        """As the judge's own."""
+        self.judge.check(prompt, need)
+
+    def read(self, prompt: JudgePrompt, rows: Sequence[Row], need: Need) -> Reading:
+        """The readings of B rows; NaN, with a reason, for those that were not kept."""
+        kept = self.readings.kept(prompt, rows, need)
+        if not kept.any():
+            blocks, reasons = self.judge.blocks, ["not kept"] * len(rows)
+            return unread(
+                len(rows), len(prompt.labels or ()), need, blocks.n_layers, blocks.config.hidden_size, reasons
+            )
+        found = self.readings.fetch(prompt, rows, need)
+        return replace(found, reasons=tuple(r if k else "not kept" for r, k in zip(found.reasons, kept, strict=True)))
+
+    def generate(
+        self, prompt: JudgePrompt, rows: Sequence[Row], *, n: int, temperature: float, max_new_tokens: int, seed: int
+    ) -> list[list[str | None]]:
+        """Not kept in this form.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError("an evaluation's cache gives readings, not answers; ask the judge itself")
+
+
+_OWN = 1_000_000  # a file of its own, beside those of the evaluation's processes

@@ -1,0 +1,53 @@
+"""Probes from what an evaluation kept: the same states, and no forward."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from latent_rewards import HFJudge, JudgePrompt
+from latent_rewards.evaluation.config import EvaluateConfig
+from latent_rewards.evaluation.kept import KeptJudge
+from latent_rewards.evaluation.run import evaluate
+from latent_rewards.examples import Example, read_examples
+from latent_rewards.features import collect_features
+
+PROMPT = JudgePrompt.load("weighted")
+
+
+def test_features_of_an_evaluation(folder, tmp_path):
+    pairs = tmp_path / "pairs.jsonl"
+    rows = [{"prompt": f"Say {i}", "chosen": f"It is {i}.", "rejected": "no " * (i % 3 + 1)} for i in range(6)]
+    pairs.write_text("\n".join(json.dumps(r) for r in rows))
+    judge = HFJudge(folder, device="cpu", dtype="float32")
+    out = tmp_path / "out"
+    config = EvaluateConfig(rewards=["weighted"], benchmarks=[str(pairs)], output=str(out), resamples=100)
+    evaluate(replace(config, keep_layers=[1, 2]), judge)
+    examples = [*read_examples(pairs), *(Example(f"Never seen {i}", "x", 0.0) for i in range(4))]
+    read = judge.rows_read
+    kept = collect_features(
+        KeptJudge(judge, out / "cache"),
+        PROMPT,
+        examples,
+        [1, 2],
+        folder=tmp_path / "kept",
+        dtype="float32",
+        shard_rows=4,
+    )
+    assert judge.rows_read == read
+    np.testing.assert_array_equal(kept.column("read"), [True] * 12 + [False] * 4)
+    fresh = collect_features(judge, PROMPT, examples, [1, 2], folder=tmp_path / "fresh", dtype="float32", shard_rows=4)
+    assert kept.info == fresh.info
+    for column in ("layer_1", "layer_2", "label_logprobs"):
+        np.testing.assert_allclose(kept.column(column)[:12], fresh.column(column)[:12], rtol=1e-4, atol=1e-4)
+    assert np.isnan(kept.states([2])[12:]).all()
+    layer_3 = collect_features(KeptJudge(judge, out / "cache"), PROMPT, examples, [3], folder=tmp_path / "third")
+    assert not layer_3.column("read").any()
+
+
+def test_no_cache(folder, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no readings of an evaluation"):
+        KeptJudge(HFJudge(folder), tmp_path)

@@ -1,0 +1,113 @@
+"""The benchmark tables of probes and layer weights, from data files to result files, with a tiny judge."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from benchmarks import layer_weights_table, probe_sample, probe_table
+from latent_rewards import HFJudge, ProbeReward
+from latent_rewards.examples import prompt_group
+from latent_rewards.probe_metrics import bootstrap, mean_of_parts
+
+PAIRS = ("pairwise/alpacaeval_lenmatched", "pairwise/hhh_alignment", "pairwise/llmbar")
+RATED = ("single/autoj_single",)
+
+
+def write(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with gzip.open(path, "wt", encoding="utf-8") as file:
+        file.write("\n".join(json.dumps(r) for r in rows))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    for k, name in enumerate(PAIRS):
+        rows = [
+            {
+                "id": f"{k}-{i}", "prompt": f"Say {k} {i}", "chosen": f"It is {i}{'!' * (i % 3)}",
+                "rejected": f"no {i}{' no' * (i % 4)}", "subset": "Adversarial/x" if i % 2 else "Natural",
+            }
+            for i in range(40)
+        ]  # fmt: skip
+        write(folder / f"{name}.jsonl.gz", rows)
+    rated = [{"id": i, "prompt": f"Rate {i}", "response": "yes " * (i % 5 + 1), "score": i % 5 + 1} for i in range(40)]
+    write(folder / "single/autoj_single.jsonl.gz", rated)
+    lists = [{"id": i, "prompt": f"List {i}", "responses": ["a", f"b {i}", "c c"], "gold": [3, 1, 2]} for i in range(9)]
+    write(folder / "listwise/topical_chat.jsonl.gz", lists)
+    return folder
+
+
+def run(module, monkeypatch, data, *args):
+    monkeypatch.setenv("LATENT_REWARDS_DATA", str(data))
+    monkeypatch.setattr(sys, "argv", ["x", *map(str, args)])
+    module.main()
+
+
+def test_probe_table(monkeypatch, data, folder, tmp_path):
+    out, shipped = tmp_path / "results", tmp_path / "shipped"
+    out.mkdir()
+    monkeypatch.setattr(probe_table, "DEFAULT", probe_table.Recipe((2,), PAIRS[:2], probe_table._FIT, probe_table._FIT))
+    common = ("--judge", folder, "--root", tmp_path / "features", "--layers", 1, 2, 3)
+    files = (*PAIRS, "listwise/topical_chat")
+    args = (*common, "--files", *files, "--out", out, "--sweep", "--ship", shipped)
+    run(probe_table, monkeypatch, data, *args)
+    found = json.loads((out / "probes-tiny-judge.json").read_text())
+    lines = {(r["file"], r["scorer"]): r for r in found["rows"]}
+    probe = lines["pairwise/alpacaeval_lenmatched", probe_table.INSIDE]
+    assert probe["n"] == 40 and 0 < probe["unseen n"] < 40 and probe["accuracy"][0] > 0.8
+    assert lines["pairwise/llmbar, adversarial", probe_table.LENGTH]["n"] == 20
+    assert lines["listwise/topical_chat", probe_table.PROBE]["unseen rho"][0] <= 1
+    assert [r["scorer"] for r in found["summary"]][:3] == [probe_table.LENGTH, probe_table.PROMPTED, probe_table.PROBE]
+    assert "| pairwise/llmbar |" in (out / "probes-tiny-judge.md").read_text()
+    assert (out / "probes-tiny-judge-layers.png").stat().st_size > 10_000
+    score = ProbeReward(HFJudge(folder, device="cpu"), shipped).score(["Say 1"] * 2, ["It is 1.", "no 1 "])
+    assert np.isfinite(score).all()
+    trained_on = json.loads((shipped / "probe.json").read_text())["training"]["data"]
+    assert len(trained_on) == 2 and all("MIT" in line or "Apache-2.0" in line for line in trained_on)
+
+
+def test_layer_weights_table(monkeypatch, data, folder, tmp_path):
+    args = ("--judge", folder, "--root", tmp_path / "features", "--layers", 1, "--out", tmp_path)
+    run(layer_weights_table, monkeypatch, data, *args, "--files", *PAIRS[:1], *RATED, "listwise/topical_chat")
+    found = json.loads((tmp_path / "layer-weights-tiny-judge.json").read_text())
+    assert [r["file"] for r in found["ratings"]] == [*RATED, "listwise/topical_chat", "mean"]
+    assert {"last layer", "uniform, raw", "tuned, normed"} <= found["pairs"][0].keys()
+    gap = found["differences"][0]
+    assert gap["difference"] == "uniform, raw - uniform, normed" and gap["rho"][1] <= gap["rho"][0] <= gap["rho"][2]
+
+
+def test_no_prompt_is_dev_and_unseen(data):
+    samples = [probe_sample.load(name, data) for name in PAIRS]
+    dev = {prompt_group(e.prompt) for s in samples for e, d in zip(s.examples, s.dev, strict=True) if d}
+    unseen = {prompt_group(e.prompt) for s in samples for e, d in zip(s.examples, s.dev, strict=True) if not d}
+    assert dev and unseen and not dev & unseen
+    assert 0.2 < len(dev) / len(dev | unseen) < 0.6
+
+
+def test_similar_answers():
+    row = {
+        "id": 0,
+        "prompt": "p",
+        "responses": ["a" * 10, "b" * 100, "c" * 95, "d" * 90, "e" * 300],
+        "gold": [5, 1, 2, 9, 0],
+    }
+    found = probe_sample._similar(row, 3, 1000)
+    assert found is not None and found["gold"] == [1, 2, 9]
+    assert probe_sample._similar(row, 4, 1000) is None
+
+
+def test_mean_of_parts():
+    value, group = np.array([1.0, 0.0, 1.0, np.nan]), np.array([0, 0, 1, 1])
+    mean, low, high = mean_of_parts([(value, group), (np.zeros(3), np.arange(3)), (np.zeros(0), np.zeros(0))])
+    assert mean == pytest.approx((2 / 3 + 0) / 2) and low <= mean <= high
+    alone = mean_of_parts([(value, group)])
+    assert alone[0] == pytest.approx(bootstrap(value, group)[0]) and alone[1:] == pytest.approx(
+        bootstrap(value, group)[1:]
+    )
+    assert np.isnan(mean_of_parts([])).all()
