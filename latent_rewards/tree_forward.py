@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import logging
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -23,7 +25,7 @@ class TreeForward:
 
     Args:
         blocks: the judge.
-        batch_tokens: most tokens in one packed forward; None is 4096 on CPU, else what a quarter of the free
+        batch_tokens: most tokens in one packed forward; None is 2048 on CPU, else what a quarter of the free
             memory holds.
         cache_bytes: most bytes of keys and values of shared prefixes kept between calls.
         min_saving: fewest tokens that sharing must save to be worth a node.
@@ -78,7 +80,10 @@ class TreeForward:
         """
         while True:
             try:
-                return self._read_any(sequences, positions, tuple(layers), final, head)
+                states = self._read_any(sequences, positions, tuple(layers), final, head)
+                if self.blocks.device.type == "cpu":
+                    _give_back_memory()
+                return states
             except torch.OutOfMemoryError:
                 if self.batch_tokens <= 64:
                     raise
@@ -223,10 +228,26 @@ class TreeForward:
             logger.warning("%s: shared prefixes do not work here (%s); reading without them", name, reason)
 
 
+def _give_back_memory() -> None:
+    """Let glibc return what a call has freed to the system; otherwise its heap stays as large as it ever was."""
+    if _malloc_trim is not None:
+        _malloc_trim(0)
+
+
+def _find_malloc_trim() -> Any:
+    try:
+        return ctypes.CDLL(None).malloc_trim if sys.platform == "linux" else None
+    except (OSError, AttributeError):  # another C library
+        return None
+
+
+_malloc_trim = _find_malloc_trim()
+
+
 def _default_batch_tokens(blocks: Blocks) -> int:
-    """4096 on CPU, where more only costs memory; on an accelerator what fits a quarter of its free memory."""
+    """2048 on CPU, where more only costs memory; on an accelerator what fits a quarter of its free memory."""
     if blocks.device.type != "cuda":
-        return 4096
+        return 2048
     free, _ = torch.cuda.mem_get_info(blocks.device)
     config = blocks.config
     width = 6 * config.hidden_size + 4 * getattr(config, "intermediate_size", 4 * config.hidden_size)
@@ -234,7 +255,7 @@ def _default_batch_tokens(blocks: Blocks) -> int:
 
 
 def _rounded(n: int) -> int:
-    """The next of some 80 lengths up to 4096, at most a sixteenth above n (or 15 tokens).
+    """The next of 64 lengths up to 2048 (16 more in each octave), at most a sixteenth above n or 15 tokens.
 
     On CPU oneDNN compiles and keeps four kernels, 0.65 MB each, for every length it meets, up to 1,024: lengths as they
     come would cost 0.7 GB of memory and a compilation in every call.
