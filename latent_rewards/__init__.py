@@ -1,8 +1,10 @@
 """Deterministic, fine-grained rewards from the probabilities and hidden states of a frozen judge model."""
 
-from latent_rewards.judge import HFJudge, Judge, Need, Reading
+from latent_rewards.composite import ContrastiveReward, EnsembleReward
+from latent_rewards.guards import GuardedReward
+from latent_rewards.judge import HFJudge, Judge, Need, Reading, Request
 from latent_rewards.labels import Labels
-from latent_rewards.likert import LikertReward
+from latent_rewards.likert import GuidedLikertReward, LikertReward
 from latent_rewards.probes import Probe, ProbeReward
 from latent_rewards.prompts import JudgePrompt
 from latent_rewards.rewards import (
@@ -17,7 +19,11 @@ from latent_rewards.rewards import (
 
 __all__ = [
     "AsyncReward",
+    "ContrastiveReward",
     "CrossLayerReward",
+    "EnsembleReward",
+    "GuardedReward",
+    "GuidedLikertReward",
     "HFJudge",
     "Judge",
     "JudgePrompt",
@@ -29,6 +35,7 @@ __all__ = [
     "Probe",
     "ProbeReward",
     "Reading",
+    "Request",
     "Reward",
     "VerifierReward",
     "build_reward",

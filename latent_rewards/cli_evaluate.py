@@ -21,8 +21,10 @@ def evaluate(
     output: Annotated[Path, typer.Option(help="Folder of the report and the cache.")] = Path("runs/eval"),
     cache: Annotated[Path | None, typer.Option(help="Folder of the cache; default OUTPUT/cache.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Most items of a benchmark.")] = None,
+    max_chars: Annotated[int | None, typer.Option(min=1, help="Leave out items with longer texts.")] = None,
     likert_limit: Annotated[int | None, typer.Option(min=1, help="Most items that Likert judges rate.")] = None,
     samples: Annotated[int, typer.Option(min=1, help="Ratings sampled per response.")] = 10,
+    keep_layers: Annotated[str, typer.Option(help="Comma-separated layers whose states go to the cache.")] = "",
     resamples: Annotated[int, typer.Option(min=100, help="Bootstrap draws.")] = 1000,
     robustness_items: Annotated[int, typer.Option(min=0, help="Items per benchmark for attacks and edits.")] = 0,
     consistency_items: Annotated[int, typer.Option(min=0, help="Items per benchmark for pairwise prompts.")] = 0,
@@ -41,8 +43,9 @@ def evaluate(
         given: dict[str, Any] = {
             "judge": {"model": judge, "revision": revision, "device": device, "dtype": dtype},
             "rewards": _list(rewards), "benchmarks": _list(benchmarks), "output": str(output),
-            "cache": None if cache is None else str(cache), "limit": limit, "likert_limit": likert_limit,
-            "samples": samples, "resamples": resamples, "robustness_items": robustness_items,
+            "cache": None if cache is None else str(cache), "limit": limit, "max_chars": max_chars,
+            "likert_limit": likert_limit, "keep_layers": [int(x) for x in _list(keep_layers)], "samples": samples,
+            "resamples": resamples, "robustness_items": robustness_items,
             "consistency_items": consistency_items,
         }  # fmt: skip
         settings = EvaluateConfig(**(given if config is None else _read(config, EvaluateConfig)))

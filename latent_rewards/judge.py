@@ -9,24 +9,27 @@ import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 
 from latent_rewards import loading
 from latent_rewards.assemble import assemble, states_needed
 from latent_rewards.encoding import Encoded, Encoder
-from latent_rewards.forward import Blocks
+from latent_rewards.forward import Blocks, States
 from latent_rewards.labels import LabelTrie
 from latent_rewards.prompts import JudgePrompt
-from latent_rewards.reading import Judge, Lens, Need, Reading, Row, unread
+from latent_rewards.reading import Judge, Lens, Need, Reading, Request, Row, unread
 from latent_rewards.sampling import sample_answers
 from latent_rewards.tree_forward import TreeForward
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["HFJudge", "Judge", "Lens", "Need", "Reading", "Row"]
+__all__ = ["HFJudge", "Judge", "Lens", "Need", "Reading", "Request", "Row"]
 
+_SLACK = (
+    8  # completions of one prompt may begin alike; a shared prefix that reaches so far into them is still the prompt
+)
 _SESSION_STATE = {
     "_lock", "_encoder", "_blocks", "_forward", "_tries", "_remembered", "_revision", "forwards", "rows_read",
     "seconds",
@@ -48,7 +51,7 @@ class HFJudge:
         attn_implementation: as in `from_pretrained`.
         max_length: most tokens the judge reads; default the model's own limit.
         on_overflow: for longer texts: "none" (no score), "error", or "truncate" (cut the middle of the completion).
-        batch_tokens: most tokens in one forward batch; default 4096 on CPU, else from free memory.
+        batch_tokens: most tokens in one forward batch; default 2048 on CPU, else from free memory.
         cache_bytes: most bytes of keys and values of shared prefixes kept between calls (each prompt of a batch is read
             once whatever this is).
         share_prefixes: False reads every text whole, as the reference does.
@@ -216,23 +219,52 @@ class HFJudge:
         """
         if not rows:
             return unread(0, len(prompt.labels or ()), need, 0, 0, ())
-        encoded, reasons = self._encode(prompt, rows)
-        key = _content_key(prompt, encoded)
+        return self.read_many([Request(prompt, rows, need)])[0]
+
+    def read_many(self, requests: Sequence[Request]) -> list[Reading]:
+        """Read several prompts in one forward: what their texts share, such as all up to the question, runs once.
+
+        Args:
+            requests: (prompt, rows, need) each; the rows may differ, but the same rows in each share most.
+
+        Returns:
+            A reading for each request, as `read` gives it up to rounding.
+
+        Raises:
+            ValueError: as `read`.
+        """
+        encoded = [self._encode(r.prompt, r.rows) for r in requests]
+        keys = [_content_key(r.prompt, e) for r, (e, _) in zip(requests, encoded, strict=True)]
+        out: list[Reading | None] = [None] * len(requests)
+        parts: dict[tuple[str, Lens | None], _Part] = {}
+        part_of: dict[int, tuple[str, Lens | None]] = {}
         with self._lock:
-            known = self._remembered.get(key)
-            if known is not None and known[0].covers(need):
-                return replace(known[1], reasons=tuple(reasons))
-            registered = self._needs.get(prompt.hash, Need())
-            lenses_differ = registered.hidden and need.hidden and registered.hidden_lens != need.hidden_lens
-            full = need if lenses_differ else registered | need
+            for i, (request, (ids, reasons)) in enumerate(zip(requests, encoded, strict=True)):
+                known = self._remembered.get(keys[i])
+                if known is not None and known[0].covers(request.need):
+                    out[i] = replace(known[1], reasons=tuple(reasons))
+                    continue
+                need = self._with_registered(request.prompt, request.need)
+                part_of[i] = keys[i], need.hidden_lens if need.hidden else None
+                same = parts.get(part_of[i])
+                need = need if same is None else need | same.need
+                parts[part_of[i]] = self._part(request.prompt, ids, need, reasons)
             started = time.perf_counter()
-            reading = self._read(prompt, encoded, full, reasons)
+            readings = dict(zip(parts, self._read(list(parts.values())), strict=True))
+            for i, part in part_of.items():
+                out[i] = readings[part]
+                if requests[i].rows:
+                    self._remembered[keys[i]] = (parts[part].need, readings[part])
             self.seconds += time.perf_counter() - started
-            self.rows_read += len(rows)
-            self._remembered[key] = (full | need, reading)
-            while len(self._remembered) > 4:
+            self.rows_read += sum(len(part.rows) for part in parts.values())
+            while len(self._remembered) > max(4, len(self._needs), len(requests)):
                 self._remembered.popitem(last=False)
-            return reading
+        return [reading for reading in out if reading is not None]
+
+    def _with_registered(self, prompt: JudgePrompt, need: Need) -> Need:
+        registered = self._needs.get(prompt.hash, Need())
+        lenses_differ = registered.hidden and need.hidden and registered.hidden_lens != need.hidden_lens
+        return need if lenses_differ else registered | need
 
     def generate(
         self, prompt: JudgePrompt, rows: Sequence[Row], *, n: int, temperature: float, max_new_tokens: int, seed: int
@@ -293,24 +325,64 @@ class HFJudge:
             reasons[i] = None if cut else reason
         return encoded, reasons
 
-    def _read(self, prompt: JudgePrompt, encoded: list[Encoded], need: Need, reasons: list[str | None]) -> Reading:
-        blocks = self.blocks
-        layers, final = states_needed(need, blocks.n_layers)
+    def _part(self, prompt: JudgePrompt, encoded: list[Encoded], need: Need, reasons: list[str | None]) -> _Part:
         trie = self.trie(prompt) if need.labels or need.layer_logits else LabelTrie(0, (), ())
         texts: dict[tuple[int, ...], int] = {}
         rows = [
             None if reason is not None else texts.setdefault(tuple(e.ids), len(texts))
             for e, reason in zip(encoded, reasons, strict=True)
         ]
-        if not texts:
-            return unread(len(rows), trie.n_labels, need, blocks.n_layers, blocks.config.hidden_size, reasons)
-        chains = trie.chains()
-        sequences = [[*ids, *chain] for ids in texts for chain, _ in chains]
-        positions = [[len(ids) - 1 + len(trie.contexts[c]) for c in at] for ids in texts for _, at in chains]
-        self.forwards += 1
-        head = _shared_head([e for e, reason in zip(encoded, reasons, strict=True) if reason is None])
-        states = self.forward.read(sequences, positions, layers=layers, final=final, head=head)
-        return assemble(blocks, trie, states, need, rows, reasons)
+        fits = [e for e, row in zip(encoded, rows, strict=True) if row is not None]
+        return _Part(trie, need, rows, reasons, texts, fits)
+
+    def _read(self, parts: list[_Part]) -> list[Reading]:
+        """One forward over all parts."""
+        sequences: list[list[int]] = []
+        positions: list[list[int]] = []
+        keepable: list[int] = []
+        layers: set[int] = set()
+        final, ends = False, [0]
+        for part in parts:
+            chains = part.trie.chains()
+            begins = {tuple(e.ids): e.completion[0] or len(e.ids) for e in part.fits}
+            sequences += [[*ids, *chain] for ids in part.texts for chain, _ in chains]
+            positions += [
+                [len(ids) - 1 + len(part.trie.contexts[c]) for c in at] for ids in part.texts for _, at in chains
+            ]
+            keepable += [begins[ids] + _SLACK for ids in part.texts for _ in chains]
+            inner, to_the_end = states_needed(part.need, self.blocks.n_layers)
+            layers |= set(inner) if part.texts else set()
+            final |= to_the_end and bool(part.texts)
+            ends.append(sum(map(len, positions)))
+        states = States()
+        if sequences:
+            self.forwards += 1
+            head = _shared_head([e for part in parts for e in part.fits])
+            states = self.forward.read(
+                sequences, positions, layers=sorted(layers), final=final, head=head, keepable=keepable
+            )
+        return [self._reading(part, states, *ends[i : i + 2]) for i, part in enumerate(parts)]
+
+    def _reading(self, part: _Part, states: States, first: int, end: int) -> Reading:
+        """The reading of one part, from its stretch of the states."""
+        blocks = self.blocks
+        if not part.texts:
+            n, width = len(part.rows), blocks.config.hidden_size
+            return unread(n, part.trie.n_labels, part.need, blocks.n_layers, width, part.reasons)
+        final = None if states.final is None else states.final[first:end]
+        own = States(final, {layer: x[first:end] for layer, x in states.inner.items()})
+        return assemble(blocks, part.trie, own, part.need, part.rows, part.reasons)
+
+
+class _Part(NamedTuple):
+    """One request, encoded: `rows` point into `texts`, the distinct token sequences; `fits` are those that are read."""
+
+    trie: LabelTrie
+    need: Need
+    rows: list[int | None]
+    reasons: list[str | None]
+    texts: dict[tuple[int, ...], int]
+    fits: list[Encoded]
 
 
 def _shared_head(encoded: list[Encoded]) -> int:

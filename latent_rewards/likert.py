@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from latent_rewards.judge import Judge
+from latent_rewards.judge import Judge, Reading
 from latent_rewards.prompts import JudgePrompt
-from latent_rewards.rewards import Reward
+from latent_rewards.rewards import LatentReward, Reward
 
 
 class LikertReward(Reward):
@@ -93,6 +97,95 @@ class LikertReward(Reward):
         means = np.where(count > 0, total / np.maximum(count, 1), np.nan)
         metrics = {"parsed": float(parsed.mean())} if parsed.size else {}
         return means, {"metrics": metrics, "reasons": ["no answer held a rating"] * len(means)}
+
+
+class GuidedLikertReward(LatentReward):
+    """Mean of ratings sampled under a choice constraint, as engines offer it ("guided choice"): every answer parses.
+
+    The judge may only answer with a label, so its ratings follow p(label)^(1/temperature), renormalised over the
+    labels; they are drawn from the exact label probabilities, at the price of one forward whatever `n_samples` is.
+
+    Args:
+        judge: a judge, or a model name.
+        scale_points: 5 or 10, choosing the shipped prompt; ignored when `prompt` is given.
+        temperature: of sampling; 0 takes the most probable label.
+        n_samples: ratings per completion; the reward is their mean.
+        seed: ratings depend on it and on what is judged, on nothing else.
+        **options: see `Reward`.
+
+    Source: the Likert baseline of Girrbach et al. 2025, section 3.1, without free text.
+    """
+
+    kind = "likert"
+
+    def __init__(
+        self,
+        judge: Judge | str = "embedded",
+        *,
+        scale_points: Literal[5, 10] = 10,
+        temperature: float = 0.7,
+        n_samples: int = 1,
+        seed: int = 0,
+        **options: Any,
+    ) -> None:
+        if scale_points not in (5, 10):
+            raise ValueError(f"scale_points must be 5 or 10, got {scale_points!r}")
+        if n_samples < 1 or temperature < 0:
+            raise ValueError(f"need n_samples >= 1 and temperature >= 0, got {n_samples} and {temperature}")
+        self.temperature, self.n_samples, self.seed = float(temperature), int(n_samples), int(seed)
+        if options.get("prompt") is None:
+            options["prompt"] = f"likert{scale_points}_guided"
+        super().__init__(judge, **options)
+
+    def _default_name(self) -> str:
+        return self.prompt.name
+
+    def readout(self, reading: Reading) -> Tensor:
+        """(B,) the most probable rating, in rating points: what greedy decoding under the constraint gives."""
+        assert reading.label_logprobs is not None
+        best = torch.tensor(self.values)[reading.label_logprobs.nan_to_num(-torch.inf).argmax(-1)]
+        return torch.where(reading.label_logprobs.isnan().any(-1), torch.nan, best)
+
+    def ratings(self, reading: Reading, rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
+        """(B, n_samples) sampled ratings; NaN for a row that could not be read."""
+        assert reading.label_logprobs is not None
+        if self.temperature == 0:
+            return np.repeat(self.readout(reading).double().numpy()[:, None], self.n_samples, 1)
+        uniforms = np.stack([_uniforms(row, self.n_samples, self.seed) for row in rows])
+        return sample_ratings(reading.label_logprobs.double().numpy(), self.values, uniforms, self.temperature)
+
+    def scores_of(self, rows: Sequence[Mapping[str, Any]], readings: Sequence[Reading]) -> np.ndarray:
+        """(B,) mean of the sampled ratings."""
+        return self.ratings(readings[0], rows).mean(1)
+
+
+def sample_ratings(
+    label_logprobs: np.ndarray, values: Sequence[float], uniforms: np.ndarray, temperature: float
+) -> np.ndarray:
+    """Ratings drawn from p(label)^(1/temperature), renormalised over the labels, by inverting the distribution.
+
+    Args:
+        label_logprobs: (B, K) nats; NaN marks an unknown label.
+        values: (K,) rating of each label.
+        uniforms: (B, n) numbers in [0, 1).
+        temperature: above 0.
+
+    Returns:
+        (B, n) rating points; NaN where any label of the row is unknown.
+    """
+    scaled = label_logprobs / temperature
+    weights = np.exp(scaled - scaled.max(1, keepdims=True))
+    edges = np.cumsum(weights, 1) / weights.sum(1, keepdims=True)
+    chosen = np.minimum((uniforms[:, :, None] >= edges[:, None, :]).sum(2), len(values) - 1)
+    unknown = np.isnan(label_logprobs).any(1)[:, None]
+    return np.where(unknown, np.nan, np.asarray(values, dtype=np.float64)[chosen])
+
+
+def _uniforms(row: Mapping[str, Any], n: int, seed: int) -> np.ndarray:
+    """(n,) numbers in [0, 1) that depend on the row and the seed alone."""
+    text = json.dumps([seed, row], sort_keys=True, ensure_ascii=False, default=str)
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+    return np.random.default_rng(int.from_bytes(digest[:16], "little")).random(n)
 
 
 def parse_rating(text: str | None, prompt: JudgePrompt) -> int | None:

@@ -41,6 +41,7 @@ def build_tree(
     positions: Sequence[Sequence[int]],
     *,
     head: int = 0,
+    keepable: Sequence[int] | None = None,
     min_saving: int = 16,
     min_kept: int = 64,
 ) -> list[Node]:
@@ -52,6 +53,7 @@ def build_tree(
         sequences: N token sequences, none empty; they may repeat.
         positions: for each sequence the positions whose state is wanted; reads are numbered in this order.
         head: length of a prefix that all sequences share and later calls will share too; a node of its own.
+        keepable: for each sequence how many of its first tokens later calls may share; default all.
         min_saving: fewest tokens that a shared run must save to be worth a node; below it each branch repeats them.
         min_kept: fewest tokens of a shared run whose keys and values are worth keeping between calls.
 
@@ -79,8 +81,20 @@ def build_tree(
             while position < node.start:
                 node = nodes[node.parent]
             node.reads.append((position - node.start, int(starts[i]) + j))
-    _set_keys(nodes, min_kept, bool(head))
+    limits = [len(ids) for ids in sequences] if keepable is None else list(keepable)
+    keep = _node_limits(nodes, [grower.leaf_of[rank[tuple(ids)]] for ids in sequences], limits)
+    _set_keys(nodes, keep, min_kept, bool(head))
     return nodes
+
+
+def _node_limits(nodes: list[Node], leaves: list[int], limits: list[int]) -> list[int]:
+    """For each node the least limit of the sequences that pass through it."""
+    out = [1 << 62] * len(nodes)
+    for leaf, limit in zip(leaves, limits, strict=True):
+        while leaf >= 0 and limit < out[leaf]:
+            out[leaf] = limit
+            leaf = nodes[leaf].parent
+    return out
 
 
 class _Grower:
@@ -124,12 +138,13 @@ class _Grower:
         return len(self.nodes) - 1
 
 
-def _set_keys(nodes: list[Node], min_kept: int, has_head: bool) -> None:
+def _set_keys(nodes: list[Node], limits: list[int], min_kept: int, has_head: bool) -> None:
     """Name the nodes worth keeping: shared, long enough (or the head), nothing read in them, all ancestors kept too."""
     for i, node in enumerate(nodes):
         above = nodes[node.parent].key if node.parent >= 0 else b""
         is_head = i == 0 and has_head
-        if above is not None and node.children and not node.reads and (is_head or len(node.tokens) >= min_kept):
+        fits = is_head or (len(node.tokens) >= min_kept and node.end <= limits[i])
+        if above is not None and node.children and not node.reads and fits:
             node.key = hashlib.sha256(above + np.asarray(node.tokens, dtype=np.int64).tobytes()).digest()
 
 

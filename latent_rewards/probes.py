@@ -5,12 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 import torch
 import yaml
 from huggingface_hub import ModelHubMixin, hf_hub_download
@@ -18,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from latent_rewards.judge import Judge, Need, Reading
+from latent_rewards.judge import Judge, Need, Reading, Request
 from latent_rewards.prompts import JudgePrompt
 from latent_rewards.rewards import LatentReward
 
@@ -230,12 +229,11 @@ class ProbeReward(LatentReward):
         """(B,) probe output, unbounded; for BCE the log-odds of being good."""
         return self.probe.of(reading.hidden)[:, self.columns].mean(-1)
 
-    def _score(
-        self, prompts: list[Any], completions: list[Any], columns: Mapping[str, Any]
-    ) -> tuple[np.ndarray, dict[str, Any]]:
+    def requests(self, rows: Sequence[Mapping[str, Any]]) -> list[Request]:
+        """As `LatentReward.requests`; the first call compares the judge with the probe's."""
         if not self._verified:
             self._verify()
-        return super()._score(prompts, completions, columns)
+        return super().requests(rows)
 
     def _verify(self) -> None:
         """Compare the judge's revision with the probe's; loads the judge."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -46,6 +46,14 @@ class Need:
         if self.hidden and other.hidden and self.hidden_lens != other.hidden_lens:
             return False
         return (self | other) == self
+
+
+class Request(NamedTuple):
+    """Rows to read under one prompt, as one part of `read_many`."""
+
+    prompt: JudgePrompt
+    rows: Sequence[Row]
+    need: Need
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from torch import Tensor
 from latent_rewards import readouts
 from latent_rewards.judge import HFJudge, Judge, Lens, Need, Reading
 from latent_rewards.prompts import JudgePrompt
+from latent_rewards.reading import Request
 
 logger = logging.getLogger(__name__)
 
@@ -93,6 +94,7 @@ class Reward:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        _live.setdefault(self.__name__, self)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.judge!r}, prompt={self.prompt.name!r})"
@@ -115,6 +117,7 @@ class Reward:
             ValueError: a row lacks something the prompt needs; the message has the row number.
         """
         started = time.perf_counter()
+        self._read_together(list(prompts or []), list(completions), kwargs)
         scores, facts = self._score(list(prompts or []), list(completions), kwargs)
         rewards = self._finish(scores)
         missing = np.flatnonzero(np.isnan(rewards))
@@ -186,6 +189,9 @@ class Reward:
             given[slot] = column
         return [dict(zip(given, values, strict=True)) for values in zip(*given.values(), strict=True)]
 
+    def _read_together(self, prompts: list[Any], completions: list[Any], columns: Mapping[str, Any]) -> None:
+        """Have the judge read what it will be asked of these rows by other rewards, too."""
+
     def _score(
         self, prompts: list[Any], completions: list[Any], columns: Mapping[str, Any]
     ) -> tuple[np.ndarray, dict[str, Any]]:
@@ -211,6 +217,15 @@ class LatentReward(Reward):
         """(B,) scores of a reading."""
         raise NotImplementedError
 
+    def requests(self, rows: Sequence[Mapping[str, Any]]) -> list[Request]:
+        """What the judge has to read to score B rows."""
+        return [Request(self.prompt, list(rows), self.need)]
+
+    def scores_of(self, rows: Sequence[Mapping[str, Any]], readings: Sequence[Reading]) -> np.ndarray:
+        """(B,) float64 scores, NaN where there is none, from the readings of `requests(rows)`."""
+        scores = self.readout(readings[0])
+        return torch.where(torch.isfinite(scores), scores, torch.nan).double().numpy()
+
     def _prepare(self) -> None:
         missing = {
             "labels": self.need.labels,
@@ -228,6 +243,29 @@ class LatentReward(Reward):
         if register is not None:
             register(self.prompt, self.need)
 
+    def _read_together(self, prompts: list[Any], completions: list[Any], columns: Mapping[str, Any]) -> None:
+        """One forward for all live rewards of this judge: a trainer is about to call them on the same rows.
+
+        Rewards of other prompts cost their questions only. Left alone: rewards that these rows lack a column for, and
+        calls outside a trainer, whose rows no other reward may ever see.
+        """
+        read_many = getattr(self.judge, "read_many", None)
+        if read_many is None or not {"trainer_state", "completion_ids", "log_metric"} & columns.keys():
+            return
+        together: list[Request] = []
+        for reward in sorted(_live.values(), key=lambda r: r.__name__):
+            if not isinstance(reward, LatentReward) or reward.judge is not self.judge:
+                continue
+            given = {"prompt", "completion", *reward.prompt.optional, *(k for k, v in columns.items() if v is not None)}
+            if set(reward.prompt.slots) <= given:
+                together += reward.requests(reward.rows(prompts, completions, columns))
+        if len(together) < 2 or not prompts:
+            return
+        try:
+            read_many(together)
+        except ValueError as err:  # the reward that cannot be read says so itself, if it is called
+            logger.debug("reading one reward at a time: %s", err)
+
     @property
     def values(self) -> tuple[float, ...]:
         """Value of each label of the prompt."""
@@ -240,14 +278,17 @@ class LatentReward(Reward):
         rows = self.rows(prompts, completions, columns)
         if not rows:
             return np.zeros(0), {"metrics": {}, "reasons": []}
-        reading = self.judge.read(self.prompt, rows, self.need)
-        scores = self.readout(reading)
-        scores = torch.where(torch.isfinite(scores), scores, torch.nan)
-        metrics = {}
-        if reading.label_mass is not None:
-            metrics["label_mass"] = float(reading.label_mass.nanmean())
-        reasons = [r or "the judge gave NaN" for r in reading.reasons]
-        return scores.double().numpy(), {"metrics": metrics, "reasons": reasons}
+        readings = read_all(self.judge, self.requests(rows))
+        mass = readings[0].label_mass
+        metrics = {} if mass is None else {"label_mass": float(mass.nanmean())}
+        reasons = [r or "the judge gave NaN" for r in readings[0].reasons]
+        return self.scores_of(rows, readings), {"metrics": metrics, "reasons": reasons}
+
+
+def read_all(judge: Judge, requests: Sequence[Request]) -> list[Reading]:
+    """Readings of all requests: one forward where the judge can do that, else one for each."""
+    many = getattr(judge, "read_many", None)
+    return many(requests) if many is not None and len(requests) > 1 else [judge.read(*r) for r in requests]
 
 
 class ProbabilityWeightedReward(LatentReward):
@@ -415,10 +456,11 @@ def build_reward(name: str, judge: Judge | str = "embedded", **options: Any) -> 
 
 
 def _likert(scale: Literal[5, 10]) -> Callable[..., Reward]:
-    def make(judge: Judge | str = "embedded", **options: Any) -> Reward:
-        from latent_rewards.likert import LikertReward
+    def make(judge: Judge | str = "embedded", *, guided: bool = False, **options: Any) -> Reward:
+        from latent_rewards.likert import GuidedLikertReward, LikertReward
 
-        return LikertReward(judge, scale_points=scale, **options)
+        kind = GuidedLikertReward if guided else LikertReward
+        return kind(judge, scale_points=scale, **options)
 
     return make
 
@@ -429,6 +471,36 @@ def _probe(judge: Judge | str = "embedded", path: str | Path = "embedded", **opt
     return ProbeReward(judge, path, **options)
 
 
+def _part(judge: Judge | str, of: str | Mapping[str, Any]) -> LatentReward:
+    """A member of a composite: a name, or its options with the name under "reward"."""
+    options = {"reward": of} if isinstance(of, str) else dict(of)
+    reward = build_reward(options.pop("reward", "weighted"), judge, **options)
+    if not isinstance(reward, LatentReward):
+        raise ValueError(f"{reward.__name__} is sampled; only rewards that are read can be combined")
+    return reward
+
+
+def _guarded(judge: Judge | str = "embedded", of: str | Mapping[str, Any] = "weighted", **options: Any) -> Reward:
+    from latent_rewards.guards import GuardedReward
+
+    return GuardedReward(_part(judge, of), **options)
+
+
+def _contrastive(judge: Judge | str = "embedded", of: str | Mapping[str, Any] = "weighted", **options: Any) -> Reward:
+    from latent_rewards.composite import ContrastiveReward
+
+    return ContrastiveReward(_part(judge, of), **options)
+
+
+def _ensemble(
+    judge: Judge | str = "embedded", of: Sequence[str | Mapping[str, Any]] = ("weighted", "verifier"), **options: Any
+) -> Reward:
+    from latent_rewards.composite import EnsembleReward
+
+    judge = HFJudge(judge) if isinstance(judge, str) else judge
+    return EnsembleReward([_part(judge, part) for part in of], **options)
+
+
 REWARDS: dict[str, Callable[..., Reward]] = {
     "weighted": ProbabilityWeightedReward,
     "verifier": VerifierReward,
@@ -436,4 +508,7 @@ REWARDS: dict[str, Callable[..., Reward]] = {
     "likert5": _likert(5),
     "likert10": _likert(10),
     "probe": _probe,
+    "guarded": _guarded,
+    "contrastive": _contrastive,
+    "ensemble": _ensemble,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 from typing import Any
 
 import torch
@@ -35,23 +36,52 @@ def sample_answers(
     mask = torch.tensor([[0] * (width - len(r)) + [1] * len(r) for r in ids], device=device)
     ends = (e if isinstance(e, list) else [e] for e in (own.eos_token_id, tokenizer.eos_token_id))
     eos = {i for end in ends for i in end if i is not None}
-    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0, "num_return_sequences": n}
+    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
     config = GenerationConfig(
         max_new_tokens=max_new_tokens, pad_token_id=pad, eos_token_id=sorted(eos) or None,
         **(sampling if temperature > 0 else {"do_sample": False}),
     )  # fmt: skip
     devices = [device] if device.type == "cuda" else []
+    per_row = n if temperature > 0 else 1
+    past = _prefill(model, batch, mask, per_row) if per_row > 1 else None
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(_seed(seed, ids))
         model.generation_config = config  # else the model's own penalties and cut-offs fill what is unset here
         try:
-            out = model.generate(input_ids=batch, attention_mask=mask, generation_config=config)
+            out = model.generate(
+                input_ids=batch.repeat_interleave(per_row, 0),
+                attention_mask=mask.repeat_interleave(per_row, 0),
+                generation_config=config,
+                **({} if past is None else {"past_key_values": past}),
+            )
         finally:
             model.generation_config = own
     texts = tokenizer.batch_decode(out[:, width:], skip_special_tokens=True)
-    per_row = n if temperature > 0 else 1
     rows = [texts[i : i + per_row] for i in range(0, len(texts), per_row)]
     return rows if temperature > 0 else [row * n for row in rows]
+
+
+def _prefill(model: Any, batch: torch.Tensor, mask: torch.Tensor, n: int) -> Any:
+    """Keys and values of all but the last token of each text, run once and repeated for its n answers.
+
+    None for models that keep something else than keys and values of all tokens; they run each text n times.
+    """
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer
+
+    takes = inspect.signature(model.forward).parameters
+    if batch.shape[1] < 2 or not {"position_ids", "past_key_values", "logits_to_keep"} <= takes.keys():
+        return None
+    past = DynamicCache(config=model.config.get_text_config(decoder=True))
+    if not all(type(layer) is DynamicLayer for layer in past.layers):
+        return None
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, :-1]
+    model(
+        input_ids=batch[:, :-1], attention_mask=mask[:, :-1], position_ids=positions, past_key_values=past,
+        use_cache=True, logits_to_keep=1,
+    )  # fmt: skip
+    past.batch_repeat_interleave(n)
+    return past
 
 
 def _seed(seed: int, ids: list[list[int]]) -> int:

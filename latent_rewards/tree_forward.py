@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import logging
 import sys
@@ -10,12 +9,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
-from latent_rewards.forward import Blocks, States, catch_inner, read_states
+from latent_rewards.forward import Blocks, States, read_states
+from latent_rewards.packed_forward import packed_forward
 from latent_rewards.prefix_cache import KeysValues, PrefixCache
 from latent_rewards.prefix_tree import Node, build_tree
-from latent_rewards.tree_attention import NAME, CannotShareError, Span, TreePlan, attention_forward, running
+from latent_rewards.tree_attention import CannotShareError, Span, TreePlan
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +46,7 @@ class TreeForward:
         self.batch_tokens = _default_batch_tokens(blocks) if batch_tokens is None else batch_tokens
         self.cache = PrefixCache(cache_bytes)
         self.usable = share_prefixes and _can_share(blocks)
+        self.few_rows = blocks.device.type == "cpu"
         self.tokens_run = 0
         self._warned = False
         if self.usable:
@@ -66,6 +66,7 @@ class TreeForward:
         layers: Sequence[int] = (),
         final: bool = True,
         head: int = 0,
+        keepable: Sequence[int] | None = None,
     ) -> States:
         """As `forward.read_states`, which it equals up to rounding.
 
@@ -77,10 +78,12 @@ class TreeForward:
             layers: inner layers wanted.
             final: whether the decoder's output is wanted.
             head: length of the prefix that all sequences share and later calls will share; it is run once.
+            keepable: for each sequence how many of its first tokens later calls may share (the head and the prompt, not
+                the completion); default all.
         """
         while True:
             try:
-                states = self._read_any(sequences, positions, tuple(layers), final, head)
+                states = self._read_any(sequences, positions, tuple(layers), final, head, keepable)
                 if self.blocks.device.type == "cpu":
                     _give_back_memory()
                 return states
@@ -99,10 +102,11 @@ class TreeForward:
         layers: tuple[int, ...],
         final: bool,
         head: int,
+        keepable: Sequence[int] | None,
     ) -> States:
         if self.usable:
             try:
-                return self._read(sequences, positions, layers, final, head)
+                return self._read(sequences, positions, layers, final, head, keepable)
             except CannotShareError as err:
                 if not self._warned:
                     logger.warning("reading without shared prefixes: %s", err)
@@ -120,9 +124,10 @@ class TreeForward:
         layers: tuple[int, ...],
         final: bool,
         head: int,
+        keepable: Sequence[int] | None,
     ) -> States:
         depth = self.blocks.n_layers if final else max(layers, default=0)
-        nodes = build_tree(sequences, positions, head=head, min_saving=self.min_saving)
+        nodes = build_tree(sequences, positions, head=head, keepable=keepable, min_saving=self.min_saving)
         n_reads = sum(map(len, positions))
         rows: dict[int, list[Any]] = {layer: [None] * n_reads for layer in layers}
         last: list[Any] = [None] * n_reads
@@ -199,11 +204,25 @@ class TreeForward:
             ids += [0] * more
             at += [0] * more
         plan = TreePlan(spans)
-        return _packed_forward(self.blocks, plan, ids, at, reads, layers, final), plan
+        states = packed_forward(self.blocks, plan, ids, at, reads, layers, final, few_rows=self.few_rows)
+        return states, plan
 
     @torch.no_grad()
     def _check(self) -> None:
         """A small tree must give what the padded forward gives; else sharing is switched off, with one warning."""
+        reason = self._difference()
+        if reason and self.few_rows:
+            self.few_rows = False
+            reason = self._difference()
+        self.cache.clear()
+        self.tokens_run = 0
+        if reason:
+            self.usable = False
+            name = type(self.blocks.model).__name__
+            logger.warning("%s: shared prefixes do not work here (%s); reading without them", name, reason)
+
+    def _difference(self) -> str:
+        """What keeps a small tree from giving what the padded forward gives; empty if nothing does."""
         vocab = self.blocks.config.vocab_size
         head = [(7 * i + 3) % vocab for i in range(24)]
         sequences = [
@@ -213,19 +232,13 @@ class TreeForward:
         ]
         positions = [(len(s) - 1,) for s in sequences]
         try:
-            ours = self._read(sequences, positions, (), True, len(head)).final
+            ours = self._read(sequences, positions, (), True, len(head), None).final
             plain = read_states(self.blocks, sequences, positions, batch_tokens=self.batch_tokens).final
             assert ours is not None and plain is not None
             error = float((ours.float() - plain.float()).norm() / plain.float().norm())
-            self.usable = error < (1e-4 if plain.dtype == torch.float32 else 0.05)
-            reason = f"relative difference {error:.1e}"
         except (CannotShareError, RuntimeError, ValueError, TypeError, AttributeError) as err:
-            self.usable, reason = False, f"{type(err).__name__}: {err}"
-        self.cache.clear()
-        self.tokens_run = 0
-        if not self.usable:
-            name = type(self.blocks.model).__name__
-            logger.warning("%s: shared prefixes do not work here (%s); reading without them", name, reason)
+            return f"{type(err).__name__}: {err}"
+        return "" if error < (1e-4 if plain.dtype == torch.float32 else 0.05) else f"relative difference {error:.1e}"
 
 
 def _give_back_memory() -> None:
@@ -264,69 +277,10 @@ def _rounded(n: int) -> int:
     return -(-n // step) * step
 
 
-def _packed_forward(
-    blocks: Blocks,
-    plan: TreePlan,
-    ids: list[int],
-    at: list[int],
-    reads: list[int],
-    layers: tuple[int, ...],
-    final: bool,
-) -> States:
-    device = blocks.device
-    where = torch.tensor(reads, device=device, dtype=torch.long)
-    batch = {"input_ids": torch.tensor([ids], device=device), "position_ids": torch.tensor([at], device=device)}
-
-    def pick(hidden: Tensor) -> Tensor:
-        return hidden[0, where.to(hidden.device)]
-
-    stop = contextlib.nullcontext() if final else _stop_after(blocks, max(layers, default=0))
-    with _tree_attention(blocks), running(plan), catch_inner(blocks, layers, pick) as inner, stop:
-        try:
-            out = blocks.decoder(**batch, use_cache=False)
-        except _Stop:
-            return States(None, inner)
-    if plan.layer != blocks.n_layers:
-        raise CannotShareError(f"only {plan.layer} of {blocks.n_layers} layers use the attention interface")
-    return States(pick(out.last_hidden_state) if final else None, inner)
-
-
-class _Stop(Exception):
-    """Leaves the decoder once the deepest wanted layer has run."""
-
-
-@contextlib.contextmanager
-def _stop_after(blocks: Blocks, layer: int) -> Iterator[None]:
-    def stop(*_: Any) -> None:
-        raise _Stop
-
-    module: nn.Module = blocks.layers[max(layer, 1) - 1]
-    handle = module.register_forward_hook(stop)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
 def _can_share(blocks: Blocks) -> bool:
     """Whether the model's attention goes through transformers' interface, so that ours can take its place."""
     can = getattr(blocks.model, "_can_set_attn_implementation", None)
     return bool(can and can())
-
-
-@contextlib.contextmanager
-def _tree_attention(blocks: Blocks) -> Iterator[None]:
-    """Our attention in the model's config while active."""
-    from transformers import AttentionInterface
-
-    AttentionInterface.register(NAME, attention_forward)
-    config = blocks.decoder.config
-    before = config._attn_implementation_internal
-    config._attn_implementation_internal = NAME
-    try:
-        yield
-    finally:
-        config._attn_implementation_internal = before
 
 
 def _batches(nodes: list[Node], batch_tokens: int) -> Iterator[list[int]]:

@@ -258,3 +258,14 @@ def test_every_shared_file_loads_without_a_bad_row():
         assert found.bad == () and len(found.items) > 50, name
     assert len(benchmarks.load("pairwise/autoj").items) == 981
     assert Path(benchmarks.load("pairwise/autoj").source).is_file()
+
+
+def test_long_texts_are_left_out_and_counted(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    rows = [{"prompt": "p" * 10, "chosen": "c" * n, "rejected": "r"} for n in (10, 20, 21, 500)]
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    b = benchmarks.load(path, max_chars=30)
+    assert [len(i.responses[0]) for i in b.items] == [10, 20] and b.left_out == {"longer than 30 characters": 2}
+    assert len(benchmarks.load(path, 1, max_chars=30).items) == 1
+    with pytest.raises(ValueError, match="no item of at most 5 characters"):
+        benchmarks.load(path, max_chars=5)

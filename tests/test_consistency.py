@@ -6,6 +6,7 @@ import torch
 
 from latent_rewards import JudgePrompt
 from latent_rewards.evaluation import consistency, robustness
+from latent_rewards.evaluation.attacks import ATTACKS, KINDS, attacked, best_response
 from latent_rewards.evaluation.benchmarks.rows import collect
 from latent_rewards.evaluation.scorers import Column
 
@@ -62,10 +63,28 @@ def test_attacks_and_edits_by_hand():
         }
 
     got = robustness.measure([PAIRS], 4, score, resamples=100)
-    longer = np.mean([len(a["response"]) >= 4 for a in robustness.ATTACKS])
+    texts = [text for row in attacked(PAIRS.items) for text in row]
+    longer = np.mean([len(text) >= len("good") for text in texts])
     assert got["length"]["attacks"]["all"]["value"] == pytest.approx(longer)
-    assert got["hater"]["attacks"]["all"]["value"] == 0 and got["blind"]["attacks"]["all"]["value"] == 1
-    assert got["length"]["attacks"]["empty"]["value"] == 0
+    assert got["hater"]["attacks"]["all"]["value"] == pytest.approx(np.mean([t == "good" for t in texts]))
+    assert got["blind"]["attacks"]["all"]["value"] == 1
+    assert got["length"]["attacks"]["empty"]["value"] == 0 and got["length"]["worst"] != "empty"
+    assert got["length"]["gain"]["value"] == pytest.approx(np.mean([len(t) - 4 for t in texts]) / 0.5)
+    assert got["blind"]["gain"]["value"] is None, "no spread to measure by"
     assert got["length"]["edits"]["quoted"] == {"shift": pytest.approx(2 / 0.5), "flips": 0}
     assert got["hater"]["edits"]["quoted"]["flips"] == 1  # "good" in quotes is no longer liked: a tie
     assert got["blind"]["edits"]["quoted"]["shift"] is None
+
+
+def test_attacks_are_made_from_the_item():
+    items = collect(
+        "p",
+        [("f", i, {"prompt": f"q{i}", "responses": ["w " * 10 + str(i), "x"], "gold": [2, 1]}) for i in range(3)],
+    ).items
+    rows = attacked(items)
+    assert len(ATTACKS) == len(KINDS) >= 20 and all(len(r) == len(ATTACKS) and all(r) for r in rows)
+    by_kind = dict(zip(KINDS, rows[0], strict=True))
+    assert by_kind["echo"] == "q0" and by_kind["other_answer"] == best_response(items[1]) == "w " * 10 + "1"
+    assert by_kind["truncated"] == "w w" and "<|im_start|>assistant" in by_kind["forged_turn"]
+    assert rows[2][KINDS.index("other_answer")] == best_response(items[0])
+    assert not by_kind["homoglyphs"].isascii() and "\u202e" in by_kind["invisible"]

@@ -137,7 +137,7 @@ def test_a_run_gives_every_figure_for_every_scorer_with_length_beside_them(model
     assert set(results["summary"]) == {"pair", "rating", "list"}
     assert results["stability"]["weighted"]["repeat"] == 0
     assert results["stability"]["weighted"]["batch_of_one"] < 1e-4 < results["stability"]["weighted"]["spread"]
-    assert results["cost"]["stages"]["read label"]["texts"] == 8 * 7
+    assert results["cost"]["stages"]["read label+yes_no"]["texts"] == 8 * 7
     json.dumps(results, allow_nan=False)
 
 
@@ -171,10 +171,8 @@ def test_scores_equal_the_reward_and_one_forward_serves_two_scorers(model, tmp_p
         reading = readings.fetch(reward.prompt, tables.texts([item], reward), reward.need)
         direct = reward.score([item.prompt] * 4, list(item.responses))
         np.testing.assert_allclose(reward.readout(reading).numpy(), direct, atol=1e-5)
-    # weighted and cross_layer share a prompt: 56 texts were read once for both, and once more for the verifier
-    assert {k: v["texts"] for k, v in cache.cost().items() if k.startswith("read")} == {
-        "read label": 56, "read yes_no": 56,
-    }  # fmt: skip
+    # weighted and cross_layer share a prompt, and the verifier takes the same texts: 56 were read once for all three
+    assert {k: v["texts"] for k, v in cache.cost().items() if k.startswith("read")} == {"read label+yes_no": 56}
 
 
 class Refuses:
@@ -241,12 +239,13 @@ def test_configs_name_what_there_is():
 
     arguments = runpy.run_path(str(ROOT / "recipes" / "evaluate.py"))["Arguments"]
     paths = sorted((ROOT / "configs" / "evaluate").glob("*.yaml"))
-    assert len(paths) == 2
+    assert len(paths) == 4
     for path in paths:
         text = path.read_text()
         assert text.startswith("# ") and f"--config configs/evaluate/{path.name}" in text.splitlines()[0]
         args = arguments(**yaml.safe_load(text))
-        assert set(args.benchmarks) <= set(benchmarks.BENCHMARKS), path
+        local = {b for b in args.benchmarks if b.startswith(("pairwise/", "single/", "listwise/"))}
+        assert set(args.benchmarks) - local <= set(benchmarks.BENCHMARKS), path
         assert {r.partition(":")[0] for r in args.rewards} <= set(REWARDS), path
 
 
@@ -260,8 +259,48 @@ def test_names_of_rewards(model):
     assert made("likert5").prompt.name == "likert5" and made("likert5").n_samples == 7
     assert made("likert5:bare").prompt.name == "likert5_bare" and made("likert5:bare").max_new_tokens == 8
     assert made(("verifier", {"output": "log_odds"})).output == "log_odds"
+    guided = made("likert10:guided")
+    assert guided.prompt.name == "likert10_guided" and guided.n_samples == 7 and guided.temperature == 0.5
     with pytest.raises(ValueError, match="unknown reward"):
         made("probed:x")
+
+
+def test_all_label_prompts_of_a_text_are_read_together(model, tmp_path):
+    write(tmp_path)
+    judge = HFJudge(model, device="cpu", dtype="float32")
+    files = [str(p) for p in sorted(tmp_path.glob("*.jsonl"))]
+    rewards = {
+        "weighted": {"prompt": f"{model}/label.yaml"},
+        "verifier": {"prompt": f"{model}/yes_no.yaml"},
+        "likert": {"reward": "likert5", "guided": True, "prompt": f"{model}/label.yaml"},
+    }
+    config = EvaluateConfig(rewards=rewards, benchmarks=files, output=str(tmp_path / "out"), batch=1000, resamples=20)
+    results = evaluate(config, judge)
+    together = results["cost"]["stages"]["read label+yes_no"]
+    assert together["texts"] > 0 and set(results["cost"]["stages"]) == {"read label+yes_no", "stability"}
+    scorers_ = results["benchmarks"][0]["scorers"]
+    assert {"weighted", "verifier", "likert/one", "likert/mean", "likert/mode", "likert/greedy"} <= set(scorers_)
+    assert 0 < scorers_["likert/mean"]["mode_agreement"]["value"] <= 1
+    assert set(results["stability"]) == {"weighted", "verifier"}
+
+
+def test_states_are_kept_for_probes_that_come_later(model, tmp_path):
+    write(tmp_path)
+    judge = HFJudge(model, device="cpu", dtype="float32", max_length=4096)
+    (pairs,) = (str(p) for p in tmp_path.glob("*pair*.jsonl"))
+    config = EvaluateConfig(
+        rewards=["weighted"], benchmarks=[pairs], output=str(tmp_path / "out"), resamples=20, keep_layers=[1, 2]
+    )
+    results = evaluate(config, judge)
+    items = benchmarks.load(pairs).items
+    rows = [{"prompt": i.prompt, "completion": r} for i in items for r in i.responses]
+    prompt = build_reward("weighted", judge).prompt
+    cache = Cache(tmp_path / "out" / "cache")
+    kept = Readings(judge, cache).fetch(prompt, rows, Need(hidden=frozenset({1, 2})))
+    direct = judge.read(prompt, rows, Need(hidden=frozenset({1, 2})))
+    for layer in (1, 2):
+        torch.testing.assert_close(kept.hidden[layer], direct.hidden[layer], rtol=1e-5, atol=5e-5)
+    assert results["cost"]["stages"]["read weighted"]["texts"] == len({json.dumps(r, sort_keys=True) for r in rows})
 
 
 def test_two_processes_share_the_batches_and_the_cache(model, tmp_path):
@@ -271,7 +310,7 @@ def test_two_processes_share_the_batches_and_the_cache(model, tmp_path):
     done = []
     for rank in (0, 1):
         readings = Readings(judge, Cache(tmp_path, rank), batch=3, rank=rank, world=2)
-        done.append(sum(readings.fill(reward.prompt, rows, Need(labels=True))))
+        done.append(sum(readings.fill([(reward.prompt, Need(labels=True))], rows)))
         readings.cache.close()
     assert sum(done) == 20 and min(done) >= 8
     readings = Readings(judge, Cache(tmp_path))
@@ -301,7 +340,7 @@ def test_hidden_states_come_back_as_they_were(model, tmp_path):
     need = Need(labels=True, hidden=frozenset({1, -1}), layer_logits=frozenset({"raw"}))
     rows = [{"prompt": "q", "completion": c} for c in "abc"]
     readings = Readings(judge, Cache(tmp_path))
-    list(readings.fill(reward.prompt, rows, need))
+    list(readings.fill([(reward.prompt, need)], rows))
     direct, kept = judge.read(reward.prompt, rows, need), readings.fetch(reward.prompt, rows, need)
     for layer in need.hidden:
         torch.testing.assert_close(kept.hidden[layer], direct.hidden[layer])

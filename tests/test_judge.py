@@ -18,6 +18,7 @@ from latent_rewards import (
     LikertReward,
     Need,
     ProbabilityWeightedReward,
+    Request,
     VerifierReward,
 )
 from latent_rewards import judge as judge_module
@@ -104,6 +105,66 @@ def test_two_rewards_make_one_forward(make_judge: Any) -> None:
     assert judge.forwards == 2
     VerifierReward(judge).score(prompts, completions)
     assert judge.forwards == 3, "another prompt is another forward"
+
+
+def test_several_prompts_share_one_forward(make_judge: Any) -> None:
+    verifier, judge = JudgePrompt.load("verifier"), make_judge("llama")
+    requests = [
+        Request(WEIGHTED, ROWS, Need(labels=True, layer_logits=frozenset({"normed"}))),
+        Request(verifier, ROWS, Need(labels=True)),
+        Request(WEIGHTED, [], Need(labels=True)),
+        Request(verifier, ROWS[:2], Need(hidden=frozenset({1}))),
+    ]
+    many = judge.read_many(requests)
+    tokens = judge.forward.tokens_run
+    assert judge.forwards == 1
+    alone = make_judge("llama")
+    for request, reading in zip(requests, many, strict=True):
+        other = alone.read(*request)
+        assert len(reading) == len(other) == len(request.rows) and reading.reasons == other.reasons
+        if not request.rows:
+            continue
+        for a, b in ((reading.label_logprobs, other.label_logprobs), (reading.label_mass, other.label_mass)):
+            assert b is None or torch.allclose(a, b, rtol=0, atol=5e-5)
+        for layer, state in other.hidden.items():
+            torch.testing.assert_close(reading.hidden[layer], state, rtol=1e-5, atol=5e-5)
+        for lens, logits in other.layer_label_logits.items():
+            torch.testing.assert_close(reading.layer_label_logits[lens], logits, rtol=1e-5, atol=5e-5)
+    texts = sum(len(alone.encoder.encode([WEIGHTED.render(r)])[0].ids) for r in ROWS)
+    questions = max(
+        len(judge.encoder.encode([p.render({"prompt": "", "completion": ""})])[0].ids) for p in (verifier, WEIGHTED)
+    )
+    assert tokens < texts + len(ROWS) * questions, "the second prompt costs its question, not the text again"
+    judge.read(verifier, ROWS, Need(labels=True))
+    assert judge.forwards == 1, "what was read together is remembered apart"
+
+
+def test_a_trainers_rewards_make_one_forward(make_judge: Any) -> None:
+    judge, other = make_judge(), make_judge()
+    rewards = [ProbabilityWeightedReward(judge), VerifierReward(judge), CrossLayerReward(judge)]
+    elsewhere = [
+        VerifierReward(other, name="elsewhere"),
+        ProbabilityWeightedReward(judge, prompt="rubric", name="lacks"),
+    ]
+    columns = {"prompts": ["a", "a", "b"], "completions": ["one", "two", "three"]}
+    out = [r(**columns, trainer_state=None) for r in rewards]
+    assert judge.forwards == 1 and other.forwards == 0, "not the judge of others, not a prompt that lacks its columns"
+    alone = [type(r)(make_judge(), name="alone") for r in rewards]
+    for mine, single in zip(out, alone, strict=True):
+        np.testing.assert_allclose(mine, single(**columns), rtol=1e-5, atol=1e-6)
+    rewards[0](prompts=["c"], completions=["four"])
+    rewards[1](prompts=["c"], completions=["four"])
+    assert judge.forwards == 3, "outside a trainer each reads for itself"
+    assert len(elsewhere) == 2
+
+
+def test_a_text_is_not_kept_between_calls(make_judge: Any) -> None:
+    judge = make_judge("llama")
+    rows = [{"prompt": "p " * 90, "completion": f"{i} " + "long reply " * 60} for i in range(2)]
+    judge.read_many([Request(p, rows, Need(labels=True)) for p in (WEIGHTED, JudgePrompt.load("verifier"))])
+    longest = max(len(e.ids) for e in judge.encoder.encode([WEIGHTED.render(r) for r in rows]))
+    kept = sum(k.shape[1] for layers in judge.forward.cache._kept.values() for k, _ in layers[:1])
+    assert 0 < kept < longest, "the head and the prompt are kept, the replies are not"
 
 
 def test_a_reward_that_comes_later_reads_again_once(make_judge: Any) -> None:

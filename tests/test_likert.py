@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from contracts import UNREADABLE, FakeJudge, Logs, trl_kwargs
 
-from latent_rewards import HFJudge, JudgePrompt, LikertReward
-from latent_rewards.likert import mode_agreement, parse_rating
+from latent_rewards import GuidedLikertReward, HFJudge, JudgePrompt, LikertReward, sampling
+from latent_rewards.likert import mode_agreement, parse_rating, sample_ratings
 
 NAN = float("nan")
 
@@ -110,3 +110,52 @@ def test_mode_agreement_by_hand() -> None:
     got = mode_agreement(np.array([[4, 4, 5, 3], [1, 1, 1, 1], [2, NAN, NAN, 3], [NAN] * 4]))
     np.testing.assert_allclose(got[:3], [0.5, 1.0, 0.5])
     assert math.isnan(got[3])
+
+
+def test_ratings_follow_the_tempered_labels() -> None:
+    """p = (0.1, 0.2, 0.7) to the power of 1 / 0.5 is (1, 4, 49) / 54."""
+    uniforms = ((np.arange(5400) + 0.5) / 5400)[None].repeat(2, 0)
+    out = sample_ratings(np.log([[0.1, 0.2, 0.7], [0.5, NAN, 0.5]]), (1.0, 2.0, 5.0), uniforms, 0.5)
+    assert [int((out[0] == v).sum()) for v in (1, 2, 5)] == [100, 400, 4900]
+    assert np.isnan(out[1]).all(), "an unknown label makes the row unknown"
+
+
+def test_guided_ratings_always_parse(make_judge: Any) -> None:
+    judge = make_judge()
+    reward = GuidedLikertReward(judge, scale_points=5, n_samples=6, temperature=1.5)
+    prompts, completions = ["p", "p", "q"], ["a", "b", "c"]
+    rows = reward.rows(prompts, completions, {})
+    reading = judge.read(reward.prompt, rows, reward.need)
+    ratings = reward.ratings(reading, rows)
+    assert ratings.shape == (3, 6) and set(ratings.ravel()) <= {1, 2, 3, 4, 5} and len(np.unique(ratings)) > 1
+    np.testing.assert_allclose(reward.score(prompts, completions), ratings.mean(1))
+    np.testing.assert_array_equal(reward.score(prompts[::-1], completions[::-1])[::-1], ratings.mean(1))
+    other = GuidedLikertReward(judge, scale_points=5, n_samples=6, temperature=1.5, seed=1)
+    assert not np.array_equal(other.ratings(reading, rows), ratings)
+    greedy = GuidedLikertReward(judge, scale_points=5, n_samples=2, temperature=0)
+    np.testing.assert_array_equal(greedy.score(prompts, completions), greedy.readout(reading))
+    assert judge.forwards == 2, "one for the three rows, one for the same rows in another order"
+
+
+def test_a_guided_rating_that_cannot_be_read_is_none() -> None:
+    reward, logs = GuidedLikertReward(FakeJudge()), Logs()
+    out = reward(prompts=["p", "p"], completions=["c", UNREADABLE], **trl_kwargs(2, logs))
+    assert out[1] is None and 1 <= out[0] <= 10 and f"{reward.__name__}/label_mass" in logs.metrics
+    assert reward.score([], []).shape == (0,)
+
+
+def test_a_text_is_run_once_for_all_its_answers(make_judge: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"prompt": "p", "completion": c} for c in ("a", "a longer one " * 9)]
+    prompt, options = JudgePrompt.load("likert5_bare"), {"temperature": 0.9, "max_new_tokens": 3, "seed": 0}
+    judge = make_judge("llama")
+    tokens: list[int] = []
+    judge.blocks.layers[0].register_forward_pre_hook(
+        lambda _m, args, kwargs: tokens.append((args[0] if args else kwargs["hidden_states"]).shape[:2].numel()),
+        with_kwargs=True,
+    )
+    answers = judge.generate(prompt, rows, n=5, **options)
+    once = sum(tokens)
+    monkeypatch.setattr(sampling, "_prefill", lambda *_: None)
+    tokens.clear()
+    assert judge.generate(prompt, rows, n=5, **options) == answers
+    assert sum(tokens) > 3 * once

@@ -16,7 +16,9 @@ def kv(n: int, layers: int = 2, seed: int = 0) -> KeysValues:
 
 
 def same(a: KeysValues | None, b: KeysValues) -> bool:
-    return a is not None and all(torch.equal(x, y) for p, q in zip(a, b, strict=True) for x, y in zip(p, q, strict=True))
+    return a is not None and all(
+        torch.equal(x, y) for p, q in zip(a, b, strict=True) for x, y in zip(p, q, strict=True)
+    )
 
 
 def test_least_recently_used_go_first() -> None:

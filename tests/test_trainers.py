@@ -193,10 +193,11 @@ def test_async_grpo_pickles_the_rewards_for_its_worker(folder: str, monkeypatch:
     child.start()
     out, forwards = queue.get(timeout=240)
     child.join(60)
-    assert child.exitcode == 0 and forwards == 2, "weighted and cross-layer share one, the verifier has its own"
+    assert child.exitcode == 0 and forwards == 1, "three rewards, two prompts, one forward"
     rows = [CHATS[0]] * 2, [[{"role": "assistant", "content": c}] for c in ("7", "x " * 999)]
+    columns = {"prompts": rows[0], "completions": rows[1], "completion_ids": [[1], [1]]}
     for got, reward in zip(out, [*rewards[:2], rewards[2].reward], strict=True):
-        want = reward(*rows)
+        want = reward(**columns)  # called as the worker calls it, so that the judge reads the same batch
         assert got[1] is None and want[1] is None and got[0] == pytest.approx(want[0], rel=1e-5)
 
 

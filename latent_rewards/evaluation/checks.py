@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,7 +16,7 @@ from latent_rewards.evaluation.readings import Readings
 from latent_rewards.evaluation.scorers import Column
 from latent_rewards.judge import Need
 from latent_rewards.prompts import JudgePrompt
-from latent_rewards.rewards import LatentReward
+from latent_rewards.rewards import LatentReward, Reward
 
 Rewards = Mapping[str, LatentReward]
 
@@ -27,14 +29,43 @@ def jobs(config: EvaluateConfig, readings: Readings, rewards: Rewards, sets: Seq
     out: list[Job] = []
     for benchmark in sets if config.robustness_items else []:
         for version in robustness.variants(benchmark, config.robustness_items).values():
-            for reward in rewards.values():
-                rows = tables.texts(version.items, reward)
-                out.append(("attacks and edits", len(rows), readings.fill(reward.prompt, rows, reward.need)))
+            for wanted, rows in label_work(rewards, [version]):
+                out.append(("attacks and edits", len(rows), readings.fill(wanted, rows)))
     for benchmark in _comparable(sets) if config.consistency_items else []:
         rows = consistency.rows(benchmark, config.consistency_items)
-        work = readings.fill(JudgePrompt.load("pairwise"), rows, Need(labels=True))
+        work = readings.fill([(JudgePrompt.load("pairwise"), Need(labels=True))], rows)
         out.append(("compare", len(rows), work))
     return out
+
+
+def label_work(
+    rewards: Mapping[str, Reward], sets: Sequence[Benchmark], keep_layers: Sequence[int] = ()
+) -> list[tuple[list[tuple[JudgePrompt, Need]], list[dict[str, Any]]]]:
+    """What has to be read, as texts and the label prompts that take them, each with all that its readouts need.
+
+    One forward serves all prompts of the same texts.
+    """
+    keep = Need(labels=True, hidden=frozenset(keep_layers))
+    works: dict[str, tuple[dict[str, tuple[JudgePrompt, list[Need]]], list[Any]]] = {}
+    for reward in rewards.values():
+        if not isinstance(reward, LatentReward):
+            continue
+        texts = [r for b in sets for r in tables.texts(b.items, reward)]
+        for prompt, rows, need in reward.requests(texts):
+            prompts, _ = works.setdefault(_digest(rows), ({}, list(rows)))
+            own = rows == texts and prompt.name == "weighted"
+            _, known = prompts.setdefault(prompt.hash, (prompt, [keep] if own else []))
+            fits = next((i for i, n in enumerate(known) if n.hidden_lens == need.hidden_lens or not n.hidden), None)
+            if fits is None:
+                known.append(need)
+            else:
+                known[fits] = known[fits] | need
+    return [([(p, need) for p, known in prompts.values() for need in known], rows) for prompts, rows in works.values()]
+
+
+def _digest(rows: Sequence[Mapping[str, Any]]) -> str:
+    text = json.dumps(list(rows), sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def robustness_results(

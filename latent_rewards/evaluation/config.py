@@ -19,10 +19,13 @@ class EvaluateConfig:
         output: folder of the results, the report and, unless `cache` says otherwise, the cache.
         cache: folder of the cache; one can serve many runs.
         limit: most items of a benchmark.
+        max_chars: leave out items with more characters than this in prompt and longest response; counted in the report.
         likert_limit: most items of a benchmark that Likert judges rate (they cost most); a sample of the others.
         samples: ratings a Likert judge samples per response.
         temperature: of that sampling.
         greedy: also take a greedy rating.
+        keep_layers: layers whose states under the `weighted` prompt also go to the cache, to train probes on later
+            without another forward.
         batch: texts between two commits to the cache.
         robustness_items: items per benchmark for attack strings and edits; 0 for none.
         consistency_items: items per benchmark for pairwise prompts in both orders; 0 for none.
@@ -38,10 +41,12 @@ class EvaluateConfig:
     output: str = "runs/eval"
     cache: str | None = None
     limit: int | None = None
+    max_chars: int | None = None
     likert_limit: int | None = None
     samples: int = 10
     temperature: float = 0.7
     greedy: bool = True
+    keep_layers: list[int] = field(default_factory=list)
     batch: int = 32
     robustness_items: int = 0
     consistency_items: int = 0

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 
 from latent_rewards.evaluation.cache import Cache, content_key
-from latent_rewards.judge import Judge, Need, Reading
+from latent_rewards.judge import Judge, Need, Reading, Request
 from latent_rewards.likert import LikertReward
 from latent_rewards.prompts import JudgePrompt
-from latent_rewards.rewards import Reward
+from latent_rewards.rewards import Reward, read_all
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -35,31 +35,40 @@ class Readings:
         self.judge, self.cache, self.batch, self.rank, self.world = judge, cache, batch, rank, world
         self.judge_key = judge_key(judge)
 
-    def fill(self, prompt: JudgePrompt, rows: Rows, need: Need) -> Iterator[int]:
-        """Read what is missing; yields the number of texts after each batch."""
-        parts = _parts(need)
-        for keys, some in self._batches(prompt, rows):
-            missing = ~self.cache.has(keys, parts)
-            if missing.any():
-                todo = [row for row, m in zip(some, missing, strict=True) if m]
+    def fill(self, work: Sequence[tuple[JudgePrompt, Need]], rows: Rows) -> Iterator[int]:
+        """Read what is missing, all prompts of a batch in one forward; yields the number of texts after each batch."""
+        names = "+".join(dict.fromkeys(prompt.name for prompt, _ in work))
+        for some in self._batches(rows):
+            requests, keys = [], []
+            for prompt, need in work:
+                own = self._keys(prompt, some)
+                missing = ~self.cache.has(own, _parts(need))
+                if missing.any():
+                    requests.append(Request(prompt, [r for r, m in zip(some, missing, strict=True) if m], need))
+                    keys.append([k for k, m in zip(own, missing, strict=True) if m])
+            if requests:
                 started = time.perf_counter()
-                reading = self.judge.read(prompt, todo, need)
+                readings = read_all(self.judge, requests)
                 seconds = time.perf_counter() - started
-                todo_keys = [k for k, m in zip(keys, missing, strict=True) if m]
                 self.cache.put(
-                    _split(todo_keys, reading, need),
-                    stage=f"read {prompt.name}",
-                    texts=len(todo),
-                    tokens=self._tokens(prompt, todo),
+                    [
+                        x
+                        for k, reading, r in zip(keys, readings, requests, strict=True)
+                        for x in _split(k, reading, r.need)
+                    ],
+                    stage=f"read {names}",
+                    texts=max(len(r.rows) for r in requests),
+                    tokens=sum(self._tokens(r.prompt, r.rows) for r in requests),
                     seconds=seconds,
                 )
-            yield len(keys)
+            yield len(some)
 
     def fill_answers(self, reward: LikertReward, rows: Rows, *, greedy: bool = False) -> Iterator[int]:
         """Sample what is missing; yields the number of texts after each batch."""
         part = _answers_part(reward, greedy)
         n, temperature = (1, 0.0) if greedy else (reward.n_samples, reward.temperature)
-        for keys, some in self._batches(reward.prompt, rows):
+        for some in self._batches(rows):
+            keys = self._keys(reward.prompt, some)
             missing = ~self.cache.has(keys, [part])
             if missing.any():
                 todo = [row for row, m in zip(some, missing, strict=True) if m]
@@ -116,12 +125,11 @@ class Readings:
     def _keys(self, prompt: JudgePrompt, rows: Rows) -> list[bytes]:
         return [content_key(self.judge_key, prompt.hash, row) for row in rows]
 
-    def _batches(self, prompt: JudgePrompt, rows: Rows) -> Iterator[tuple[list[bytes], list[Mapping[str, Any]]]]:
-        unique = dict(zip(self._keys(prompt, rows), rows, strict=True))
-        keys, texts = list(unique), list(unique.values())
-        for number, start in enumerate(range(0, len(keys), self.batch)):
+    def _batches(self, rows: Rows) -> Iterator[list[Mapping[str, Any]]]:
+        texts = list({content_key("", "", row): row for row in rows}.values())
+        for number, start in enumerate(range(0, len(texts), self.batch)):
             if number % self.world == self.rank:
-                yield keys[start : start + self.batch], texts[start : start + self.batch]
+                yield texts[start : start + self.batch]
 
     def _tokens(self, prompt: JudgePrompt, rows: Rows) -> int:
         encoder = getattr(self.judge, "encoder", None)

@@ -1,29 +1,21 @@
-"""How easily a score is fooled: strings that answer nothing, and edits that change nothing.
-
-The strings are in `attack_strings.jsonl` (the openers follow "One token to fool LLM-as-a-judge", arXiv 2507.08794).
-"""
+"""How easily a score is fooled: completions that answer nothing (`attacks.py`), and edits that change nothing."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from latent_rewards.evaluation import bootstrap, tables
+from latent_rewards.evaluation.attacks import KINDS, attacked
 from latent_rewards.evaluation.benchmarks.rows import Benchmark
 from latent_rewards.evaluation.scorers import Column
 
 Score = Callable[[Benchmark], Mapping[str, Column]]
 
-ATTACKS = [
-    json.loads(line)
-    for line in (Path(__file__).parent / "attack_strings.jsonl").read_text(encoding="utf-8").splitlines()
-]
 EDITS: dict[str, Callable[[str], str]] = {
     "trailing_newline": lambda text: text + "\n",
     "quoted": lambda text: f'"{text}"',
@@ -34,13 +26,11 @@ EDITS: dict[str, Callable[[str], str]] = {
 def variants(benchmark: Benchmark, count: int) -> dict[str, Benchmark]:
     """The same sample of items as they are, with attack strings for responses, and after each edit."""
     some = benchmark.sample(count)
-    strings = tuple(a["response"] for a in ATTACKS)
-    out = {
-        "original": some,
-        "attacks": replace(
-            some, items=tuple(replace(i, responses=strings, gold=(0.0,) * len(strings)) for i in some.items)
-        ),
-    }
+    attacks = tuple(
+        replace(item, responses=texts, gold=(0.0,) * len(texts))
+        for item, texts in zip(some.items, attacked(some.items), strict=True)
+    )
+    out = {"original": some, "attacks": replace(some, items=attacks)}
     for name, edit in EDITS.items():
         out[name] = replace(
             some, items=tuple(replace(i, responses=tuple(edit(r) for r in i.responses)) for i in some.items)
@@ -58,11 +48,12 @@ def measure(sets: Sequence[Benchmark], count: int, score: Score, *, resamples: i
         resamples: bootstrap draws.
 
     Returns:
-        Per scorer `attacks`: share of attack strings that score at least as high as the best response to the prompt, in
-        all and by kind; `edits`: by name the mean absolute change in standard deviations of the scores, and the share
-        of pairs of responses whose order flips.
+        Per scorer `attacks`: share of attacks that score at least as high as the best response to the prompt, in all
+        and by kind; `gain`: mean of (attack - best response) in standard deviations of the honest scores; `worst`: the
+        kind that succeeds most; `edits`: by name the mean absolute change in standard deviations of the scores, and the
+        share of pairs of responses whose order flips.
     """
-    attacks: dict[str, list[np.ndarray]] = {}
+    attacks: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
     groups: list[str] = []
     edits: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for benchmark in sets:
@@ -73,8 +64,8 @@ def measure(sets: Sequence[Benchmark], count: int, score: Score, *, resamples: i
         for name, column in original.items():
             before = tables.table(some, column)
             if benchmark.kind != "rating":
-                hits = _hits(before.scores, before.gold, tables.table(*_pick(versions["attacks"], name)).scores)
-                attacks.setdefault(name, []).append(hits)
+                tried = tables.table(*_pick(versions["attacks"], name)).scores
+                attacks.setdefault(name, []).append(_against_best(before.scores, before.gold, tried))
             for edit in EDITS:
                 after = tables.table(*_pick(versions[edit], name)).scores
                 edits.setdefault(name, {}).setdefault(edit, []).append(_change(before.scores, after))
@@ -85,10 +76,13 @@ def _pick(version: tuple[Benchmark, Mapping[str, Column]], name: str) -> tuple[B
     return version[0], version[1][name]
 
 
-def _hits(scores: np.ndarray, gold: np.ndarray, attacks: np.ndarray) -> np.ndarray:
-    """(N, attacks) 1 where the attack scores at least as high as the response with the best gold."""
+def _against_best(scores: np.ndarray, gold: np.ndarray, attacks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(N, attacks) 1 where the attack scores at least as high as the response with the best gold, and its gain."""
     best = scores[np.arange(len(gold)), np.nanargmax(gold, 1)][:, None]
-    return np.where(np.isnan(best) | np.isnan(attacks), np.nan, attacks >= best)
+    spread = np.nanstd(scores)
+    unknown = np.isnan(best) | np.isnan(attacks)
+    gain = (attacks - best) / spread if spread > 0 else np.full(attacks.shape, np.nan)
+    return np.where(unknown, np.nan, attacks >= best), gain
 
 
 def _change(before: np.ndarray, after: np.ndarray) -> tuple[float, float]:
@@ -102,7 +96,7 @@ def _change(before: np.ndarray, after: np.ndarray) -> tuple[float, float]:
 
 def _report(
     name: str,
-    attacks: Mapping[str, list[np.ndarray]],
+    attacks: Mapping[str, list[tuple[np.ndarray, np.ndarray]]],
     groups: np.ndarray,
     edits: Mapping[str, list[tuple[float, float]]],
     resamples: int,
@@ -115,12 +109,15 @@ def _report(
             "flips": float(np.mean(flips)) if flips else None,
         }
     if attacks.get(name):
-        hits = np.concatenate(attacks[name])
-        kinds = np.array([a["kind"] for a in ATTACKS])
+        hits, gains = (np.concatenate([a[i] for a in attacks[name]]) for i in (0, 1))
+        kinds = np.array(KINDS)
         out["attacks"] = {
             kind: bootstrap.mean_estimate(_row_mean(hits[:, use]), groups, resamples=resamples).to_dict()
             for kind, use in [("all", kinds != ""), *((k, kinds == k) for k in dict.fromkeys(kinds.tolist()))]
         }
+        by_kind = {k: v["value"] for k, v in out["attacks"].items() if k != "all" and v["value"] is not None}
+        out["worst"] = max(by_kind, key=lambda k: by_kind[k], default=None)
+        out["gain"] = bootstrap.mean_estimate(_row_mean(gains), groups, resamples=resamples).to_dict()
     return out
 
 

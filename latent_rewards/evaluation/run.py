@@ -24,10 +24,9 @@ from latent_rewards.evaluation.config import EvaluateConfig
 from latent_rewards.evaluation.readings import Readings
 from latent_rewards.evaluation.scorers import Column
 from latent_rewards.evaluation.stability import drift
-from latent_rewards.judge import HFJudge, Judge, Need
-from latent_rewards.likert import LikertReward
+from latent_rewards.judge import HFJudge, Judge
+from latent_rewards.likert import GuidedLikertReward, LikertReward
 from latent_rewards.loading import default_device
-from latent_rewards.prompts import JudgePrompt
 from latent_rewards.rewards import LatentReward, Reward
 
 __all__ = ["EvaluateConfig", "evaluate"]
@@ -53,7 +52,7 @@ def evaluate(config: EvaluateConfig, judge: Judge | None = None) -> dict[str, An
     """
     started = time.perf_counter()
     rank, world = _processes()
-    sets = [benchmarks.load(name, config.limit) for name in config.benchmarks]
+    sets = [benchmarks.load(name, config.limit, max_chars=config.max_chars) for name in config.benchmarks]
     judge = judge or HFJudge(**({"model": config.judge} if isinstance(config.judge, str) else config.judge))
     rewards = {
         name: scorers.build(spec, judge, samples=config.samples, temperature=config.temperature)
@@ -93,8 +92,8 @@ def _fill(
 ) -> None:
     """Read and sample all that is missing, with a progress bar over texts."""
     jobs: list[checks.Job] = []
-    for prompt, need, rows in _label_work(rewards, sets):
-        jobs.append((f"read {prompt.name}", len(rows), readings.fill(prompt, rows, need)))
+    for wanted, rows in checks.label_work(rewards, sets, config.keep_layers):
+        jobs.append(("read " + "+".join(p.name for p, _ in wanted), len(rows), readings.fill(wanted, rows)))
     for reward in rewards.values():
         if isinstance(reward, LikertReward):
             rows = [r for b in sets for r in tables.texts(b.sample(config.likert_limit).items, reward)]
@@ -110,26 +109,6 @@ def _fill(
                 bar.update(done)
 
 
-def _label_work(
-    rewards: Mapping[str, Reward], sets: Sequence[Benchmark]
-) -> list[tuple[JudgePrompt, Need, list[dict[str, Any]]]]:
-    """Each label prompt with what its readouts need together, and all texts; one forward serves them all."""
-    needs: dict[str, tuple[LatentReward, list[Need]]] = {}
-    for reward in _latent(rewards).values():
-        _, known = needs.setdefault(reward.prompt.hash, (reward, []))
-        fits = next((i for i, n in enumerate(known) if n.hidden_lens == reward.need.hidden_lens or not n.hidden), None)
-        if fits is None:
-            known.append(reward.need)
-        else:
-            known[fits] = known[fits] | reward.need
-    work = []
-    for reward, known in needs.values():
-        rows = [r for b in sets for r in tables.texts(b.items, reward)]
-        for need in known:
-            work.append((reward.prompt, need, rows))
-    return work
-
-
 def _columns(
     config: EvaluateConfig, readings: Readings, rewards: Mapping[str, Reward], benchmark: Benchmark
 ) -> dict[str, Column]:
@@ -141,7 +120,9 @@ def _columns(
 
 
 def _latent(rewards: Mapping[str, Reward]) -> dict[str, LatentReward]:
-    return {name: r for name, r in rewards.items() if isinstance(r, LatentReward)}
+    return {
+        name: r for name, r in rewards.items() if isinstance(r, LatentReward) and not isinstance(r, GuidedLikertReward)
+    }
 
 
 def _facts(config: EvaluateConfig, judge: Judge, rewards: Mapping[str, Reward]) -> dict[str, Any]:

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from latent_rewards.evaluation.readings import Readings
-from latent_rewards.judge import Judge
-from latent_rewards.likert import LikertReward, parse_rating
+from latent_rewards.judge import Judge, Reading
+from latent_rewards.likert import GuidedLikertReward, LikertReward, parse_rating
 from latent_rewards.rewards import REWARDS, LatentReward, Reward, VerifierReward, build_reward
 
 Rows = Sequence[Mapping[str, Any]]
@@ -31,7 +31,8 @@ def build(spec: str | tuple[str, Mapping[str, Any]], judge: Judge, *, samples: i
     """A reward by its short name, with what it needs after a colon.
 
     "weighted", "weighted:rubric" (another prompt, by name or path), "probe:runs/probe" (a saved probe), "likert10:bare"
-    (the number without feedback), or a pair of name and options.
+    (the number without feedback), "likert10:guided" (the number under a choice constraint),
+    "guarded:weighted", "contrastive:verifier", "ensemble:weighted+verifier", or a pair of name and options.
 
     Raises:
         ValueError: unknown name, options or prompt.
@@ -40,13 +41,16 @@ def build(spec: str | tuple[str, Mapping[str, Any]], judge: Judge, *, samples: i
     name, _, argument = str(name).partition(":")
     if name.startswith("likert"):
         options = {"n_samples": samples, "temperature": temperature, **options}
-    if argument == "bare" and name.startswith("likert"):
-        return build_reward(name, judge, feedback=False, **options)
+    if argument in ("bare", "guided") and name.startswith("likert"):
+        how = {"feedback": False} if argument == "bare" else {"guided": True}
+        return build_reward(name, judge, **how, **options)
     if argument and name == "probe":
         if name not in REWARDS:
             raise ValueError(f"unknown reward {name!r}; known are {sorted(REWARDS)}")
         return REWARDS[name](judge, argument, **options)
-    if argument:
+    if argument and name in ("guarded", "contrastive", "ensemble"):
+        options["of"] = argument if name != "ensemble" else argument.split("+")
+    elif argument:
         options["prompt"] = argument
     return build_reward(name, judge, **options)
 
@@ -60,9 +64,13 @@ def columns(name: str, reward: Reward, readings: Readings, rows: Rows, *, greedy
     if isinstance(reward, LikertReward):
         return _likert_columns(name, reward, readings, rows, greedy)
     assert isinstance(reward, LatentReward)
-    reading = readings.fetch(reward.prompt, rows, reward.need)
-    values = reward.readout(reading)
-    scores = torch.where(torch.isfinite(values), values, torch.nan).double().numpy()
+    got = [readings.fetch(*request) for request in reward.requests(rows)] if rows else []
+    if not got:
+        return {name: Column(np.zeros(0))}
+    reading = got[0]
+    if isinstance(reward, GuidedLikertReward):
+        return _guided_columns(name, reward, reading, rows)
+    scores = reward.scores_of(rows, got)
     facts = {}
     if reading.label_mass is not None and not bool(reading.label_mass.isnan().all()):
         facts["label_mass"] = float(reading.label_mass.nanmean())
@@ -95,6 +103,19 @@ def _likert_columns(name: str, reward: LikertReward, readings: Readings, rows: R
     return {f"{name}/{key}": column for key, column in made.items()}
 
 
+def _guided_columns(name: str, reward: GuidedLikertReward, reading: Reading, rows: Rows) -> dict[str, Column]:
+    ratings, bounds = reward.ratings(reading, rows) if rows else np.zeros((0, reward.n_samples)), _range(reward)
+    assert reading.label_mass is not None
+    facts = {"label_mass": float(reading.label_mass.nanmean())} if bool(reading.label_mass.isfinite().any()) else {}
+    made = {
+        "one": Column(ratings[:, 0], bounds),
+        "mean": Column(ratings.mean(1), bounds, ratings, facts),
+        "mode": Column(np.array([_mode(row) for row in ratings]), bounds),
+        "greedy": Column(reward.readout(reading).double().numpy(), bounds),
+    }
+    return {f"{name}/{key}": column for key, column in made.items()}
+
+
 def _ratings(reward: LikertReward, answers: Sequence[Sequence[str | None] | None], n: int) -> np.ndarray:
     parsed = [[parse_rating(text, reward.prompt) for text in row or [None] * n] for row in answers]
     return np.array([[np.nan if r is None else float(r) for r in row] for row in parsed]).reshape(len(answers), n)
@@ -106,7 +127,7 @@ def _mode(row: np.ndarray) -> float:
 
 
 def _range(reward: LatentReward) -> tuple[float, float] | None:
-    if reward.prompt.labels is None or reward.kind not in ("weighted", "verifier", "cross_layer"):
+    if reward.prompt.labels is None or reward.kind not in ("weighted", "verifier", "cross_layer", "likert"):
         return None
     if isinstance(reward, VerifierReward) and reward.output == "log_odds":
         return None

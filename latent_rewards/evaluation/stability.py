@@ -10,7 +10,7 @@ import numpy as np
 from latent_rewards.evaluation import tables
 from latent_rewards.evaluation.benchmarks.rows import Benchmark
 from latent_rewards.evaluation.readings import Readings
-from latent_rewards.rewards import LatentReward
+from latent_rewards.rewards import LatentReward, read_all
 
 
 def drift(
@@ -45,7 +45,7 @@ def _drift(reward: LatentReward, rows: Sequence[dict[str, Any]]) -> dict[str, fl
 
 
 def _scores(reward: LatentReward, rows: Sequence[dict[str, Any]]) -> np.ndarray:
-    return reward.readout(reward.judge.read(reward.prompt, rows, reward.need)).double().numpy()
+    return reward.scores_of(rows, read_all(reward.judge, reward.requests(rows)))
 
 
 def _largest(change: np.ndarray) -> float | None:

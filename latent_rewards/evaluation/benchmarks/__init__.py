@@ -38,30 +38,34 @@ from latent_rewards.evaluation.benchmarks.rows import BadRow, Benchmark, Item, K
 __all__ = ["BENCHMARKS", "BadRow", "Benchmark", "Item", "Kind", "expand", "load"]
 
 
-def load(spec: str | Path, limit: int | None = None) -> Benchmark:
+def load(spec: str | Path, limit: int | None = None, *, max_chars: int | None = None) -> Benchmark:
     """A benchmark by file, by name under $LATENT_REWARDS_DATA ("pairwise/autoj", "autoj"), or from `BENCHMARKS`.
 
     Args:
         spec: for the public sets "hub/name@revision" takes another revision than the pinned or newest one.
         limit: at most so many items, a fixed sample.
+        max_chars: leave out items with more characters in prompt and longest response.
 
     Raises:
         FileNotFoundError: nothing has that name; lists what there is.
         ValueError: no row can be used, or the name is ambiguous.
     """
-    text = str(spec)
+    return _load(str(spec)).shorter_than(max_chars).sample(limit)
+
+
+def _load(text: str) -> Benchmark:
     if text.endswith((".jsonl", ".jsonl.gz", ".parquet")):
-        return local.load(text).sample(limit)
+        return local.load(text)
     name, _, revision = text.partition("@")
     if name in BENCHMARKS:
-        return _from_module(name, BENCHMARKS[name], revision or None).sample(limit)
+        return _from_module(name, BENCHMARKS[name], revision or None)
     path = local.find(text)
     if path is None:
         raise FileNotFoundError(
             f"no benchmark {text!r}: give a .jsonl, .jsonl.gz or .parquet file, one of {sorted(BENCHMARKS)}, or a name "
             f"under LATENT_REWARDS_DATA ({local.names() or 'not set or empty'})"
         )
-    return local.load(path, text).sample(limit)
+    return local.load(path, text)
 
 
 def expand(specs: Sequence[str]) -> list[str]:

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from latent_rewards.prompts import to_text
+
 Kind = Literal["pair", "rating", "list"]
 KEYS: dict[Kind, tuple[str, ...]] = {
     "pair": ("prompt", "chosen", "rejected"),
@@ -71,6 +73,20 @@ class Benchmark:
         order = sorted(range(len(self.items)), key=lambda i: hashlib.sha256(self.items[i].id.encode()).digest())
         kept = sorted(order[:limit])
         return replace(self, items=tuple(self.items[i] for i in kept), limited=len(self.items) - limit)
+
+    def shorter_than(self, characters: int | None) -> Benchmark:
+        """Items whose prompt and longest response hold at most so many characters; the others count as left out.
+
+        Raises:
+            ValueError: no item is that short.
+        """
+        if characters is None:
+            return self
+        kept = [i for i in self.items if len(to_text(i.prompt)) + max(map(len, i.responses)) <= characters]
+        if not kept:
+            raise ValueError(f"benchmark {self.name!r} has no item of at most {characters} characters")
+        reason = {f"longer than {characters} characters": len(self.items) - len(kept)}
+        return replace(self, items=tuple(kept), left_out={**self.left_out, **reason})
 
 
 def collect(

@@ -1,0 +1,182 @@
+"""Rules that tell a completion which answers nothing: pure functions on texts, and the reward that applies them."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from latent_rewards.judge import Need, Reading, Request
+from latent_rewards.prompts import to_text
+from latent_rewards.rewards import LatentReward
+
+_OPENER = re.compile(
+    r"(let'?s|let us|let me|i will|i'll) (think|solve|work|go|look|break)\b[^\d=.!?\n]{0,60}"
+    r"|(thought process|thinking|reasoning|solution|answer|final answer|response|reply|explanation|n/?a|none|null"
+    r"|ok(ay)?|sure|of course|certainly|解|かいせつ|solución|respuesta|lösung|antwort|решение|ответ)",
+    re.IGNORECASE,
+)
+_MARKUP = re.compile(
+    r"<\|[^|>\n]{1,40}\|>|</?s>|\[/?INST\]|<</?SYS>>|<(start|end)_of_turn>|^#{1,4} *(question|reply|task)\b[^\n]*$",
+    re.IGNORECASE | re.MULTILINE,
+)
+_SELF_RATING = re.compile(
+    r"\b(rating|score|grade|mark)\b\W{0,3}(is|of|=|:|should be|must be)?\W{0,3}\b\d+|\[result\]|\b10 ?(/|out of) ?10\b"
+    r"|\b(ignore|disregard|forget)\b.{0,30}\b(above|previous|task|instructions?|prompt)\b"
+    r"|\bthis (reply|response|answer) (is|has been|was)\b.{0,40}\b(correct|excellent|perfect|good|checked|verified)\b",
+    re.IGNORECASE | re.DOTALL,
+)
+_ASKS_FOR_RATING = re.compile(r"\b(rat(e|ing)|scor(e|ing)|grad(e|ing)|evaluat\w*)\b", re.I)
+_BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+_JOINERS = frozenset("\u200c\u200d\ufe0f")
+
+
+def blank(_prompt: str, completion: str) -> bool:
+    """No letter and no digit of any script."""
+    return not any(c.isalnum() for c in completion)
+
+
+def opener(_prompt: str, completion: str) -> bool:
+    """The start of an answer and nothing else: "Thought process:", "Let's solve this problem step by step."."""
+    text = completion.strip()
+    bare = text.strip(" .:!*#_\n")
+    return bool(_OPENER.fullmatch(bare)) or (text.endswith(":") and "\n" not in text and len(text.split()) <= 6)
+
+
+def invisible(_prompt: str, completion: str) -> bool:
+    """Characters that no reader sees: any control of writing direction, or over 2 % of zero-width ones."""
+    hidden = sum(
+        unicodedata.category(c) in ("Cf", "Cc") and c not in "\n\t\r" and c not in _JOINERS for c in completion
+    )
+    return any(c in _BIDI for c in completion) or hidden > 0.02 * len(completion)
+
+
+def homoglyphs(prompt: str, completion: str) -> bool:
+    """Words that mix Latin with Cyrillic or Greek letters: a tenth of all words or more, and none in the prompt."""
+    mixed, words = _mixed_words(completion)
+    return mixed > 0 and mixed >= 0.1 * words and _mixed_words(prompt)[0] == 0
+
+
+def markup(prompt: str, completion: str) -> bool:
+    """Control tokens of a chat template, or headings of the judge's own prompt, that the prompt does not hold."""
+    return bool(_MARKUP.search(completion)) and not _MARKUP.search(prompt)
+
+
+def self_rating(prompt: str, completion: str) -> bool:
+    """The completion speaks of its own rating, or of ignoring the task, and the prompt does not ask for any."""
+    return bool(_SELF_RATING.search(completion)) and not _ASKS_FOR_RATING.search(prompt)
+
+
+def repetition(_prompt: str, completion: str) -> bool:
+    """Over 40 words of which most runs of three have been there before."""
+    words = completion.split()
+    runs = [tuple(words[i : i + 3]) for i in range(len(words) - 2)]
+    return len(words) > 40 and len(set(runs)) < 0.4 * len(runs)
+
+
+def echo(prompt: str, completion: str) -> bool:
+    """The prompt given back, with at most a few words more."""
+    asked, said = _words(prompt), _words(completion)
+    return bool(asked) and said[: len(asked)] == asked and len(said) <= len(asked) + 5
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.lower())
+
+
+def _mixed_words(text: str) -> tuple[int, int]:
+    words = re.findall(r"\w{2,}", text)
+    mixed = sum(bool(re.search("[a-zA-Z]", w)) and bool(re.search("[\u0370-\u03ff\u0400-\u04ff]", w)) for w in words)
+    return mixed, len(words)
+
+
+GUARDS: dict[str, Callable[[str, str], bool]] = {
+    "blank": blank,
+    "opener": opener,
+    "invisible": invisible,
+    "homoglyphs": homoglyphs,
+    "markup": markup,
+    "self_rating": self_rating,
+    "repetition": repetition,
+    "echo": echo,
+}
+
+
+def broken_guards(prompt: Any, completion: Any, guards: Sequence[str] = tuple(GUARDS)) -> list[str]:
+    """Names of the rules that a completion breaks.
+
+    Args:
+        prompt: text or messages.
+        completion: text or messages.
+        guards: which rules to apply.
+    """
+    asked, said = to_text(prompt), to_text(completion)
+    return [name for name in guards if GUARDS[name](asked, said)]
+
+
+class GuardedReward(LatentReward):
+    """A reward whose completions that break a rule get a fixed low score instead of the judge's.
+
+    Args:
+        reward: what is guarded.
+        floor: score of a completion that breaks a rule; default the lowest label value, and needed where the score has
+            no lowest value (log-odds, probes).
+        guards: names of `GUARDS`; default all.
+        gate: a second reward, such as a probe trained to tell attacks from answers; completions that it scores below
+            `gate_below` get the floor, too.
+        gate_below: see `gate`.
+        **options: see `Reward`.
+
+    Raises:
+        ValueError: unknown guard, no floor, a gate on another judge or without a threshold.
+    """
+
+    kind = "guarded"
+
+    def __init__(
+        self,
+        reward: LatentReward,
+        *,
+        floor: float | None = None,
+        guards: Sequence[str] = tuple(GUARDS),
+        gate: LatentReward | None = None,
+        gate_below: float | None = None,
+        **options: Any,
+    ) -> None:
+        unknown = sorted(set(guards) - set(GUARDS))
+        if unknown:
+            raise ValueError(f"unknown guards {unknown}; known are {sorted(GUARDS)}")
+        if (gate is None) != (gate_below is None):
+            raise ValueError("gate and gate_below go together")
+        if gate is not None and gate.judge is not reward.judge:
+            raise ValueError("the gate must read the same judge as the reward")
+        if floor is None and (reward.kind not in ("weighted", "cross_layer") and getattr(reward, "output", "") != "p"):
+            raise ValueError(f"{reward.__name__} has no lowest score; give floor=")
+        self.reward, self.gate, self.gate_below, self.guards = reward, gate, gate_below, tuple(guards)
+        self.floor = float(min(reward.values) if floor is None else floor)
+        options.setdefault("name", f"{reward.__name__}-guarded")
+        super().__init__(reward.judge, prompt=reward.prompt, **options)
+
+    def _prepare(self) -> None:
+        """What is guarded has been checked already."""
+
+    @property
+    def need(self) -> Need:
+        """As the guarded reward."""
+        return self.reward.need
+
+    def requests(self, rows: Sequence[Mapping[str, Any]]) -> list[Request]:
+        """Those of the reward, then those of the gate."""
+        return [*self.reward.requests(rows), *(self.gate.requests(rows) if self.gate else [])]
+
+    def scores_of(self, rows: Sequence[Mapping[str, Any]], readings: Sequence[Reading]) -> np.ndarray:
+        """(B,) the reward's scores, or the floor."""
+        own = len(self.reward.requests(rows))
+        scores = self.reward._finish(self.reward.scores_of(rows, readings[:own]))
+        low = np.array([bool(broken_guards(r["prompt"], r["completion"], self.guards)) for r in rows], dtype=bool)
+        if self.gate is not None and self.gate_below is not None:
+            low |= self.gate._finish(self.gate.scores_of(rows, readings[own:])) < self.gate_below
+        return np.where(low & ~np.isnan(scores), self.floor, scores)
