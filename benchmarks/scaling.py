@@ -1,6 +1,6 @@
 """How the cost of a latent reward grows: with G, prompt length, completion length, number of rewards, batch budget.
 
-python -m benchmarks.scaling --threads 1     # writes benchmarks/results/scaling-<threads>t.json and .png
+python -m benchmarks.scaling --threads 1     # writes benchmarks/results/scaling-<cpu>-<threads>t.json and .png
 
 Random token ids, so that every length is exact; nothing is kept between runs unless the sweep is about that. Theory:
 cost is a straight line in G and in completion length, close to one in prompt length (attention adds a small square),
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.throughput import commit, machine
+from benchmarks.throughput import commit, cpu_kind, machine
 from latent_rewards import CrossLayerReward, HFJudge, ProbabilityWeightedReward
 from latent_rewards.rewards import Reward
 from latent_rewards.tree_forward import TreeForward
@@ -161,7 +161,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         "checks": checks(curves), "curves": curves,
     }  # fmt: skip
     args.out.mkdir(parents=True, exist_ok=True)
-    stem = args.out / f"scaling-{args.threads}t"
+    stem = args.out / f"scaling-{cpu_kind()}-{args.threads}t"
     stem.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
     draw(curves, stem.with_suffix(".png"), f"SmolLM2-135M, {args.threads} thread(s), commit {report['commit']}")
     print(json.dumps(report["checks"], indent=1))
