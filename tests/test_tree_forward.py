@@ -115,6 +115,7 @@ def test_families_share_and_equal_both_references(
     blocks = make_blocks(SHARING[family]())
     forward = TreeForward(blocks, batch_tokens=batch_tokens, min_saving=4)
     assert forward.usable and not warnings_of(caplog)
+    assert forward.few_rows == (family != "gpt2"), "GPT-2 wants a state of every token from its last block"
     sequences, positions = with_labels(random_trees(1, prompts=2, completions=2))
     ours = forward.read(sequences, positions, layers=LAYERS)
     assert forward.tokens_run < 0.5 * sum(map(len, sequences))
@@ -186,6 +187,27 @@ def test_no_deeper_block_runs_than_asked_for(llama: Blocks, deepest: int) -> Non
     assert max(ran) == max(deepest, 1), "the embedding is caught in front of the first block, which then runs"
     assert len(norms) == 0
     close(ours, read_states(llama, sequences, positions, layers=(deepest,), final=False))
+
+
+@pytest.mark.parametrize("deepest", [2, 4])
+def test_the_deepest_block_runs_for_the_rows_that_are_read(llama: Blocks, deepest: int) -> None:
+    rng = random.Random(2)
+    head = random_text(rng, 70)
+    sequences = [[*head, c, *random_text(rng, 20)] for c in range(3)]
+    positions = [[len(s) - 1, 80] for s in sequences]
+    forward, ran = TreeForward(llama), []
+    handles = [
+        block.mlp.register_forward_pre_hook(lambda _, args, i=i: ran.append((i, args[0].shape[1])))
+        for i, block in enumerate(llama.layers, 1)
+    ]
+    try:
+        ours = forward.read(sequences, positions, layers=(1, deepest), final=deepest == 4, head=70)
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert [n for i, n in ran if i == deepest] == [6], "two rows of each text, none of the head"
+    assert {n for i, n in ran if i < deepest} == {80, 64}, "head, and 3 x 21 tokens, padded to sixteens"
+    close(ours, read_states(llama, sequences, positions, layers=(1, deepest), final=deepest == 4))
 
 
 def test_a_second_call_runs_only_what_is_new(llama: Blocks) -> None:
