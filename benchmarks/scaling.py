@@ -160,7 +160,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         "checks": checks(curves), "curves": curves,
     }  # fmt: skip
     args.out.mkdir(parents=True, exist_ok=True)
-    stem = args.out / f"scaling-{cpu_kind()}-{args.threads}t"
+    part = "" if set(args.only) == set(SWEEPS) else "-" + "-".join(args.only)
+    stem = args.out / f"scaling-{cpu_kind()}-{args.threads}t{part}"
     stem.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
     draw(curves, stem.with_suffix(".png"), f"SmolLM2-135M, {args.threads} thread(s), commit {report['commit']}")
     print(json.dumps(report["checks"], indent=1))
