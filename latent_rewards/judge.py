@@ -14,9 +14,10 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from latent_rewards import loading
-from latent_rewards.assemble import assemble, states_needed
+from latent_rewards.assemble import assemble, assemble_alone, states_needed
 from latent_rewards.encoding import Encoded, Encoder
 from latent_rewards.forward import Blocks, States
+from latent_rewards.invariant_forward import InvariantForward
 from latent_rewards.labels import LabelTrie
 from latent_rewards.prompts import JudgePrompt
 from latent_rewards.reading import Judge, Lens, Need, Reading, Request, Row, unread
@@ -55,6 +56,7 @@ class HFJudge:
         cache_bytes: most bytes of keys and values of shared prefixes kept between calls (each prompt of a batch is read
             once whatever this is).
         share_prefixes: False reads every text whole, as the reference does.
+        batch_invariant: bit-identical readings for any batch, order or grouping of the same text; slower.
         compile: run the decoder blocks through `torch.compile`; pays from some hundred texts on.
         chat_template_kwargs: variables of the chat template; the default turns thinking off.
         trust_remote_code: as in `from_pretrained`; off.
@@ -80,6 +82,7 @@ class HFJudge:
         batch_tokens: int | None = None,
         cache_bytes: int = 64 << 20,
         share_prefixes: bool = True,
+        batch_invariant: bool = False,
         compile: bool = False,
         chat_template_kwargs: dict[str, Any] | None = None,
         trust_remote_code: bool = False,
@@ -91,7 +94,7 @@ class HFJudge:
             raise ValueError("a loaded model needs its tokenizer: HFJudge(model, tokenizer=tokenizer)")
         self.model_name = model if isinstance(model, str) else model.config._name_or_path or type(model).__name__
         self.name = self.model_name.rstrip("/").rsplit("/", 1)[-1]
-        self.max_length, self.on_overflow = max_length, on_overflow
+        self.max_length, self.on_overflow, self.batch_invariant = max_length, on_overflow, batch_invariant
         self._forward_options: dict[str, Any] = dict(
             batch_tokens=batch_tokens, cache_bytes=cache_bytes, share_prefixes=share_prefixes, compile=compile
         )
@@ -165,7 +168,8 @@ class HFJudge:
         """What runs the model; built on first use."""
         with self._lock:
             if self._forward is None:
-                self._forward = TreeForward(self.blocks, **self._forward_options)
+                kind = InvariantForward if self.batch_invariant else TreeForward
+                self._forward = kind(self.blocks, **self._forward_options)
             return self._forward
 
     @property
@@ -339,17 +343,17 @@ class HFJudge:
         """One forward over all parts."""
         sequences: list[list[int]] = []
         positions: list[list[int]] = []
-        keepable: list[int] = []
+        cuts: list[tuple[int, ...]] = []
         layers: set[int] = set()
         final, ends = False, [0]
         for part in parts:
             chains = part.trie.chains()
-            begins = {tuple(e.ids): e.completion[0] or len(e.ids) for e in part.fits}
+            ends_at = {tuple(e.ids): _cuts(e) for e in part.fits}
             sequences += [[*ids, *chain] for ids in part.texts for chain, _ in chains]
             positions += [
                 [len(ids) - 1 + len(part.trie.contexts[c]) for c in at] for ids in part.texts for _, at in chains
             ]
-            keepable += [begins[ids] + _SLACK for ids in part.texts for _ in chains]
+            cuts += [ends_at[ids] for ids in part.texts for _ in chains]
             inner, to_the_end = states_needed(part.need, self.blocks.n_layers)
             layers |= set(inner) if part.texts else set()
             final |= to_the_end and bool(part.texts)
@@ -357,10 +361,13 @@ class HFJudge:
         states = States()
         if sequences:
             self.forwards += 1
-            head = _shared_head([e for part in parts for e in part.fits])
-            states = self.forward.read(
-                sequences, positions, layers=sorted(layers), final=final, head=head, keepable=keepable
-            )
+            wanted: dict[str, Any] = {"layers": sorted(layers), "final": final}
+            if isinstance(self.forward, InvariantForward):
+                states = self.forward.read(sequences, positions, cuts=cuts, **wanted)
+            else:
+                head = _shared_head([e for part in parts for e in part.fits])
+                keepable = [at[1] + _SLACK for at in cuts]
+                states = self.forward.read(sequences, positions, head=head, keepable=keepable, **wanted)
         return [self._reading(part, states, *ends[i : i + 2]) for i, part in enumerate(parts)]
 
     def _reading(self, part: _Part, states: States, first: int, end: int) -> Reading:
@@ -371,7 +378,8 @@ class HFJudge:
             return unread(n, part.trie.n_labels, part.need, blocks.n_layers, width, part.reasons)
         final = None if states.final is None else states.final[first:end]
         own = States(final, {layer: x[first:end] for layer, x in states.inner.items()})
-        return assemble(blocks, part.trie, own, part.need, part.rows, part.reasons)
+        made = assemble_alone if self.batch_invariant else assemble
+        return made(blocks, part.trie, own, part.need, part.rows, part.reasons)
 
 
 class _Part(NamedTuple):
@@ -383,6 +391,13 @@ class _Part(NamedTuple):
     reasons: list[str | None]
     texts: dict[tuple[int, ...], int]
     fits: list[Encoded]
+
+
+def _cuts(encoded: Encoded) -> tuple[int, int, int, int]:
+    """Ends of the pieces of a text: the judge's head, the prompt, the completion, the question."""
+    begin, end = encoded.completion
+    total = len(encoded.ids)
+    return min(encoded.head, begin or total), begin or total, end or total, total
 
 
 def _shared_head(encoded: list[Encoded]) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -82,8 +83,14 @@ class JudgePrompt:
     path: str = ""
 
     @classmethod
-    def load(cls, name_or_path: str | Path | JudgePrompt) -> JudgePrompt:
+    def load(cls, name_or_path: str | Path | JudgePrompt, *, fence: str | None = None) -> JudgePrompt:
         """Load a shipped prompt by name, or a prompt file by path.
+
+        Args:
+            name_or_path: which one; a `JudgePrompt` is given back as it is.
+            fence: what stands for `{{ fence }}`, a line around untrusted text; default $LATENT_REWARDS_FENCE, else made
+                from the file, so that the same file gives the same scores. Set a secret one per run where attackers may
+                have read the file.
 
         Raises:
             FileNotFoundError: neither a shipped name nor a file.
@@ -101,12 +108,12 @@ class JudgePrompt:
                 f"no judge prompt {str(name_or_path)!r}: shipped are {shipped}, or give a file path"
             )
         try:
-            return cls._from_dict(yaml.safe_load(path.read_text(encoding="utf-8")), path)
+            return cls._from_dict(yaml.safe_load(path.read_text(encoding="utf-8")), path, fence)
         except (ValueError, TypeError, yaml.YAMLError, TemplateError, re.error) as err:
             raise ValueError(f"{path}: {err}") from err
 
     @classmethod
-    def _from_dict(cls, raw: Any, path: Path) -> JudgePrompt:
+    def _from_dict(cls, raw: Any, path: Path, fence: str | None = None) -> JudgePrompt:
         if not isinstance(raw, dict):
             raise ValueError("expected a mapping of keys")
         unknown = sorted(str(k) for k in set(raw) - _KEYS)
@@ -116,6 +123,10 @@ class JudgePrompt:
             if not isinstance(raw.get(key), str):
                 raise ValueError(f"key {key!r} is missing or not text")
         data = {k: v for k, v in raw.items() if k not in ("labels", "spellings")}
+        fence = fence or os.environ.get("LATENT_REWARDS_FENCE") or _digest(raw["body"])[:12]
+        for key in ("body", "system"):
+            if isinstance(data.get(key), str):
+                data[key] = re.sub(r"\{\{ *fence *\}\}", lambda _: f"=={fence}==", data[key])
         if "labels" in raw:
             data["labels"] = Labels.from_mapping(
                 {_word(k): v for k, v in dict(raw["labels"]).items()},
@@ -205,6 +216,10 @@ class JudgePrompt:
             if f"\ue000{slot}" in _MARK.sub("", text):
                 raise ValueError(f"slot {slot!r} must stand alone, as {{{{ {slot} }}}}, without filters")
         return text
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 class _Mark:

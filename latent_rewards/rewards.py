@@ -480,10 +480,16 @@ def _part(judge: Judge | str, of: str | Mapping[str, Any]) -> LatentReward:
     return reward
 
 
-def _guarded(judge: Judge | str = "embedded", of: str | Mapping[str, Any] = "weighted", **options: Any) -> Reward:
+def _guarded(
+    judge: Judge | str = "embedded",
+    of: str | Mapping[str, Any] = "weighted",
+    gate: str | Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Reward:
     from latent_rewards.guards import GuardedReward
 
-    return GuardedReward(_part(judge, of), **options)
+    judge = HFJudge(judge) if isinstance(judge, str) else judge
+    return GuardedReward(_part(judge, of), gate=None if gate is None else _part(judge, gate), **options)
 
 
 def _contrastive(judge: Judge | str = "embedded", of: str | Mapping[str, Any] = "weighted", **options: Any) -> Reward:

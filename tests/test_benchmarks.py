@@ -267,5 +267,8 @@ def test_long_texts_are_left_out_and_counted(tmp_path):
     b = benchmarks.load(path, max_chars=30)
     assert [len(i.responses[0]) for i in b.items] == [10, 20] and b.left_out == {"longer than 30 characters": 2}
     assert len(benchmarks.load(path, 1, max_chars=30).items) == 1
+    assert [len(benchmarks.load(f"{path}#{n}", 3).items) for n in (2, 9)] == [2, 3]
+    with pytest.raises(ValueError, match="must be a number"):
+        benchmarks.load(f"{path}#few")
     with pytest.raises(ValueError, match="no item of at most 5 characters"):
         benchmarks.load(path, max_chars=5)

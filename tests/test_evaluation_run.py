@@ -239,14 +239,16 @@ def test_configs_name_what_there_is():
 
     arguments = runpy.run_path(str(ROOT / "recipes" / "evaluate.py"))["Arguments"]
     paths = sorted((ROOT / "configs" / "evaluate").glob("*.yaml"))
-    assert len(paths) == 4
+    assert len(paths) == 5
     for path in paths:
         text = path.read_text()
         assert text.startswith("# ") and f"--config configs/evaluate/{path.name}" in text.splitlines()[0]
         args = arguments(**yaml.safe_load(text))
         local = {b for b in args.benchmarks if b.startswith(("pairwise/", "single/", "listwise/"))}
         assert set(args.benchmarks) - local <= set(benchmarks.BENCHMARKS), path
-        assert {r.partition(":")[0] for r in args.rewards} <= set(REWARDS), path
+        specs = EvaluateConfig(rewards=args.rewards).specs().values()
+        names = {s.partition(":")[0] if isinstance(s, str) else s[0] for s in specs}
+        assert names <= set(REWARDS), path
 
 
 def test_names_of_rewards(model):

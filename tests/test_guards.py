@@ -131,6 +131,12 @@ def test_composites_are_read_in_one_forward_and_travel(make_judge: Any) -> None:
         np.testing.assert_allclose(build_reward(name, other, of=of).score(PROMPTS, COMPLETIONS), row, atol=1e-4)
 
 
+def test_a_gate_by_name() -> None:
+    judge = FakeJudge()
+    reward = build_reward("guarded", judge, guards=(), gate={"reward": "verifier", "output": "p"}, gate_below=2.0)
+    assert isinstance(reward, GuardedReward) and (reward.score(PROMPTS, COMPLETIONS) == 0).all()
+
+
 def test_composites_survive_pickling(folder: str) -> None:
     from latent_rewards import HFJudge
 

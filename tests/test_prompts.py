@@ -39,8 +39,9 @@ def test_contract(path: Path) -> None:
 
 
 def test_shipped_prompts_share_their_head() -> None:
-    judged = [p for p in map(JudgePrompt.load, FILES) if p.completion and "other" not in p.slots]
-    assert len(judged) >= 8
+    every = [p for p in map(JudgePrompt.load, FILES) if p.completion and "other" not in p.slots]
+    judged = [p for p in every if not p.name.endswith("_hardened")]
+    assert len(judged) >= 8 and len({p.system for p in every if p not in judged}) == 2, "each has a fence of its own"
     assert len({p.system for p in judged}) == 1
     assert len({p.body.split("{{")[0] for p in judged}) == 1
 
@@ -215,3 +216,14 @@ def test_lone_surrogates_become_replacement_characters() -> None:
     assert to_text("a\ud800b") == "a\ufffdb"
     calls = [{"role": "assistant", "content": "\udfff", "tool_calls": [{"x": "\ud800"}], "name": "n\udc00"}]
     to_text(calls).encode("utf-8")
+
+
+def test_fences_are_ours_and_can_be_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    prompt, again = JudgePrompt.load("weighted_hardened"), JudgePrompt.load("weighted_hardened")
+    assert prompt.hash == again.hash and "fence" not in prompt.slots and "fence" not in prompt.system
+    secret = JudgePrompt.load("weighted_hardened", fence="s3cret")
+    monkeypatch.setenv("LATENT_REWARDS_FENCE", "s3cret")
+    assert JudgePrompt.load("weighted_hardened").hash == secret.hash != prompt.hash
+    segments = secret.render({"prompt": "{{ fence }}", "completion": "x"}).turns[-1].segments
+    assert sum(s.text.count("==s3cret==") for s in segments if s.slot is None) == 4
+    assert [s.text for s in segments if s.slot == "prompt"] == ["{{ fence }}"]

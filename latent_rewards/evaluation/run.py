@@ -73,9 +73,9 @@ def evaluate(config: EvaluateConfig, judge: Judge | None = None) -> dict[str, An
         "run": _facts(config, judge, rewards),
         "benchmarks": [a.to_dict() for a in analyses],
         "summary": summary.summarise(analyses),
-        "stability": {name: drift(reward, readings, sets) for name, reward in _latent(rewards).items()},
+        "stability": {name: drift(reward, readings, sets) for name, reward in _smooth(rewards).items()},
         "robustness": checks.robustness_results(config, readings, _latent(rewards), sets),
-        "consistency": checks.consistency_results(config, readings, _latent(rewards), sets),
+        "consistency": checks.consistency_results(config, readings, _smooth(rewards), sets),
         "cost": {"stages": cache.cost(), "wall_seconds": time.perf_counter() - started, **_memory()},
     }
     cache.close()
@@ -120,9 +120,11 @@ def _columns(
 
 
 def _latent(rewards: Mapping[str, Reward]) -> dict[str, LatentReward]:
-    return {
-        name: r for name, r in rewards.items() if isinstance(r, LatentReward) and not isinstance(r, GuidedLikertReward)
-    }
+    return {name: r for name, r in rewards.items() if isinstance(r, LatentReward)}
+
+
+def _smooth(rewards: Mapping[str, Reward]) -> dict[str, LatentReward]:
+    return {name: r for name, r in _latent(rewards).items() if not isinstance(r, GuidedLikertReward)}
 
 
 def _facts(config: EvaluateConfig, judge: Judge, rewards: Mapping[str, Reward]) -> dict[str, Any]:

@@ -42,7 +42,7 @@ def load(spec: str | Path, limit: int | None = None, *, max_chars: int | None = 
     """A benchmark by file, by name under $LATENT_REWARDS_DATA ("pairwise/autoj", "autoj"), or from `BENCHMARKS`.
 
     Args:
-        spec: for the public sets "hub/name@revision" takes another revision than the pinned or newest one.
+        spec: "hub/name@revision" takes another revision than the pinned or newest one; "name#12" at most 12 items.
         limit: at most so many items, a fixed sample.
         max_chars: leave out items with more characters in prompt and longest response.
 
@@ -50,7 +50,11 @@ def load(spec: str | Path, limit: int | None = None, *, max_chars: int | None = 
         FileNotFoundError: nothing has that name; lists what there is.
         ValueError: no row can be used, or the name is ambiguous.
     """
-    return _load(str(spec)).shorter_than(max_chars).sample(limit)
+    name, _, own = str(spec).partition("#")
+    if own and not own.isdigit():
+        raise ValueError(f"{spec!r}: what follows # must be a number of items")
+    limits = [n for n in (limit, int(own) if own else None) if n is not None]
+    return _load(name).shorter_than(max_chars).sample(min(limits, default=None))
 
 
 def _load(text: str) -> Benchmark:
