@@ -135,7 +135,7 @@ def tree_attention(query: Tensor, key: Tensor, value: Tensor, scale: float, wind
     layer = plan.layer
     for i, kept in plan.kept.items():
         span = plan.spans[i]
-        kept.append((key[0, :, span.a : span.b].clone(), value[0, :, span.a : span.b].clone()))
+        kept.append((_by_token(key[0, :, span.a : span.b]), _by_token(value[0, :, span.a : span.b])))
     if plan._catch:
         plan.caught = key, value
         raise CaughtKeysError
@@ -151,6 +151,11 @@ def tree_attention(query: Tensor, key: Tensor, value: Tensor, scale: float, wind
         out[0, a:b].lerp_(o, share)
     out[:, plan.spans[-1].b :] = 0  # padding
     return out
+
+
+def _by_token(x: Tensor) -> Tensor:
+    """A copy of (H_kv, n, d) that lies token by token, as the prefix cache gives it back, so that both round alike."""
+    return x.transpose(0, 1).clone(memory_format=torch.contiguous_format).transpose(0, 1)
 
 
 def _attend_rows(attend: Any, query: Tensor, plan: TreePlan, scale: float, softcap: float) -> Tensor:
