@@ -1,6 +1,6 @@
 """Resident memory under mixed random lengths: it must stay flat.
 
-python -m benchmarks.soak --minutes 30 --threads 1     # writes benchmarks/results/soak.json and .png
+python -m benchmarks.soak --minutes 30 --threads 1     # writes benchmarks/results/soak-<cpu>.json and .png
 
 Every call has another number of prompts, completions and tokens, other layers and depths. Flat means: after the first
 fifth of the time (warm-up: caches fill, allocators settle) the largest reading is within 3 % of the smallest.
@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.throughput import commit, machine
+from benchmarks.throughput import commit, cpu_kind, machine
 from latent_rewards import HFJudge
 from latent_rewards.tree_forward import TreeForward
 
@@ -109,8 +109,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         "spread_after_warm_up": spread, "flat": spread <= 0.03, "readings": readings,
     }  # fmt: skip
     args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "soak.json").write_text(json.dumps(report, indent=1) + "\n")
-    draw(readings, args.out / "soak.png", f"{texts} texts, spread after warm-up {spread:.1%}")
+    (args.out / f"soak-{cpu_kind()}.json").write_text(json.dumps(report, indent=1) + "\n")
+    draw(readings, args.out / f"soak-{cpu_kind()}.png", f"{texts} texts, spread after warm-up {spread:.1%}")
     print(f"{texts} texts in {args.minutes} min; resident memory within {spread:.1%} after the warm-up")
     return report
 

@@ -4,7 +4,7 @@ LATENT_REWARDS_DATA=<folder> python -m benchmarks.throughput --threads 1 \
     --python vllm=<environment with vllm>/bin/python --python llama.cpp=<environment with llama-cpp-python>/bin/python
 
 Every contestant lives in a process of its own and all stay alive; one works at a time, in turns. Writes
-benchmarks/results/throughput-<threads>t.json and .md. A contestant that cannot start is left out with its reason.
+benchmarks/results/throughput-<cpu>-<threads>t.json and .md. A contestant that cannot start is left out with its reason.
 """
 
 from __future__ import annotations
@@ -244,12 +244,27 @@ def table(report: dict[str, Any]) -> str:
 
 
 def machine() -> str:
-    """Processor name and cores."""
+    """Processor name, its bfloat16 unit and the number of cores."""
+    return f"{_cpuinfo('model name') or platform.processor()}, {bf16_unit()}, {os.cpu_count()} cores"
+
+
+def cpu_kind() -> str:
+    """Maker and bfloat16 unit, for file names: figures of one kind say little about another."""
+    makers = {"GenuineIntel": "intel", "AuthenticAMD": "amd"}
+    maker = _cpuinfo("vendor_id")
+    return f"{makers.get(maker, maker or platform.machine())}-{bf16_unit()}"
+
+
+def bf16_unit() -> str:
+    """What multiplies bfloat16 matrices here: amx, avx512_bf16, bf16 (Arm) or none."""
+    flags = set((_cpuinfo("flags") or _cpuinfo("Features")).split())
+    return "amx" if "amx_bf16" in flags else next((f for f in ("avx512_bf16", "bf16") if f in flags), "no-bf16")
+
+
+def _cpuinfo(field: str) -> str:
     info = Path("/proc/cpuinfo")
-    models = (
-        [x.split(":")[1].strip() for x in info.read_text().splitlines() if "model name" in x] if info.exists() else []
-    )
-    return f"{models[0] if models else platform.processor()}, {os.cpu_count()} cores"
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next((x.split(":")[1].strip() for x in lines if x.split(":")[0].strip() == field), "")
 
 
 def commit() -> str:
@@ -304,7 +319,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         ],
     }  # fmt: skip
     args.out.mkdir(parents=True, exist_ok=True)
-    stem = args.out / f"throughput-{args.threads}t"
+    stem = args.out / f"throughput-{cpu_kind()}-{args.threads}t"
     text = json.dumps(report, indent=1, default=lambda x: x.item() if isinstance(x, np.generic) else str(x))
     stem.with_suffix(".json").write_text(text + "\n")
     stem.with_suffix(".md").write_text(table(report))

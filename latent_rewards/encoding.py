@@ -7,6 +7,7 @@ import itertools
 import logging
 import re
 import threading
+from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +20,8 @@ from latent_rewards.prompts import Dialogue, JudgePrompt, Segment
 
 logger = logging.getLogger(__name__)
 
-_MAX_CACHED = 4096
+_MAX_LAYOUTS = 4096
+_MAX_CACHED = 1 << 20  # tokens, each text counted as 16 more
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Encoder:
         self._forbidden = {i: t for i, t in texts.items() if t.replace("\u2581", " ").strip()}
         self._added = sorted({t.strip() for t in self._forbidden.values() if len(t.strip()) > 1})
         self._lock = threading.Lock()
-        self._cache: OrderedDict[tuple[str, bool], list[int]] = OrderedDict()
+        self._cache: OrderedDict[tuple[str, bool], array[int]] = OrderedDict()
         self._layouts: dict[Any, list[Segment | int]] = {}
 
     def encode(self, dialogues: Sequence[Dialogue]) -> list[Encoded]:
@@ -78,8 +80,9 @@ class Encoder:
                     if not ours and segment.slot == "completion":
                         end = len(ids)
                 out.append(Encoded(ids, (start, end), head or 0))
-            while len(self._cache) > _MAX_CACHED:
-                self._cache.popitem(last=False)
+            n_cached = sum(len(ids) + 16 for ids in self._cache.values())
+            while n_cached > _MAX_CACHED:
+                n_cached -= len(self._cache.popitem(last=False)[1]) + 16
         return out
 
     def trie(self, prompt: JudgePrompt) -> LabelTrie:
@@ -106,7 +109,7 @@ class Encoder:
         for plain in (True, False):
             missing = sorted(text for text, p in keys if p is plain and (text, p) not in self._cache)
             for text, ids in zip(missing, self._tokens(missing, plain=plain), strict=True):
-                self._cache[text, plain] = ids
+                self._cache[text, plain] = array("i", ids)
         for key in keys:
             self._cache.move_to_end(key)
 
@@ -154,7 +157,7 @@ class Encoder:
             tuple((t.role, tuple(s.text if s.slot is None else None for s in t.segments)) for t in dialogue.turns),
         )
         if shape not in self._layouts:
-            if len(self._layouts) >= _MAX_CACHED:
+            if len(self._layouts) >= _MAX_LAYOUTS:
                 self._layouts.clear()
             self._layouts[shape] = self._render(dialogue)
         return self._layouts[shape]

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from latent_rewards.forward import States, read_states
-from latent_rewards.prefix_tree import KeysValues, Node
+from latent_rewards.prefix_cache import KeysValues
+from latent_rewards.prefix_tree import Node
 from latent_rewards.tree_forward import TreeForward
 
 
@@ -23,6 +24,10 @@ class InvariantForward(TreeForward):
     piece is one forward, and pieces that texts share are run once. Same weights, dtype, device and thread count are
     assumed.
     """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.few_rows = False  # how many rows of a piece are read is a matter of its company
 
     @torch.no_grad()
     def read(  # type: ignore[override]

@@ -54,7 +54,7 @@ class HFJudge:
         attn_implementation: as in `from_pretrained`.
         max_length: most tokens the judge reads; default the model's own limit.
         on_overflow: for longer texts: "none" (no score), "error", or "truncate" (cut the middle of the completion).
-        batch_tokens: most tokens in one forward batch; default 4096 on CPU, else from free memory.
+        batch_tokens: most tokens in one forward batch; default 2048 on CPU, else from free memory.
         cache_bytes: most bytes of keys and values of shared prefixes kept between calls (each prompt of a batch is read
             once whatever this is).
         share_prefixes: False reads every text whole, as the reference does.

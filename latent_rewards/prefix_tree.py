@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from torch import Tensor
-
-KeysValues = list[tuple[Tensor, Tensor]]
 
 
 @dataclass
@@ -156,46 +152,3 @@ def _common(a: np.ndarray, b: np.ndarray) -> int:
     n = min(len(a), len(b))
     differ = np.flatnonzero(a[:n] != b[:n])
     return int(differ[0]) if len(differ) else n
-
-
-class PrefixCache:
-    """Keys and values of whole shared prefixes, found by content, kept between calls up to a number of bytes.
-
-    The least recently used go first, so the head of a judge prompt, which every call uses, stays.
-
-    Args:
-        max_bytes: most bytes kept between calls; 0 keeps nothing.
-    """
-
-    def __init__(self, max_bytes: int) -> None:
-        self.max_bytes = max_bytes
-        self.nbytes = 0
-        self._kept: OrderedDict[bytes, KeysValues] = OrderedDict()
-
-    def get(self, key: bytes, n_layers: int) -> KeysValues | None:
-        """Keys and values of the first `n_layers` layers at least, or None."""
-        found = self._kept.get(key)
-        if found is None or len(found) < n_layers:
-            return None
-        self._kept.move_to_end(key)
-        return found
-
-    def put(self, key: bytes, layers: KeysValues) -> None:
-        """Keep (or replace) a prefix; drops the least recently used until the limit holds."""
-        self._drop(key)
-        self._kept[key] = layers
-        self.nbytes += _nbytes(layers)
-        while self.nbytes > self.max_bytes:
-            self._drop(next(iter(self._kept)))
-
-    def clear(self) -> None:
-        """Drop everything."""
-        self._kept.clear()
-        self.nbytes = 0
-
-    def _drop(self, key: bytes) -> None:
-        self.nbytes -= _nbytes(self._kept.pop(key, []))
-
-
-def _nbytes(layers: KeysValues) -> int:
-    return sum(k.nbytes + v.nbytes for k, v in layers)

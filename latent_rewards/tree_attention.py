@@ -8,8 +8,10 @@ Source: Juravsky et al. 2024, "Hydragen" (arXiv 2402.05099), generalised from on
 
 from __future__ import annotations
 
+import bisect
+import contextlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +25,10 @@ _active = threading.local()
 
 class CannotShareError(RuntimeError):
     """This model's attention does something that a packed prefix tree does not reproduce."""
+
+
+class CaughtKeysError(RuntimeError):
+    """Leaves a layer once its keys and values are caught."""
 
 
 @dataclass
@@ -46,16 +52,21 @@ class TreePlan:
             batch, the ancestors' (K, V) per layer, outermost first.
         kept: span -> one (K, V) pair per layer run so far, for spans with `keep`.
         layer: how many attention layers have run.
+        caught: keys and values of all tokens at a layer that was left there, see `catching`.
+        rows: packed tokens whose queries alone come next, to meet `caught`.
     """
 
     spans: list[Span]
     kept: dict[int, list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
     layer: int = 0
+    caught: tuple[Tensor, Tensor] | None = None
+    rows: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.kept = {i: [] for i, s in enumerate(self.spans) if s.keep}
         self.longest = max(s.end for s in self.spans)
         self.ends: Tensor | None = None
+        self._catch = False
         self.groups: list[tuple[int, int, int]] = []
         for i, span in enumerate(self.spans):
             last = self.spans[self.groups[-1][0]] if self.groups else None
@@ -64,6 +75,15 @@ class TreePlan:
                 self.groups[-1] = (first, a, span.b)
             else:
                 self.groups.append((i, span.a, span.b))
+
+    @contextlib.contextmanager
+    def catching(self) -> Iterator[None]:
+        """The next attention leaves its layer with CaughtKeysError; its keys and values are in `caught`."""
+        self._catch = True
+        try:
+            yield
+        finally:
+            self._catch = False
 
 
 class running:
@@ -109,12 +129,17 @@ def tree_attention(query: Tensor, key: Tensor, value: Tensor, scale: float, wind
         raise RuntimeError("tree attention was called outside a packed forward")
     if 0 < window < plan.longest:
         raise CannotShareError(f"a sliding window of {window} tokens, shorter than the texts")
+    attend = _attention_for(query, softcap)
+    if plan.caught is not None:
+        return _attend_rows(attend, query, plan, scale, softcap)
     layer = plan.layer
-    plan.layer += 1
     for i, kept in plan.kept.items():
         span = plan.spans[i]
-        kept.append((key[0, :, span.a : span.b].clone(), value[0, :, span.a : span.b].clone()))
-    attend = _attention_for(query, softcap)
+        kept.append((_by_token(key[0, :, span.a : span.b]), _by_token(value[0, :, span.a : span.b])))
+    if plan._catch:
+        plan.caught = key, value
+        raise CaughtKeysError
+    plan.layer += 1
     out, lse = attend.own(query, key, value, plan, scale, softcap)
     memo: dict[int, tuple[Tensor, Tensor] | None] = {}
     for first, a, b in plan.groups:
@@ -124,6 +149,37 @@ def tree_attention(query: Tensor, key: Tensor, value: Tensor, scale: float, wind
         o, lse_prefix = attend.whole(query[:, :, a:b], *prefix, scale, softcap)
         share = torch.sigmoid(lse_prefix - lse[:, a:b])[..., None].transpose(0, 1).to(out.dtype)
         out[0, a:b].lerp_(o, share)
+    out[:, plan.spans[-1].b :] = 0  # padding
+    return out
+
+
+def _by_token(x: Tensor) -> Tensor:
+    """A copy of (H_kv, n, d) that lies token by token, as the prefix cache gives it back, so that both round alike."""
+    return x.transpose(0, 1).clone(memory_format=torch.contiguous_format).transpose(0, 1)
+
+
+def _attend_rows(attend: Any, query: Tensor, plan: TreePlan, scale: float, softcap: float) -> Tensor:
+    """Attention of `plan.rows` alone, (1, H, R, d) queries, over the keys and values caught for all tokens."""
+    assert plan.caught is not None
+    key, value = plan.caught
+    layer, plan.caught = plan.layer, None
+    plan.layer += 1
+    out = query.new_empty(1, query.shape[2], query.shape[1], value.shape[-1])
+    lse = torch.empty(query.shape[1], query.shape[2], dtype=torch.float32, device=query.device)
+    ends = [span.b for span in plan.spans]
+    first_of = [bisect.bisect_right(ends, row) for row in plan.rows]
+    for r, row in enumerate(plan.rows):
+        a = plan.spans[first_of[r]].a
+        own = key[0, :, a : row + 1], value[0, :, a : row + 1]
+        out[0, r : r + 1], lse[:, r : r + 1] = attend.whole(query[:, :, r : r + 1], *own, scale, softcap)
+    memo: dict[int, tuple[Tensor, Tensor] | None] = {}
+    for first, a, b in plan.groups:
+        at = [r for r, row in enumerate(plan.rows) if a <= row < b]
+        prefix = _prefix(plan, first, layer, key, value, memo) if at else None
+        if prefix is not None:
+            o, lse_prefix = attend.whole(query[:, :, at], *prefix, scale, softcap)
+            share = torch.sigmoid(lse_prefix - lse[:, at])[..., None].transpose(0, 1).to(out.dtype)
+            out[0, at] = out[0, at].lerp(o, share)
     return out
 
 

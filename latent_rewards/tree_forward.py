@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
+import ctypes
 import logging
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
-from latent_rewards.forward import Blocks, States, catch_inner, read_states
-from latent_rewards.prefix_tree import KeysValues, Node, PrefixCache, build_tree
-from latent_rewards.tree_attention import NAME, CannotShareError, Span, TreePlan, attention_forward, running
+from latent_rewards.forward import Blocks, States, read_states
+from latent_rewards.packed_forward import packed_forward
+from latent_rewards.prefix_cache import KeysValues, PrefixCache
+from latent_rewards.prefix_tree import Node, build_tree
+from latent_rewards.tree_attention import CannotShareError, Span, TreePlan
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +24,7 @@ class TreeForward:
 
     Args:
         blocks: the judge.
-        batch_tokens: most tokens in one packed forward; None is 4096 on CPU, else what a quarter of the free
+        batch_tokens: most tokens in one packed forward; None is 2048 on CPU, else what a quarter of the free
             memory holds.
         cache_bytes: most bytes of keys and values of shared prefixes kept between calls.
         min_saving: fewest tokens that sharing must save to be worth a node.
@@ -44,6 +46,7 @@ class TreeForward:
         self.batch_tokens = _default_batch_tokens(blocks) if batch_tokens is None else batch_tokens
         self.cache = PrefixCache(cache_bytes)
         self.usable = share_prefixes and _can_share(blocks)
+        self.few_rows = blocks.device.type == "cpu"
         self.tokens_run = 0
         self._warned = False
         if self.usable:
@@ -80,7 +83,10 @@ class TreeForward:
         """
         while True:
             try:
-                return self._read_any(sequences, positions, tuple(layers), final, head, keepable)
+                states = self._read_any(sequences, positions, tuple(layers), final, head, keepable)
+                if self.blocks.device.type == "cpu":
+                    _give_back_memory()
+                return states
             except torch.OutOfMemoryError:
                 if self.batch_tokens <= 64:
                     raise
@@ -159,9 +165,8 @@ class TreeForward:
         found = self.cache.get(key, depth)
         if found is None:
             _, plan = self._run(nodes, [i], known, layers, final)
-            found = plan.kept[0]
-            if self.cache.max_bytes:
-                self.cache.put(key, found)
+            self.cache.put(key, plan.kept[0])
+            found = self.cache.get(key, depth) or plan.kept[0]
         return found
 
     def _run(
@@ -194,12 +199,30 @@ class TreeForward:
             ids += node.tokens
             at += range(node.start, node.end)
         self.tokens_run += len(ids)
+        if self.blocks.device.type == "cpu":
+            more = _rounded(len(ids)) - len(ids)
+            ids += [0] * more
+            at += [0] * more
         plan = TreePlan(spans)
-        return _packed_forward(self.blocks, plan, ids, at, reads, layers, final), plan
+        states = packed_forward(self.blocks, plan, ids, at, reads, layers, final, few_rows=self.few_rows)
+        return states, plan
 
     @torch.no_grad()
     def _check(self) -> None:
         """A small tree must give what the padded forward gives; else sharing is switched off, with one warning."""
+        reason = self._difference()
+        if reason and self.few_rows:
+            self.few_rows = False
+            reason = self._difference()
+        self.cache.clear()
+        self.tokens_run = 0
+        if reason:
+            self.usable = False
+            name = type(self.blocks.model).__name__
+            logger.warning("%s: shared prefixes do not work here (%s); reading without them", name, reason)
+
+    def _difference(self) -> str:
+        """What keeps a small tree from giving what the padded forward gives; empty if nothing does."""
         vocab = self.blocks.config.vocab_size
         head = [(7 * i + 3) % vocab for i in range(24)]
         sequences = [
@@ -213,90 +236,51 @@ class TreeForward:
             plain = read_states(self.blocks, sequences, positions, batch_tokens=self.batch_tokens).final
             assert ours is not None and plain is not None
             error = float((ours.float() - plain.float()).norm() / plain.float().norm())
-            self.usable = error < (1e-4 if plain.dtype == torch.float32 else 0.05)
-            reason = f"relative difference {error:.1e}"
         except (CannotShareError, RuntimeError, ValueError, TypeError, AttributeError) as err:
-            self.usable, reason = False, f"{type(err).__name__}: {err}"
-        self.cache.clear()
-        self.tokens_run = 0
-        if not self.usable:
-            name = type(self.blocks.model).__name__
-            logger.warning("%s: shared prefixes do not work here (%s); reading without them", name, reason)
+            return f"{type(err).__name__}: {err}"
+        return "" if error < (1e-4 if plain.dtype == torch.float32 else 0.05) else f"relative difference {error:.1e}"
+
+
+def _give_back_memory() -> None:
+    """Let glibc return what a call has freed to the system; otherwise its heap stays as large as it ever was."""
+    if _malloc_trim is not None:
+        _malloc_trim(0)
+
+
+def _find_malloc_trim() -> Any:
+    try:
+        return ctypes.CDLL(None).malloc_trim if sys.platform == "linux" else None
+    except (OSError, AttributeError):  # another C library
+        return None
+
+
+_malloc_trim = _find_malloc_trim()
 
 
 def _default_batch_tokens(blocks: Blocks) -> int:
-    """4096 on CPU, where more only costs memory; on an accelerator what fits a quarter of its free memory."""
+    """2048 on CPU, where more only costs memory; on an accelerator what fits a quarter of its free memory."""
     if blocks.device.type != "cuda":
-        return 4096
+        return 2048
     free, _ = torch.cuda.mem_get_info(blocks.device)
     config = blocks.config
     width = 6 * config.hidden_size + 4 * getattr(config, "intermediate_size", 4 * config.hidden_size)
     return int(min(65_536, max(2048, free / 4 / (2 * width))))
 
 
-def _packed_forward(
-    blocks: Blocks,
-    plan: TreePlan,
-    ids: list[int],
-    at: list[int],
-    reads: list[int],
-    layers: tuple[int, ...],
-    final: bool,
-) -> States:
-    device = blocks.device
-    where = torch.tensor(reads, device=device, dtype=torch.long)
-    batch = {"input_ids": torch.tensor([ids], device=device), "position_ids": torch.tensor([at], device=device)}
+def _rounded(n: int) -> int:
+    """The next of 64 lengths up to 2048 (16 more in each octave), at most a sixteenth above n or 15 tokens.
 
-    def pick(hidden: Tensor) -> Tensor:
-        return hidden[0, where.to(hidden.device)]
-
-    stop = contextlib.nullcontext() if final else _stop_after(blocks, max(layers, default=0))
-    with _tree_attention(blocks), running(plan), catch_inner(blocks, layers, pick) as inner, stop:
-        try:
-            out = blocks.decoder(**batch, use_cache=False)
-        except _Stop:
-            return States(None, inner)
-    if plan.layer != blocks.n_layers:
-        raise CannotShareError(f"only {plan.layer} of {blocks.n_layers} layers use the attention interface")
-    return States(pick(out.last_hidden_state) if final else None, inner)
-
-
-class _Stop(Exception):
-    """Leaves the decoder once the deepest wanted layer has run."""
-
-
-@contextlib.contextmanager
-def _stop_after(blocks: Blocks, layer: int) -> Iterator[None]:
-    def stop(*_: Any) -> None:
-        raise _Stop
-
-    module: nn.Module = blocks.layers[max(layer, 1) - 1]
-    handle = module.register_forward_hook(stop)
-    try:
-        yield
-    finally:
-        handle.remove()
+    On CPU oneDNN compiles and keeps four kernels, 0.65 MB each, for every length it meets, up to 1,024: lengths as they
+    come would cost 0.7 GB of memory and a compilation in every call.
+    """
+    step = 1 << max(4, (n - 1).bit_length() - 5)
+    return -(-n // step) * step
 
 
 def _can_share(blocks: Blocks) -> bool:
     """Whether the model's attention goes through transformers' interface, so that ours can take its place."""
     can = getattr(blocks.model, "_can_set_attn_implementation", None)
     return bool(can and can())
-
-
-@contextlib.contextmanager
-def _tree_attention(blocks: Blocks) -> Iterator[None]:
-    """Our attention in the model's config while active."""
-    from transformers import AttentionInterface
-
-    AttentionInterface.register(NAME, attention_forward)
-    config = blocks.decoder.config
-    before = config._attn_implementation_internal
-    config._attn_implementation_internal = NAME
-    try:
-        yield
-    finally:
-        config._attn_implementation_internal = before
 
 
 def _batches(nodes: list[Node], batch_tokens: int) -> Iterator[list[int]]:

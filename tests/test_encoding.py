@@ -227,10 +227,12 @@ def test_the_callers_tokenizer_is_left_alone(tokenizers: dict[str, Any]) -> None
 
 
 def test_the_cache_stays_bounded(tokenizers: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("latent_rewards.encoding._MAX_CACHED", 8)
+    monkeypatch.setattr("latent_rewards.encoding._MAX_CACHED", 300)
     encoder = Encoder(tokenizers["digits"])
     first = completion_ids(encoder, "number 0")
     for i in range(40):
         completion_ids(encoder, f"number {i}")
-    assert len(encoder._cache) <= 8
+    assert 0 < sum(16 + len(ids) for ids in encoder._cache.values()) <= 300
+    completion_ids(encoder, "word " * 200)
+    assert all(len(ids) < 300 for ids in encoder._cache.values()), "a text above the limit is not kept"
     assert completion_ids(encoder, "number 0") == first

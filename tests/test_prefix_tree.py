@@ -5,11 +5,10 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from latent_rewards.prefix_tree import Node, PrefixCache, build_tree
+from latent_rewards.prefix_tree import Node, build_tree
 
 # Few letters and short heads, so that prefixes meet, nest and repeat.
 RUN = st.lists(st.integers(0, 2), max_size=6)
@@ -144,42 +143,3 @@ def test_only_long_shared_unread_nodes_below_kept_ones_have_keys() -> None:
     assert [len(n.tokens) for n in build_tree(sequences, read, head=10) if n.key is not None] == [10], "it is read"
     unkept = [[*range(30), *prompt, c] for c in range(3)] + [[*range(30), 99, c] for c in range(3)]
     assert not any(n.key for n in build_tree(unkept, [[len(s) - 1] for s in unkept])[1:]), "its parent is not kept"
-
-
-# --- the cache -------------------------------------------------------------------------------------------------------
-
-
-def kv(n: int, layers: int = 2) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Keys and values of n tokens, 16 bytes a token and layer."""
-    return [(torch.zeros(2, n, 1), torch.ones(2, n, 1)) for _ in range(layers)]
-
-
-def test_least_recently_used_go_first() -> None:
-    cache = PrefixCache(9 * 32)
-    for key, n in ((b"head", 2), (b"a", 3), (b"b", 3)):
-        cache.put(key, kv(n))
-    assert cache.get(b"head", 2) is not None and cache.get(b"a", 2) is not None
-    cache.put(b"c", kv(3))
-    assert cache.get(b"b", 1) is None, "the least recently used"
-    assert all(cache.get(key, 2) is not None for key in (b"head", b"a", b"c"))
-    assert cache.nbytes == 8 * 32
-
-
-def test_a_shallow_entry_does_not_serve_a_deep_need() -> None:
-    cache = PrefixCache(1 << 20)
-    cache.put(b"x", kv(3, layers=1))
-    assert cache.get(b"x", 1) is not None and cache.get(b"x", 2) is None
-    cache.put(b"x", kv(3, layers=2))
-    assert cache.get(b"x", 2) is not None and cache.nbytes == 3 * 32
-    cache.clear()
-    assert cache.get(b"x", 1) is None and cache.nbytes == 0
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(st.binary(min_size=1, max_size=1), st.integers(1, 5), st.integers(1, 3))), st.integers(0, 20))
-def test_bytes_hold_under_any_use(calls: list[tuple[bytes, int, int]], limit: int) -> None:
-    cache = PrefixCache(limit * 16)
-    for key, n, layers in calls:
-        cache.put(key, kv(n, layers))
-        assert 0 <= cache.nbytes <= cache.max_bytes
-        assert (cache.get(key, layers) is not None) == (n * layers <= limit)

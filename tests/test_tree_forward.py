@@ -20,7 +20,7 @@ from latent_rewards.data import open_ended
 from latent_rewards.forward import Blocks, States, read_states, reference_states
 from latent_rewards.labels import LabelTrie
 from latent_rewards.loading import embedded_model
-from latent_rewards.tree_forward import TreeForward
+from latent_rewards.tree_forward import TreeForward, _rounded
 
 VOCAB = 97
 SIZES: dict[str, Any] = {
@@ -115,6 +115,7 @@ def test_families_share_and_equal_both_references(
     blocks = make_blocks(SHARING[family]())
     forward = TreeForward(blocks, batch_tokens=batch_tokens, min_saving=4)
     assert forward.usable and not warnings_of(caplog)
+    assert forward.few_rows == (family != "gpt2"), "GPT-2 wants a state of every token from its last block"
     sequences, positions = with_labels(random_trees(1, prompts=2, completions=2))
     ours = forward.read(sequences, positions, layers=LAYERS)
     assert forward.tokens_run < 0.5 * sum(map(len, sequences))
@@ -186,6 +187,27 @@ def test_no_deeper_block_runs_than_asked_for(llama: Blocks, deepest: int) -> Non
     assert max(ran) == max(deepest, 1), "the embedding is caught in front of the first block, which then runs"
     assert len(norms) == 0
     close(ours, read_states(llama, sequences, positions, layers=(deepest,), final=False))
+
+
+@pytest.mark.parametrize("deepest", [2, 4])
+def test_the_deepest_block_runs_for_the_rows_that_are_read(llama: Blocks, deepest: int) -> None:
+    rng = random.Random(2)
+    head = random_text(rng, 70)
+    sequences = [[*head, c, *random_text(rng, 20)] for c in range(3)]
+    positions = [[len(s) - 1, 80] for s in sequences]
+    forward, ran = TreeForward(llama), []
+    handles = [
+        block.mlp.register_forward_pre_hook(lambda _, args, i=i: ran.append((i, args[0].shape[1])))
+        for i, block in enumerate(llama.layers, 1)
+    ]
+    try:
+        ours = forward.read(sequences, positions, layers=(1, deepest), final=deepest == 4, head=70)
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert [n for i, n in ran if i == deepest] == [6], "two rows of each text, none of the head"
+    assert {n for i, n in ran if i < deepest} == {80, 64}, "head, and 3 x 21 tokens, padded to sixteens"
+    close(ours, read_states(llama, sequences, positions, layers=(1, deepest), final=deepest == 4))
 
 
 def test_a_second_call_runs_only_what_is_new(llama: Blocks) -> None:
@@ -380,17 +402,24 @@ def test_memory_that_never_suffices_is_an_error(llama: Blocks) -> None:
         handle.remove()
 
 
-def test_batches_pack_to_the_budget_without_padding(llama: Blocks) -> None:
+def test_batches_pack_to_the_budget(llama: Blocks) -> None:
     sequences, positions = with_labels(random_trees(14, prompts=5, completions=5))
-    forward = TreeForward(llama, batch_tokens=120, min_saving=4)
+    forward = TreeForward(llama, batch_tokens=128, min_saving=4)
     seen: list[int] = []
     handle = llama.layers[0].register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[:2].numel()))
     try:
         forward.read(sequences, positions)
     finally:
         handle.remove()
-    assert sum(seen) == forward.tokens_run and max(seen) <= 120
-    assert len(seen) <= 2 * -(-forward.tokens_run // 120)
+    assert forward.tokens_run <= sum(seen) < forward.tokens_run + 16 * len(seen) and max(seen) <= 128
+    assert len(seen) <= 2 * -(-forward.tokens_run // 128)
+
+
+def test_few_lengths_run_and_little_of_them_is_padding() -> None:
+    lengths = range(1, 2049)
+    run = [_rounded(n) for n in lengths]
+    assert len(set(run)) == 64 and run[-1] == 2048
+    assert all(0 <= r - n < max(16, n / 16) for n, r in zip(lengths, run, strict=True))
 
 
 def test_the_models_own_attention_comes_back(llama: Blocks) -> None:

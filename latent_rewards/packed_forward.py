@@ -1,0 +1,152 @@
+"""One forward over a packed prefix tree: our attention in the model, no layer too many, the last one for few rows."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from latent_rewards.forward import Blocks, States, catch_inner
+from latent_rewards.tree_attention import NAME, CannotShareError, CaughtKeysError, TreePlan, attention_forward, running
+
+
+def packed_forward(
+    blocks: Blocks,
+    plan: TreePlan,
+    ids: list[int],
+    at: list[int],
+    reads: list[int],
+    layers: tuple[int, ...],
+    final: bool,
+    *,
+    few_rows: bool,
+) -> States:
+    """States at R places of a packed batch.
+
+    Args:
+        blocks: the judge.
+        plan: the batch's nodes.
+        ids: T packed tokens.
+        at: T positions.
+        reads: R indices into the packed tokens.
+        layers: inner layers wanted.
+        final: whether the decoder's output is wanted.
+        few_rows: run the deepest layer for the R rows only (its keys and values still for all).
+
+    Raises:
+        CannotShareError: the model's attention does something that a packed tree does not reproduce.
+    """
+    device = blocks.device
+    batch = {"input_ids": torch.tensor([ids], device=device), "position_ids": torch.tensor([at], device=device)}
+    depth = blocks.n_layers if final else max(layers, default=0)
+    few = few_rows and depth > 1 and 2 * (len(reads) + 1) <= len(ids)
+    # Two equal rows rather than one, which would be a special case for torch.compile.
+    where = torch.tensor(reads * 2 if len(reads) == 1 else reads, device=device, dtype=torch.long)
+
+    def pick(hidden: Tensor) -> Tensor:
+        return hidden[0, where.to(hidden.device)]
+
+    def pick_few(hidden: Tensor) -> Tensor:
+        return hidden[0] if hidden.shape[1] == len(where) else hidden[0, where.to(hidden.device)]
+
+    rows = _last_layer_for(blocks, depth, plan, where) if few else contextlib.nullcontext()
+    stop = contextlib.nullcontext() if final else _stop_after(blocks, depth)
+    catch = catch_inner(blocks, layers, pick_few if few else pick)
+    with _tree_attention(blocks), running(plan), catch as inner, stop, rows:
+        try:
+            out = blocks.decoder(**batch, use_cache=False)
+        except _Stop:
+            return States(None, inner)
+    if plan.layer != blocks.n_layers:
+        raise CannotShareError(f"only {plan.layer} of {blocks.n_layers} layers use the attention interface")
+    hidden = out.last_hidden_state
+    return States((pick_few if few else pick)(hidden) if final else None, inner)
+
+
+class _Stop(Exception):
+    """Leaves the decoder once the deepest wanted layer has run."""
+
+
+@contextlib.contextmanager
+def _stop_after(blocks: Blocks, layer: int) -> Iterator[None]:
+    def stop(*_: Any) -> None:
+        raise _Stop
+
+    module: nn.Module = blocks.layers[max(layer, 1) - 1]
+    handle = module.register_forward_hook(stop)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextlib.contextmanager
+def _last_layer_for(blocks: Blocks, layer: int, plan: TreePlan, rows: Tensor) -> Iterator[None]:
+    """While active, this layer's block runs for these rows alone."""
+    module = blocks.layers[layer - 1]
+    blocks.layers[layer - 1] = _FewRows(module, plan, rows)
+    try:
+        yield
+    finally:
+        blocks.layers[layer - 1] = module
+
+
+class _FewRows(nn.Module):
+    """Stands in for a decoder block: runs it up to its keys and values for all rows, then again for R rows.
+
+    Of the first run only norm, projections and position embedding happen: our attention leaves it. The second is the
+    block's own forward on R rows, whose queries meet the keys and values of the first.
+    """
+
+    def __init__(self, block: nn.Module, plan: TreePlan, rows: Tensor) -> None:
+        super().__init__()
+        # Not a submodule: torch.compile shall not see a new module around a known one.
+        self.__dict__["block"] = block
+        self.plan, self.rows = plan, rows
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.__dict__["block"], name)
+
+    def forward(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+        plan, n = self.plan, hidden.shape[1]
+        with contextlib.suppress(CaughtKeysError), plan.catching():
+            self.block(hidden, *args, **kwargs)
+        if plan.caught is None:
+            raise CannotShareError("a layer that does not use the attention interface")
+        if not len(self.rows):
+            raise _Stop
+        plan.rows = self.rows.tolist()
+        return self.block(*(_rows_of(x, self.rows, n) for x in (hidden, *args)),
+                          **{k: _rows_of(x, self.rows, n) for k, x in kwargs.items()})  # fmt: skip
+
+
+def _rows_of(x: Any, rows: Tensor, n: int) -> Any:
+    """Rows of whatever has one for each of n tokens: (1, n, ...) or (n,) tensors, also inside tuples."""
+    if isinstance(x, tuple):
+        return tuple(_rows_of(y, rows, n) for y in x)
+    if not isinstance(x, Tensor):
+        return x
+    if x.dim() > 1 and x.shape[1] == n:
+        return x[:, rows.to(x.device)]
+    return x[rows.to(x.device)] if x.shape == (n,) else x
+
+
+@contextlib.contextmanager
+def _tree_attention(blocks: Blocks) -> Iterator[None]:
+    """Our attention in the model's config while active."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(NAME, attention_forward)
+    config = blocks.decoder.config
+    before = config._attn_implementation_internal
+    config._attn_implementation_internal = NAME
+    try:
+        yield
+    finally:
+        config._attn_implementation_internal = before
