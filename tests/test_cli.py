@@ -406,7 +406,7 @@ def test_a_folder_comes_back_when_it_cannot_be_replaced(tmp_path, score, monkeyp
 
     with monkeypatch.context() as patch:
         patch.setattr(rowout.os, "replace", refuses_the_new_one)
-        assert score("--input", source, "--output", out, "--overwrite").exit_code == 1
+        assert score("--input", source, "--output", out, "--overwrite").exit_code == 2
     assert read(out) == ROWS[:1] and sorted(os.listdir(tmp_path)) == ["in.jsonl", "out"]
 
 
