@@ -24,8 +24,9 @@ PROMPTS = ["Name a prime.", "Say hello.", "Count to three.", "What is a dog?"]
 
 def main(policy: str, where: str, out: str, deepspeed: str | None = None) -> None:
     if deepspeed:
-        from deepspeed import comm
+        from deepspeed import comm, ops
 
+        ops.__compatible_ops__["deepspeed_shm_comm"] = False  # plain gloo: nothing to compile before the first step
         comm.init_distributed(dist_backend="gloo")  # before its configuration asks how many ranks there are
     args = GRPOConfig(
         output_dir=f"{out}/trainer", per_device_train_batch_size=2, num_generations=4, max_completion_length=6,
