@@ -163,7 +163,7 @@ def test_a_text_is_not_kept_between_calls(make_judge: Any) -> None:
     rows = [{"prompt": "p " * 90, "completion": f"{i} " + "long reply " * 60} for i in range(2)]
     judge.read_many([Request(p, rows, Need(labels=True)) for p in (WEIGHTED, JudgePrompt.load("verifier"))])
     longest = max(len(e.ids) for e in judge.encoder.encode([WEIGHTED.render(r) for r in rows]))
-    kept = sum(k.shape[1] for layers in judge.forward.cache._kept.values() for k, _ in layers[:1])
+    kept = sum(len(entry.rows) for entry in judge.forward.cache._entries.values())
     assert 0 < kept < longest, "the head and the prompt are kept, the replies are not"
 
 
