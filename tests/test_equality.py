@@ -28,7 +28,11 @@ EVERYTHING = Need(
 )
 PLAIN: dict[str, Any] = {"share_prefixes": False, "batch_tokens": 1}  # every text alone
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(0), pytest.mark.skipif(not DATA, reason="needs LATENT_REWARDS_DATA")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(0),
+    pytest.mark.skipif(not DATA, reason="needs LATENT_REWARDS_DATA"),
+]
 
 
 @cache
