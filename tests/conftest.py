@@ -19,6 +19,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, proce
 
 from latent_rewards import HFJudge
 from latent_rewards import env as env_module
+from latent_rewards import rewards as rewards_module
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -177,6 +178,13 @@ def policy(tmp_path_factory: Any, tokenizers: dict[str, Any], make_model: Callab
 def embedded() -> HFJudge:
     """The embedded judge in float32."""
     return HFJudge("embedded", dtype="float32", device="cpu")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fresh_names() -> None:
+    """Each test file starts with all reward names free, whatever earlier files keep alive."""
+    rewards_module._live.clear()
+    rewards_module._all.clear()
 
 
 @pytest.fixture
