@@ -124,6 +124,8 @@ def load_frozen(
     """
     from transformers import AutoModelForCausalLM
 
+    if device.type == "cpu":
+        _bound_kernel_caches()
     options: dict[str, Any] = {
         "dtype": _dtype(dtype, device), "trust_remote_code": trust_remote_code, "use_safetensors": True
     }  # fmt: skip
@@ -211,6 +213,16 @@ def model_revision(model: Any, name: str) -> str:
         probe = flat[:: max(1, flat.numel() // 16)][:16].to(torch.bfloat16).float().cpu().numpy()
         digest.update(f"{key}{tuple(value.shape)}".encode() + probe.tobytes())
     return digest.hexdigest()[:16]
+
+
+def _bound_kernel_caches() -> None:
+    """Few compiled kernels kept by oneDNN and by PyTorch's layer over it, unless the user has said how many.
+
+    They keep one per shape, 0.7 MB each and 1,024 by default: 0.7 GB over lengths as they come. A forward needs each of
+    its four or so in all layers and then, most often, never again. Both variables are read at the first use.
+    """
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+    os.environ.setdefault("LRU_CACHE_CAPACITY", "64")
 
 
 def _dtype(dtype: str | torch.dtype, device: torch.device) -> str | torch.dtype:

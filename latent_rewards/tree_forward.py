@@ -199,10 +199,6 @@ class TreeForward:
             ids += node.tokens
             at += range(node.start, node.end)
         self.tokens_run += len(ids)
-        if self.blocks.device.type == "cpu":
-            more = _rounded(len(ids)) - len(ids)
-            ids += [0] * more
-            at += [0] * more
         plan = TreePlan(spans)
         states = packed_forward(self.blocks, plan, ids, at, reads, layers, final, few_rows=self.few_rows)
         return states, plan
@@ -265,16 +261,6 @@ def _default_batch_tokens(blocks: Blocks) -> int:
     config = blocks.config
     width = 6 * config.hidden_size + 4 * getattr(config, "intermediate_size", 4 * config.hidden_size)
     return int(min(65_536, max(2048, free / 4 / (2 * width))))
-
-
-def _rounded(n: int) -> int:
-    """The next of 64 lengths up to 2048 (16 more in each octave), at most a sixteenth above n or 15 tokens.
-
-    On CPU oneDNN compiles and keeps four kernels, 0.65 MB each, for every length it meets, up to 1,024: lengths as they
-    come would cost 0.7 GB of memory and a compilation in every call.
-    """
-    step = 1 << max(4, (n - 1).bit_length() - 5)
-    return -(-n // step) * step
 
 
 def _can_share(blocks: Blocks) -> bool:

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -103,3 +106,36 @@ def test_a_running_deepspeed_config_is_hidden_and_put_back() -> None:
         assert deepspeed._hf_deepspeed_config_weak_ref() is config
     finally:
         deepspeed.unset_hf_deepspeed_config()
+
+
+_MANY_LENGTHS = """
+import os, sys, torch
+from latent_rewards import loading
+torch.set_num_threads(1)
+loading.load_frozen(sys.argv[1], revision=None, dtype="auto", device=torch.device("cpu"), device_map=None, tp_plan=None,
+                    quantization=None, adapter=None, attn_implementation=None, trust_remote_code=False)
+layers = [torch.nn.Linear(a, b, bias=False).bfloat16() for a, b in ((576, 576), (576, 192), (576, 1536), (1536, 576))]
+inputs = {n: torch.randn(1300, n).bfloat16() for n in (576, 1536)}
+rss = lambda: int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE") >> 20
+with torch.no_grad():
+    for n in range(1000, 1200):
+        for layer in layers:
+            layer(inputs[layer.in_features][:n])
+        if n == 1060:
+            before = rss()
+print(rss() - before)
+"""
+
+
+@pytest.mark.skipif(not loading.cpu_has_fast_bf16(), reason="oneDNN has bfloat16 kernels where the processor has them")
+def test_a_cpu_judge_bounds_the_kernels_kept_for_lengths_it_met(folder: str) -> None:
+    grown = {}
+    for capacity in (None, "1024"):
+        chosen = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": capacity, "LRU_CACHE_CAPACITY": capacity} if capacity else {}
+        drop = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"}
+        kept = {k: v for k, v in os.environ.items() if k not in drop}
+        answer = subprocess.run(
+            [sys.executable, "-c", _MANY_LENGTHS, folder], env=kept | chosen, capture_output=True, text=True, check=True
+        )
+        grown[capacity] = int(answer.stdout)
+    assert 2 * grown[None] < grown["1024"], "MB over 139 more lengths; what the user sets is kept"
