@@ -165,6 +165,11 @@ class MultiTeacherGKDTrainer(GKDTrainer):
     mixture; `loss_weight` is optional. Only the teachers that a row names are run on it. On-policy rows (`lmbda`) keep
     their teachers.
 
+    The loss is the mean over the tokens of all processes and accumulation steps, so that N processes take the step of
+    one with the same rows, as with TRL's SFTTrainer. In one process this is the parent's loss; in N the parent's is N
+    times smaller (it divides by everyone's tokens, and DDP averages once more). As in the parent, the tokens counted
+    are those of the responses given, also where the student's own replace them.
+
     Args:
         model: student, as in `GKDTrainer`.
         teachers: name -> causal LM of the student's vocabulary (model, hub id, folder, or "embedded").
@@ -213,6 +218,9 @@ class MultiTeacherGKDTrainer(GKDTrainer):
         keep = inputs["labels"][:, 1:] != -100
         # Through the wrapper's forward, so that DDP, FSDP and DeepSpeed see it.
         loss, *facts = self.teachers.redirect(model, student, self._loss, student, inputs, keep, num_items_in_batch)
+        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
+            # The sum is over this process's tokens, its divisor over everyone's, and DDP takes the mean.
+            loss = loss * (self.accelerator.num_processes // self.get_tp_size())
         self.teachers.log(tuple(facts))
         return (loss, {}) if return_outputs else loss
 
