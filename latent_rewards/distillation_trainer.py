@@ -166,9 +166,9 @@ class MultiTeacherGKDTrainer(GKDTrainer):
     their teachers.
 
     The loss is the mean over the tokens of all processes and accumulation steps, so that N processes take the step of
-    one with the same rows, as with TRL's SFTTrainer. In one process this is the parent's loss; in N the parent's is N
-    times smaller (it divides by everyone's tokens, and DDP averages once more). As in the parent, the tokens counted
-    are those of the responses given, also where the student's own replace them.
+    one with the same rows (`normalize="batch_mean"` aside), as with TRL's SFTTrainer. In one process this is the
+    parent's loss; in N the parent's is N times smaller (it divides by everyone's tokens, and DDP averages once more).
+    As in the parent, the tokens counted are those of the responses given, also where the student's own replace them.
 
     Args:
         model: student, as in `GKDTrainer`.
