@@ -153,14 +153,15 @@ def test_zero_3_is_refused_before_any_work(
 @pytest.mark.slow
 def test_two_processes_write_one_report(policy: str, folder: str, data_file: Path, tmp_path: Path) -> None:
     root = str(Path(__file__).parent.parent)
-    given = arguments(policy, folder, data_file, tmp_path / "out", per_device_train_batch_size=1)
+    # One step: of an epoch's last batch, two processes fill up what is missing with rows from its start.
+    given = arguments(policy, folder, data_file, tmp_path / "out", per_device_train_batch_size=1, max_steps=1)
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "recipes.distill"]
     env = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": root}
     for _ in range(2):  # the second goes on from what the first has kept
         done = subprocess.run([sys.executable, *launcher, *given], capture_output=True, text=True, cwd=root, env=env)
         assert done.returncode == 0, done.stderr[-3000:]
         assert done.stdout.count("files: ") == 1
-    alone = arguments(policy, folder, data_file, tmp_path / "alone")
+    alone = arguments(policy, folder, data_file, tmp_path / "alone", max_steps=1)
     assert distill.main(alone) == 0
     two, one = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("out", "alone"))
     assert two["choices"] == one["choices"]
@@ -168,7 +169,8 @@ def test_two_processes_write_one_report(policy: str, folder: str, data_file: Pat
         if a["metric"].startswith("KL"):  # scores are of sampled text, where rounding may change a token
             assert a["before"] == pytest.approx(b["before"], rel=1e-5)
             for way, values in a["after"].items():
-                assert values == pytest.approx(b["after"][way], rel=0.02), (a["metric"], way)
+                assert values == pytest.approx(b["after"][way], rel=1e-3), (a["metric"], way)
+                assert values != pytest.approx(a["before"], rel=1e-2), (a["metric"], way)
 
 
 def test_keep_layers(make_model: Any, tokenizers: Any) -> None:
