@@ -32,7 +32,8 @@ class LossOptions:
         temperature_squared: multiply the divergence by T^2, as ER-KD and classic distillation do; TRL does not.
         entropy_temperature: t of ER-KD's entropy weight H(softmax(teacher logits / t)); None switches it off.
         normalize: of the entropy weight: "none" (as published), "max" (divide by ln V, so that it lies in [0, 1]) or
-            "batch_mean" (divide by its mean over the batch's positions, which keeps the learning rate comparable).
+            "batch_mean" (divide by its mean over the positions of this call, which keeps the learning rate comparable;
+            in a trainer those of a process's micro-batch, so that how a batch is split matters a little).
         kd_weight: factor of the divergence.
         ce_weight: factor of the cross-entropy with the labels; ER-KD uses 0.9 and 0.1.
         on_nan: positions where no teacher gives usable logits: "drop" (counted, no part in the loss) or "raise".

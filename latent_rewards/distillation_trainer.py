@@ -65,9 +65,11 @@ class TeacherCollator:
 
 
 class _Teachers:
-    """The trainer's teachers and how a batch is read with them."""
+    """The trainer's teachers, checked against its student, and how a batch is read with them."""
 
-    def __init__(self, trainer: Any, models: dict[str, Any], options: LossOptions) -> None:
+    def __init__(
+        self, trainer: Any, models: dict[str, Any], options: LossOptions, tokenizers: Mapping[str, Any] | None
+    ) -> None:
         self.trainer, self.options = trainer, options
         self.redirect = _ForwardRedirection()
         first = next(iter(models))
@@ -77,6 +79,13 @@ class _Teachers:
                 self.wrapped[name] = prepare_deepspeed(model, trainer.accelerator)
             else:
                 self.wrapped[name] = trainer.accelerator.prepare_model(model, evaluation_mode=True)
+        student = trainer.accelerator.unwrap_model(trainer.model)
+        for name, model in models.items():
+            pair = (trainer.processing_class, tokenizers[name]) if tokenizers and name in tokenizers else None
+            check_teacher(student, model, name, tokenizers=pair)
+        if not trainer.is_deepspeed_enabled:
+            for name, model in {"student": student, **models}.items():
+                check_head(model, name)
 
     def read(
         self, input_ids: Tensor, attention_mask: Tensor, keep: Tensor, weights_BM: Tensor
@@ -138,20 +147,15 @@ def load_teachers(teachers: Mapping[str, Any], init_kwargs: Mapping[str, Any] | 
     }
 
 
-def _check_models(trainer: Any, models: Mapping[str, Any], tokenizers: Mapping[str, Any] | None) -> None:
-    student = trainer.accelerator.unwrap_model(trainer.model)
-    for name, model in models.items():
-        pair = (trainer.processing_class, tokenizers[name]) if tokenizers and name in tokenizers else None
-        check_teacher(student, model, name, tokenizers=pair)
-    if not trainer.is_deepspeed_enabled:
-        for name, model in {"student": student, **models}.items():
-            check_head(model, name)
-
-
-def _check_before(model: Any, models: Mapping[str, Any]) -> None:
+def _prepare(model: Any, teachers: Mapping[str, Any], args: Any) -> dict[str, Any]:
+    """The teachers, loaded, and refused here where they cannot teach the student; `args` has nothing left to load."""
+    check_trl()
+    models = load_teachers(teachers, args.teacher_model_init_kwargs)
+    args.teacher_model_init_kwargs = None
     for name, teacher in models.items():
         if hasattr(model, "config"):
             check_teacher(model, teacher, name)
+    return models
 
 
 class MultiTeacherGKDTrainer(GKDTrainer):
@@ -160,6 +164,11 @@ class MultiTeacherGKDTrainer(GKDTrainer):
     Rows have `messages` (or TRL's other forms) and name their teachers: `teacher_id`, or `teacher_weights` for a
     mixture; `loss_weight` is optional. Only the teachers that a row names are run on it. On-policy rows (`lmbda`) keep
     their teachers.
+
+    The loss is the mean over the tokens of all processes and accumulation steps, so that N processes take the step of
+    one with the same rows (`normalize="batch_mean"` aside), as with TRL's SFTTrainer. In one process this is the
+    parent's loss; in N the parent's is N times smaller (it divides by everyone's tokens, and DDP averages once more).
+    As in the parent, the tokens counted are those of the responses given, also where the student's own replace them.
 
     Args:
         model: student, as in `GKDTrainer`.
@@ -188,22 +197,18 @@ class MultiTeacherGKDTrainer(GKDTrainer):
         tokenizers: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> None:
-        check_trl()
         if options.get("processing_class") is None:
             raise ValueError("give `processing_class`, the student's tokenizer")
         if args.seq_kd and len(teachers) > 1:
             raise ValueError("seq_kd has one teacher; with several give their chosen responses as `messages`")
-        models = load_teachers(teachers, args.teacher_model_init_kwargs)
-        args.teacher_model_init_kwargs = None
-        _check_before(model, models)
+        models = _prepare(model, teachers, args)
         collator = options.pop("data_collator", None)
         if collator is None:
             collator = DataCollatorForChatML(tokenizer=options["processing_class"], max_length=args.max_length)
         super().__init__(
             model, next(iter(models.values())), args, data_collator=TeacherCollator(collator, list(models)), **options
         )
-        self.teachers = _Teachers(self, models, loss or LossOptions(beta=args.beta))
-        _check_models(self, models, tokenizers)
+        self.teachers = _Teachers(self, models, loss or LossOptions(beta=args.beta), tokenizers)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -213,6 +218,9 @@ class MultiTeacherGKDTrainer(GKDTrainer):
         keep = inputs["labels"][:, 1:] != -100
         # Through the wrapper's forward, so that DDP, FSDP and DeepSpeed see it.
         loss, *facts = self.teachers.redirect(model, student, self._loss, student, inputs, keep, num_items_in_batch)
+        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
+            # The sum is over this process's tokens, its divisor over everyone's, and DDP takes the mean.
+            loss = loss * (self.accelerator.num_processes // self.get_tp_size())
         self.teachers.log(tuple(facts))
         return (loss, {}) if return_outputs else loss
 
@@ -249,14 +257,11 @@ class MultiTeacherDistillationTrainer(DistillationTrainer):
         tokenizers: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> None:
-        check_trl()
-        models = load_teachers(teachers, args.teacher_model_init_kwargs)
-        args.teacher_model_init_kwargs = None
-        _check_before(model, models)
+        models = _prepare(model, teachers, args)
         self._teacher_names = list(models)
         super().__init__(model, next(iter(models.values())), args, **options)
-        self.teachers = _Teachers(self, models, loss or LossOptions(beta=args.beta, temperature=args.temperature))
-        _check_models(self, models, tokenizers)
+        options_used = loss or LossOptions(beta=args.beta, temperature=args.temperature)
+        self.teachers = _Teachers(self, models, options_used, tokenizers)
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()

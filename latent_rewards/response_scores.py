@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -66,7 +67,7 @@ def score_responses(
         raise ValueError(f"every prompt needs one response (or None) per model, got rows of {sorted(widths)}")
     shape = (len(prompts), widths.pop() if widths else 0)
     out = ResponseScores({n: np.full(shape, np.nan) for n in names}, {n: {} for n in names})
-    store = None if cache is None else Cache(cache)
+    store = None if cache is None else Cache(cache, rank=int(os.environ.get("RANK", "0")))
     try:
         for start in range(0, len(prompts), chunk):
             cells = [

@@ -12,7 +12,8 @@ Source: choosing by latent scores is Girrbach et al. 2025 (arXiv 2509.24678); GK
 
 Expected in `output_dir`: chosen-<choice>.jsonl (SFT set and routing columns in one), choices.json, report.md,
 results.json, distill.png, run.json, and student/ of the first choice's first seed. Responses, scores and finished runs
-are kept, so that a stopped run goes on; another configuration needs another `output_dir`.
+are kept, so that a stopped run goes on; another configuration needs another `output_dir`. Several processes (DDP,
+ZeRO-2) train together; each has all teachers and the judge, and does the rest of the work again.
 """
 
 from __future__ import annotations
@@ -27,9 +28,10 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
+from accelerate import PartialState
 from datasets import Dataset
 from transformers import AutoTokenizer
+from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import ModelConfig, SFTConfig, SFTTrainer, TrlParser, get_peft_config
 from trl.experimental.gkd import GKDConfig
 
@@ -46,9 +48,10 @@ from latent_rewards.teacher_choice import (
     loss_weights,
     write_rows,
 )
+from recipes.distill_data import given_responses, kept, mapping, read_prompts, respond, write_json
 from recipes.distill_models import HeldOutText, load_student, load_teacher, sample_responses
-from recipes.distill_report import draw, write_report
-from recipes.grpo import ScriptArguments, as_options, load_prompts
+from recipes.distill_report import draw, examples, write_report
+from recipes.grpo import as_options
 from recipes.report import package_versions, prompt_means
 
 
@@ -84,7 +87,8 @@ class DistillArguments:
     margin: float = field(default=0.0, metadata={"help": "Of margin, in score units."})
     weigh_by_score: bool = field(default=False, metadata={"help": "Weigh each prompt by its chosen score over 10."})
     responses: str | None = field(
-        default=None, metadata={"help": "JSON Lines of prompt and responses ({teacher: text}), instead of sampling."}
+        default=None,
+        metadata={"help": "JSON Lines of prompt, responses and perhaps gold ({teacher: ...}), instead of sampling."},
     )
     responses_temperature: float = field(default=0.7, metadata={"help": "At which teachers respond; 0 is greedy."})
     trainer: str = field(default="gkd", metadata={"help": "gkd: whole distributions; sft: chosen responses only."})
@@ -120,76 +124,19 @@ def make_parser() -> TrlParser:
     return TrlParser((DistillArguments, GKDConfig, ModelConfig))
 
 
-def mapping(entry: Any) -> dict[str, Any]:
-    """A mapping given as such or as YAML text."""
-    value = yaml.safe_load(entry) if isinstance(entry, str) else entry
-    if not isinstance(value, dict):
-        raise ValueError(f"expected a mapping, got {entry!r}")
-    return dict(value)
-
-
-def as_messages(prompt: Any) -> list[dict[str, str]]:
-    """A prompt as messages."""
-    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-
-
-def read_prompts(args: DistillArguments, seed: int) -> tuple[list[Any], list[Any]]:
-    """Training and held-out prompts, as messages."""
-    keys = ("dataset_name", "dataset_config", "dataset_split", "held_out")
-    train, held = load_prompts(ScriptArguments(**{k: getattr(args, k) for k in keys}), seed)
-    found = [as_messages(p) for p in train["prompt"]]
-    return found[: args.limit], [as_messages(p) for p in held["prompt"]]
-
-
-def kept(path: Path, make: Any) -> Any:
-    """JSON of `path`, made once."""
-    if not path.is_file():
-        path.write_text(json.dumps(make(), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def respond(
-    args: DistillArguments, m: dict[str, Any], tokenizer: Any, prompts: list[Any], tokens: int, seed: int, what: str
-) -> dict[str, list[str]]:
-    """Every teacher's response to every prompt; an empty one counts as none."""
-    return {
-        name: [
-            text or None
-            for text in sample_responses(
-                model, tokenizer, prompts, max_new_tokens=tokens, temperature=args.responses_temperature, seed=seed,
-                label=f"{name}, {what}",
-            )
-        ]
-        for name, model in m.items()
-    }  # fmt: skip
-
-
-def given_responses(path: str, names: list[str], prompts: list[Any]) -> dict[str, list[Any]]:
-    """Responses of a file, by teacher, in the order of the prompts; None where a teacher has none.
-
-    Raises:
-        ValueError: a prompt that the file lacks altogether.
-    """
-    lines = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
-    found = {json.dumps(as_messages(row["prompt"]), sort_keys=True): row["responses"] for row in lines}
-    keys = [json.dumps(p, sort_keys=True) for p in prompts]
-    lacking = [p for p, key in zip(prompts, keys, strict=True) if key not in found]
-    if lacking:
-        raise ValueError(f"{path} lacks {len(lacking)} of {len(prompts)} training prompts, e.g. {str(lacking[0])[:80]}")
-    return {name: [found[key].get(name) or None for key in keys] for name in names}
-
-
 def prepare(args: DistillArguments, training: GKDConfig) -> Material:
     """Teachers, their responses, the judge's scores, the choices."""
     out = Path(training.output_dir)
     specs = [mapping(entry) for entry in args.teachers]
     names = [spec.pop("name") for spec in specs]
     prompts, held = read_prompts(args, training.seed)
-    models = {n: load_teacher(spec) for n, spec in zip(names, specs, strict=True) if "model" in spec}
+    models = {
+        n: load_teacher(spec).to(training.device) for n, spec in zip(names, specs, strict=True) if "model" in spec
+    }
     tokenizer = AutoTokenizer.from_pretrained(resolve_model(as_options(args.student, "model")["model"]))
-    tokens = training.max_new_tokens
+    tokens, gold = training.max_new_tokens, None
     if args.responses is not None:
-        texts = given_responses(args.responses, names, prompts)
+        texts, gold = given_responses(args.responses, names, prompts)
     else:
         texts = kept(
             out / "responses.json", lambda: respond(args, models, tokenizer, prompts, tokens, training.seed, "train")
@@ -210,13 +157,14 @@ def prepare(args: DistillArguments, training: GKDConfig) -> Material:
     present = np.array([[text is not None for text in row] for row in responses])
     choices = choose_all(args, names, scored.scores[reward.__name__], scored.scores.get(likert.__name__), present)
     extra = {r.__name__: choose_teachers(scored.scores[r.__name__], present=present) for r in also}
-    report = choice_report(names, choices | extra, scores=scored.scores[reward.__name__])
+    report = choice_report(names, choices | extra, scores=scored.scores[reward.__name__], gold=gold)
     report["mean_score"] = {
         r.__name__: dict(zip(names, prompt_means(scored.scores[r.__name__].T).tolist(), strict=True)) for r in rewards
     }
     report["unscored"] = {n: len(why) for n, why in scored.reasons.items()}
     report["examples"] = examples(names, prompts, responses, scored.scores, choices)
-    (out / "choices.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    if PartialState().is_main_process:
+        write_json(out / "choices.json", report)
     from trl.experimental.utils import DataCollatorForChatML
 
     collator = DataCollatorForChatML(tokenizer=tokenizer, max_length=training.max_length)
@@ -257,21 +205,6 @@ def choose_all(
                 f"choice {name!r} finds no teacher for any prompt: no response has a score, or none is there"
             )
     return out
-
-
-def examples(
-    names: list[str], prompts: list[Any], responses: Any, scores: dict[str, np.ndarray], choices: Any
-) -> list[Any]:
-    """Three prompts with all responses, scores and choices."""
-    return [
-        {
-            "prompt": prompts[i][-1]["content"],
-            "responses": dict(zip(names, responses[i], strict=True)),
-            "scores": {n: [None if np.isnan(x) else round(float(x), 3) for x in s[i]] for n, s in scores.items()},
-            "chosen": {n: names[c.index[i]] if c.index[i] >= 0 else None for n, c in choices.items()},
-        }
-        for i in range(min(3, len(prompts)))
-    ]
 
 
 def training_rows(args: DistillArguments, m: Material, choice: TeacherChoice) -> list[dict[str, Any]]:
@@ -320,6 +253,11 @@ def measure(args: DistillArguments, config: GKDConfig, m: Material, student: Any
     }
 
 
+def untrained(args: DistillArguments, training: GKDConfig, m: Material, seed: int) -> dict[str, Any]:
+    """The student before any training, measured."""
+    return measure(args, training, m, load_student(as_options(args.student, "model")).to(training.device), seed)
+
+
 def run(
     args: DistillArguments, training: GKDConfig, model: ModelConfig, m: Material, choice: str, seed: int
 ) -> dict[str, Any]:
@@ -333,42 +271,15 @@ def run(
     found["loss"] = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     if (choice, seed) == (args.choices[0], args.seeds[0]):
         trainer.save_model(str(out / "student"))
-    print(f"{choice}, seed {seed}: loss {found['loss'][0]:.3f} -> {found['loss'][-1]:.3f}", flush=True)
+    if PartialState().is_main_process:
+        print(f"{choice}, seed {seed}: loss {found['loss'][0]:.3f} -> {found['loss'][-1]:.3f}", flush=True)
     del trainer, student
     gc.collect()
     return found
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the recipe."""
-    args, training, model = make_parser().parse_args_and_config(argv)
-    if args.threads is not None:
-        torch.set_num_threads(args.threads)
-    out = Path(training.output_dir)
-    (out / "runs").mkdir(parents=True, exist_ok=True)
-    record = {
-        "config": {"script": asdict(args), "training": training.to_dict(), "model": asdict(model)},
-        "versions": package_versions(), "command": " ".join(sys.argv),
-    }  # fmt: skip
-    (out / "run.json").write_text(json.dumps(record, indent=2, default=str) + "\n", encoding="utf-8")
-    m = prepare(args, training)
-    for name, choice in m.choices.items():
-        write_rows(out / f"chosen-{name}.jsonl", training_rows(args, m, choice))
-    before = {}
-    for seed in args.seeds:
-        torch.manual_seed(seed)
-        before[seed] = kept(
-            out / "runs" / f"before-{seed}.json",
-            lambda seed=seed: measure(args, training, m, load_student(as_options(args.student, "model")), seed),
-        )
-    after = {
-        (name, seed): kept(
-            out / "runs" / f"{name}-{seed}.json",
-            lambda name=name, seed=seed: run(args, training, model, m, name, seed),
-        )
-        for seed in args.seeds
-        for name in args.choices
-    }
+def finish(args: DistillArguments, out: Path, m: Material, before: Any, after: Any) -> None:
+    """Report and picture."""
     held = json.loads((out / "held_out.json").read_text(encoding="utf-8"))
     responses = [[held[name][i] for name in m.teachers] for i in range(len(m.held))]
     found = score_responses([m.reward, *m.also], m.held, responses, cache=out / "scores").scores
@@ -378,6 +289,45 @@ def main(argv: list[str] | None = None) -> int:
     text = write_report(out, args, m.names, before, after, of_teachers)
     draw(out / "distill.png", args, m.names, before, after)
     print(f"\n{text}\n\nfiles: {out}/", flush=True)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the recipe."""
+    args, training, model = make_parser().parse_args_and_config(argv)
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    if is_deepspeed_zero3_enabled():
+        raise ValueError(
+            "this recipe samples and measures with whole models, which ZeRO-3 splits: use ZeRO-2 "
+            "(configs/accelerate/zero2.yaml), or MultiTeacherGKDTrainer with your own script and chosen-*.jsonl"
+        )
+    out = Path(training.output_dir)
+    (out / "runs").mkdir(parents=True, exist_ok=True)
+    record = {
+        "config": {"script": asdict(args), "training": training.to_dict(), "model": asdict(model)},
+        "versions": package_versions(), "command": " ".join(sys.argv),
+    }  # fmt: skip
+    first = PartialState().is_main_process
+    if first:
+        write_json(out / "run.json", record)
+    m = prepare(args, training)
+    if first:
+        for name, choice in m.choices.items():
+            write_rows(out / f"chosen-{name}.jsonl", training_rows(args, m, choice))
+    before = {}
+    for seed in args.seeds:
+        torch.manual_seed(seed)
+        before[seed] = kept(out / "runs" / f"before-{seed}.json", lambda seed=seed: untrained(args, training, m, seed))
+    after = {
+        (name, seed): kept(
+            out / "runs" / f"{name}-{seed}.json",
+            lambda name=name, seed=seed: run(args, training, model, m, name, seed),
+        )
+        for seed in args.seeds
+        for name in args.choices
+    }
+    if first:
+        finish(args, out, m, before, after)
     return 0
 
 

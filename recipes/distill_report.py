@@ -65,6 +65,47 @@ def _cell(values: Any, sign: str = "+") -> str:
     return f"{mean:{sign}.3f}" + ("" if np.isnan(low) else f" [{low:{sign}.3f}, {high:{sign}.3f}]")
 
 
+def examples(
+    names: list[str], prompts: list[Any], responses: Any, scores: dict[str, np.ndarray], choices: Any
+) -> list[Any]:
+    """Three prompts with all responses, scores and choices."""
+    return [
+        {
+            "prompt": prompts[i][-1]["content"],
+            "responses": dict(zip(names, responses[i], strict=True)),
+            "scores": {n: [None if np.isnan(x) else round(float(x), 3) for x in s[i]] for n, s in scores.items()},
+            "chosen": {n: names[c.index[i]] if c.index[i] >= 0 else None for n, c in choices.items()},
+        }
+        for i in range(min(3, len(prompts)))
+    ]
+
+
+def _short(text: str | None, most: int = 120) -> str:
+    line = " ".join((text or "(none)").split())
+    return line if len(line) <= most else line[: most - 3] + "..."
+
+
+def _example_lines(found: list[dict[str, Any]]) -> list[str]:
+    lines = ["", "Examples, with each teacher's scores and who chose it:" if found else ""]
+    for e in found:
+        lines.append(f"- {_short(e['prompt'])}")
+        for m, (teacher, text) in enumerate(e["responses"].items()):
+            scores = ", ".join(f"{name} {'-' if s[m] is None else s[m]}" for name, s in e["scores"].items())
+            by = [way for way, chosen in e["chosen"].items() if chosen == teacher]
+            lines.append(f"  - {teacher} ({scores}{'; ' + ', '.join(by) if by else ''}): {_short(text)}")
+    return lines
+
+
+def _gold_lines(report: dict[str, Any]) -> list[str]:
+    """How good the chosen responses are, where gold is known."""
+    lines = ["", "| chosen by | mean gold score of the chosen | has the best gold score |", "|---|---|---|"]
+    for way, mean in report["gold"].items():
+        lines.append(
+            f"| {way} | - | - |" if mean is None else f"| {way} | {mean:.3f} | {report['gold_best'][way]:.0%} |"
+        )
+    return lines
+
+
 def write_report(
     out: Path, args: Any, names: list[str], before: dict[int, Any], after: Runs, teachers: dict[str, dict[str, float]]
 ) -> str:
@@ -98,11 +139,12 @@ def write_report(
         lines.append(f"| {c} | {cells} | {report['none'][c]} |")
     agree = ", ".join(f"{k} {v:.0%}" for k, v in report["agreement"].items() if v is not None)
     lines += ["", f"Same teacher: {agree}." if agree else ""]
+    lines += _gold_lines(report) if "gold" in report else []
     known = list(next(iter(teachers.values())))
     if known:
         lines += ["", f"| mean score of held-out responses | {' | '.join(known)} |", "|---|" + "---|" * len(known)]
         lines += [f"| {name} | " + " | ".join(f"{s[n]:.3f}" for n in known) + " |" for name, s in teachers.items()]
-    text = "\n".join(lines)
+    text = "\n".join(lines + _example_lines(report["examples"]))
     (out / "report.md").write_text(f"# Distillation\n\n{text}\n", encoding="utf-8")
     (out / "results.json").write_text(
         json.dumps({"metrics": rows, "choices": report}, indent=1) + "\n", encoding="utf-8"

@@ -7,7 +7,7 @@ router.
 
 Source: section 5.2 of Girrbach et al. 2025 (arXiv 2509.24678), who found no gain over the best single model.
 
-    python -m recipes.route --config configs/route/alpacaeval.yaml [--any_key value ...]
+    LATENT_REWARDS_DATA=<folder> python -m recipes.route --config configs/route/alpacaeval.yaml [--any_key value ...]
 
 Expected in `output_dir`: report.md, results.json, r2.png, quality_cost.png, router/ (for `Router.load`), run.json.
 Scores of the judge are kept in `scores/`, so that a stopped run goes on.
@@ -18,6 +18,7 @@ from __future__ import annotations
 import gzip
 import json
 import logging
+import os
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -28,6 +29,7 @@ import torch
 import yaml
 
 from latent_rewards import HFJudge, build_reward
+from latent_rewards.evaluation.benchmarks.local import find
 from latent_rewards.response_scores import score_responses
 from latent_rewards.routing import EMBEDDER, Router, embed_prompts
 from latent_rewards.routing_evaluation import (
@@ -49,7 +51,12 @@ logger = logging.getLogger(__name__)
 class RouteArguments:
     """What to route and how; on the command line mappings are quoted YAML."""
 
-    data: str = field(default="", metadata={"help": "JSON Lines (.gz) of prompt, models, responses, gold."})
+    data: str = field(
+        default="",
+        metadata={
+            "help": "JSON Lines (.gz) of prompt, models, responses, gold; or its name under LATENT_REWARDS_DATA."
+        },
+    )
     output_dir: str = field(default="runs/route", metadata={"help": "Folder of the report and the router."})
     embedder: str = field(default=EMBEDDER, metadata={"help": "Model of sentence-transformers."})
     kinds: list[str] = field(default_factory=lambda: ["knn", "ridge", "boosted"], metadata={"help": "Predictors."})
@@ -85,12 +92,23 @@ class Data:
         return Data([self.prompts[i] for i in rows], models, responses, self.gold[np.ix_(rows, columns)])
 
 
-def load_lists(path: str | Path) -> Data:
+def load_lists(data: str | Path) -> Data:
     """Rows of `prompt`, `models`, `responses`, `gold`; a prompt need not have every model.
 
+    Args:
+        data: file, or name under $LATENT_REWARDS_DATA such as "listwise/alpacaeval".
+
     Raises:
+        FileNotFoundError: neither; the message says what the file must hold.
         ValueError: a row lacks a field, or its lists differ in length; the message has the line number.
     """
+    path = Path(data) if Path(data).is_file() else find(str(data))
+    if path is None:
+        raise FileNotFoundError(
+            f"no {str(data)!r}, nor a file of that name under LATENT_REWARDS_DATA "
+            f"({os.environ.get('LATENT_REWARDS_DATA', 'not set')}); give --data a .jsonl or .jsonl.gz file, one prompt "
+            'a line: {"prompt": ..., "models": [...], "responses": [...], "gold": [...]}'
+        )
     opener: Any = gzip.open if str(path).endswith(".gz") else open
     with opener(path, "rt", encoding="utf-8") as file:
         rows = [json.loads(line) for line in file if line.strip()]

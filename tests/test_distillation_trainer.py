@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import math
 import os
 import subprocess
@@ -33,13 +34,14 @@ SMALL: dict[str, Any] = {
     "max_length": 128, "seed": 5,
 }  # fmt: skip
 TALK = [("Name a prime.", "7 7 7 7"), ("Say hello.", "Yes, hello 10"), ("Count.", "1 2 3"), ("A dog?", "the lazy dog")]
+EQUAL = [(question, answer) for (question, _), answer in zip(TALK, ("7 7 7", "1 2 3", "4 5 6", "9 8 7"), strict=True)]
 
 
-def rows(**columns: list[Any]) -> Dataset:
+def rows(talk: list[tuple[str, str]] = TALK, **columns: list[Any]) -> Dataset:
     found = [
         {"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]}
         | {name: values[i] for name, values in columns.items()}
-        for i, (q, a) in enumerate(TALK)
+        for i, (q, a) in enumerate(talk)
     ]
     return Dataset.from_list(found)
 
@@ -310,44 +312,127 @@ def test_another_trl_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         distillation_trainer.check_trl()
 
 
+@pytest.mark.parametrize("everywhere", [True, False])
+def test_a_count_over_all_processes_is_averaged_once(
+    models: Any, tmp_path: Path, everywhere: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    student, teachers, tok = models
+    args = gkd(tmp_path, average_tokens_across_devices=everywhere)
+    trainer = MultiTeacherGKDTrainer(student, {"a": teachers["a"]}, args, train_dataset=rows(), processing_class=tok)
+    batch = trainer.data_collator([rows()[i] for i in range(4)])
+    count = (batch["labels"] != -100).sum()
+    mean, counted = trainer.compute_loss(trainer.model, batch), 4 * count
+    monkeypatch.setattr(type(trainer.accelerator), "num_processes", property(lambda _: 4))
+    # DDP takes the mean over four processes like this one: that of the losses must be the mean over all their tokens.
+    divisor = counted if everywhere else count  # what Trainer counts
+    assert_close(trainer.compute_loss(trainer.model, batch, num_items_in_batch=divisor), mean)
+    assert_close(trainer.compute_loss(trainer.model, batch), mean)
+
+
 DDP = """
 import os, sys, torch
 os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
-sys.path.insert(0, sys.argv[2])
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from tests.test_distillation_trainer import MultiTeacherGKDTrainer, gkd, rows
-folder = sys.argv[1]
-load = lambda name: AutoModelForCausalLM.from_pretrained(f"{folder}/{name}")
-size = int(os.environ.get("WORLD_SIZE", "1"))
-trainer = MultiTeacherGKDTrainer(
-    load("student"), {"a": load("a"), "b": load("b")},
-    gkd(folder, per_device_train_batch_size=4 // size, max_steps=2, shuffle_dataset=False),
-    train_dataset=rows(teacher_id=["a", "a", "b", "b"]), processing_class=AutoTokenizer.from_pretrained(f"{folder}/a"),
-)
-trainer.train()
-if trainer.accelerator.is_main_process:
-    torch.save(trainer.accelerator.unwrap_model(trainer.model).state_dict(), f"{folder}/{size}.pt")
+from tests.test_distillation_trainer import *
+
+folder, zero = Path(sys.argv[1]), (sys.argv[2:] or [None])[0]
+if zero:
+    from deepspeed import comm, ops
+
+    ops.__compatible_ops__["deepspeed_shm_comm"] = False  # plain gloo: nothing to compile before the first step
+    comm.init_distributed(dist_backend="gloo")
+size, rank = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", 1), ("RANK", 0)))
+tok = AutoTokenizer.from_pretrained(folder / "a")
+found = {}
+
+def load(name):
+    return AutoModelForCausalLM.from_pretrained(folder / name)
+
+def run(name, cls, teachers, data, args):
+    ours = issubclass(cls, MultiTeacherGKDTrainer | MultiTeacherDistillationTrainer)
+    given = {k: load(k) for k in teachers} if ours else load(teachers[0])
+    trainer = cls(load("student"), given, args, train_dataset=data, processing_class=tok)
+    curve, trained = losses(trainer), trainer.accelerator.unwrap_model(trainer.model)
+    found[name] = curve, {k: v for k, v in trained.state_dict().items() if not hasattr(v, "ds_id")}
+    found[name + " is sharded"] = any(hasattr(p, "ds_id") for p in trained.parameters())
+
+def sgd(make=gkd, batch=4 // size, **changes):
+    return make(folder, **{"per_device_train_batch_size": batch, "optim": "sgd", "learning_rate": 0.5, **changes})
+
+routed = rows(teacher_id=["a", "a", "b", "b"], loss_weight=[1.0, 0.5, 2.0, 1.0])
+if zero or size == 1:
+    adam = {"optim": "adamw_torch", "learning_rate": 1e-2, "max_steps": 4, "deepspeed": zero}
+    run("adam", MultiTeacherGKDTrainer, "ab", routed, sgd(**adam))
+if zero:
+    run("stable", MultiTeacherDistillationTrainer, "a", prompts(), sgd(distillation_config, **adam))
+    run("stable parent", DistillationTrainer, "a", prompts(), sgd(distillation_config, **adam))
+    torch.save(found, folder / f"zero-{rank}.pt")
+    sys.exit()
+run("ragged", MultiTeacherGKDTrainer, "ab", routed, sgd())
+run("accumulated", MultiTeacherGKDTrainer, "ab", routed, sgd(batch=1, gradient_accumulation_steps=4 // size))
+run("equal", MultiTeacherGKDTrainer, "a", rows(EQUAL), sgd(average_tokens_across_devices=False))
+run("ours", MultiTeacherGKDTrainer, "a", rows(), sgd(max_grad_norm=0.0))
+run("parent", GKDTrainer, "a", rows(), sgd(max_grad_norm=0.0, learning_rate=0.5 * size))
+run("stable", MultiTeacherDistillationTrainer, "a", prompts(), sgd(distillation_config))
+run("stable parent", DistillationTrainer, "a", prompts(), sgd(distillation_config))
+if rank == 0:
+    torch.save(found, folder / f"{size}.pt")
 """
 
 
-@pytest.mark.slow
-def test_two_processes_train(models: Any, tmp_path: Path) -> None:
+def run_ranks(models: Any, folder: Path, *arguments: str, ranks: int, **env: str) -> None:
+    """DDP in so many processes."""
     student, teachers, tok = models
     for name, model in {"student": student, **teachers}.items():
-        model.save_pretrained(tmp_path / name)
-        tok.save_pretrained(tmp_path / name)
-    script = tmp_path / "run.py"
+        model.save_pretrained(folder / name)
+        tok.save_pretrained(folder / name)
+    script, root = folder / "run.py", str(Path(__file__).parent.parent)
     script.write_text(DDP)
-    root = str(Path(__file__).parent.parent)
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29641"]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)] if ranks > 1 else []
     done = subprocess.run(
-        [sys.executable, *launcher, str(script), str(tmp_path), root], capture_output=True, text=True, cwd=root,
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": root},
+        [sys.executable, *launcher, str(script), str(folder), *arguments], capture_output=True, text=True, cwd=root,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.pathsep.join([root, *sys.path]), **env},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    trained, before = torch.load(tmp_path / "2.pt"), student.state_dict()
-    assert all(torch.isfinite(value).all() for value in trained.values())
-    assert any(not torch.equal(value, before[name]) for name, value in trained.items())
+
+
+@pytest.mark.slow
+def test_two_processes_take_the_steps_of_one(models: Any, tmp_path: Path) -> None:
+    # SGD: Adam divides by the gradient's size, and so turns the rounding of a vanishing gradient into a full step.
+    for ranks in (1, 2):
+        run_ranks(models, tmp_path, ranks=ranks)
+    one, two = (torch.load(tmp_path / f"{n}.pt") for n in (1, 2))
+    before = models[0].state_dict()
+
+    def same(found: Any, expected: Any) -> None:
+        assert len(found[0]) == 2 and found[0] == pytest.approx(expected[0], rel=1e-5)
+        assert max((value - before[name]).abs().max() for name, value in found[1].items()) > 5e-3
+        for name, value in expected[1].items():
+            assert_close(found[1][name], value, rtol=1e-5, atol=1e-6, msg=name)
+
+    for name in ("ragged", "accumulated", "equal", "ours"):
+        same(two[name], one[name])
+    same(two["accumulated"], one["ragged"])
+    same(two["stable"], two["stable parent"])
+    same(one["ours"], one["parent"])
+    # GKDTrainer divides by the tokens of both processes, and DDP averages: half the loss, and the steps of half the
+    # learning rate, which is doubled here. `MultiTeacherGKDTrainer` says so.
+    same(two["ours"], ([2 * loss for loss in two["parent"][0]], two["parent"][1]))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed")
+@pytest.mark.parametrize("config", ["zero2", "zero3"])
+def test_deepspeed_takes_the_steps_of_one_process(models: Any, tmp_path: Path, config: str) -> None:
+    path = Path(__file__).parent.parent / "configs" / "deepspeed" / f"{config}.json"
+    run_ranks(models, tmp_path, ranks=1)
+    run_ranks(models, tmp_path, str(path), ranks=2, DS_ACCELERATOR="cpu")
+    expected = torch.load(tmp_path / "1.pt")["adam"][0]
+    for rank in (0, 1):
+        found = torch.load(tmp_path / f"zero-{rank}.pt")
+        assert found["adam is sharded"] == found["stable is sharded"] == (config == "zero3")
+        assert len(expected) == 4 and found["adam"][0] == pytest.approx(expected, rel=1e-3)
+        assert len(found["stable"][0]) == 4 and found["stable"][0] == pytest.approx(found["stable parent"][0], rel=1e-3)
 
 
 def test_stable_trainer_loss_by_hand(models: Any, tmp_path: Path) -> None:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,7 +17,8 @@ import torch
 pytest.importorskip("trl")
 
 from latent_rewards.distillation import ER_KD, LossOptions
-from recipes import distill
+from latent_rewards.teacher_choice import choose_teachers
+from recipes import distill, distill_data
 from recipes.distill_models import keep_layers, load_teacher
 from recipes.distill_report import seed_interval, table
 
@@ -86,7 +91,7 @@ def test_given_responses_and_sft(policy: str, folder: str, data_file: Path, tmp_
     """One teacher is known by its responses only, and failed on some prompts."""
     prompts = [json.loads(line)["prompt"] for line in data_file.read_text().splitlines()]
     lines = [
-        {"prompt": p, "responses": {"a": "Yes, 10.", "b": None if i % 2 else "the lazy dog"}}
+        {"prompt": p, "responses": {"a": "Yes, 10.", "b": None if i % 2 else "the lazy dog"}, "gold": {"a": 0.25}}
         for i, p in enumerate(prompts)
     ]
     path = tmp_path / "responses.jsonl"
@@ -102,10 +107,24 @@ def test_given_responses_and_sft(policy: str, folder: str, data_file: Path, tmp_
     assert len(rows) == 4
     assert all(row["teacher_id"] == "a" for row in rows if row["prompt"][0]["content"] in absent)
     assert json.loads((tmp_path / "out" / "choices.json").read_text())["unscored"]["weighted"] > 0
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert "| single | 0.250 | 100% |" in report and "  - a (weighted " in report and ": Yes, 10.\n" in report
     given[given.index("--trainer") + 1] = "gkd"
     given[given.index("--output_dir") + 1] = str(tmp_path / "other")
     with pytest.raises(ValueError, match="have responses but no model: use trainer: sft"):
         distill.main(given)
+
+
+def test_an_empty_response_is_none_and_its_teacher_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = {"a": ["", "7"], "b": ["8", ""]}
+    monkeypatch.setattr(distill_data, "sample_responses", lambda model, *_, **__: said[model])
+    args = SimpleNamespace(responses_temperature=0.0)
+    texts = distill_data.respond(args, {"a": "a", "b": "b"}, None, ["p", "q"], 5, 0, "train")
+    assert texts == {"a": [None, "7"], "b": ["8", None]}
+    present = np.array([[text is not None for text in row] for row in zip(*texts.values(), strict=True)])
+    for method in ("argmax", "random"):
+        choice = choose_teachers(np.array([[9.0, 1.0], [1.0, 9.0]]), method, present=present)
+        assert choice.index.tolist() == [1, 0]
 
 
 def test_a_rating_that_never_parses_is_an_error_before_training(
@@ -120,6 +139,38 @@ def test_a_rating_that_never_parses_is_an_error_before_training(
     )
     with pytest.raises(ValueError, match="choice 'likert' finds no teacher for any prompt"):
         distill.main(given)
+
+
+def test_zero_3_is_refused_before_any_work(
+    policy: str, folder: str, data_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distill, "is_deepspeed_zero3_enabled", lambda: True)
+    with pytest.raises(ValueError, match="ZeRO-3 splits: use ZeRO-2"):
+        distill.main(arguments(policy, folder, data_file, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_write_one_report(policy: str, folder: str, data_file: Path, tmp_path: Path) -> None:
+    root = str(Path(__file__).parent.parent)
+    # One step: of an epoch's last batch, two processes fill up what is missing with rows from its start.
+    given = arguments(policy, folder, data_file, tmp_path / "out", per_device_train_batch_size=1, max_steps=1)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "recipes.distill"]
+    env = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": root}
+    for _ in range(2):  # the second goes on from what the first has kept
+        done = subprocess.run([sys.executable, *launcher, *given], capture_output=True, text=True, cwd=root, env=env)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert done.stdout.count("files: ") == 1
+    alone = arguments(policy, folder, data_file, tmp_path / "alone", max_steps=1)
+    assert distill.main(alone) == 0
+    two, one = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("out", "alone"))
+    assert two["choices"] == one["choices"]
+    for a, b in zip(two["metrics"], one["metrics"], strict=True):
+        if a["metric"].startswith("KL"):  # scores are of sampled text, where rounding may change a token
+            assert a["before"] == pytest.approx(b["before"], rel=1e-5)
+            for way, values in a["after"].items():
+                assert values == pytest.approx(b["after"][way], rel=1e-3), (a["metric"], way)
+                assert values != pytest.approx(a["before"], rel=1e-2), (a["metric"], way)
 
 
 def test_keep_layers(make_model: Any, tokenizers: Any) -> None:

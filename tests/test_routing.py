@@ -244,6 +244,15 @@ def test_recipe_end_to_end(words: None, folder: str, tmp_path: Path, capsys: pyt
         route.load_lists(data)
 
 
+def test_lists_by_name_and_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "listwise").mkdir()
+    write_lists(tmp_path / "listwise" / "own.jsonl.gz", 3)
+    monkeypatch.setenv("LATENT_REWARDS_DATA", str(tmp_path))
+    assert route.load_lists("listwise/own").models == ["m-a", "m-b", "m-c"]
+    with pytest.raises(FileNotFoundError, match=r"no 'listwise/other'.*\"gold\": \["):
+        route.load_lists("listwise/other")
+
+
 def test_config_parses() -> None:
     from trl import TrlParser
 
@@ -251,4 +260,4 @@ def test_config_parses() -> None:
     (args,) = TrlParser(route.RouteArguments).parse_args_and_config(["--config", str(path)])
     assert args.judge["model"] == "embedded" and len(args.prices) == 24 and set(args.judge_models) <= set(args.prices)
     first = path.read_text(encoding="utf-8").splitlines()[0]
-    assert first == "# python -m recipes.route --config configs/route/alpacaeval.yaml"
+    assert first == "# LATENT_REWARDS_DATA=<folder> python -m recipes.route --config configs/route/alpacaeval.yaml"

@@ -1,0 +1,91 @@
+"""Prompts and responses of the distillation recipe: read, sampled, kept between runs."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from accelerate import PartialState
+
+from recipes.distill_models import sample_responses
+from recipes.grpo import ScriptArguments, load_prompts
+
+
+def mapping(entry: Any) -> dict[str, Any]:
+    """A mapping given as such or as YAML text."""
+    value = yaml.safe_load(entry) if isinstance(entry, str) else entry
+    if not isinstance(value, dict):
+        raise ValueError(f"expected a mapping, got {entry!r}")
+    return dict(value)
+
+
+def as_messages(prompt: Any) -> list[dict[str, str]]:
+    """A prompt as messages."""
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+
+
+def read_prompts(args: Any, seed: int) -> tuple[list[Any], list[Any]]:
+    """Training and held-out prompts, as messages."""
+    keys = ("dataset_name", "dataset_config", "dataset_split", "held_out")
+    train, held = load_prompts(ScriptArguments(**{k: getattr(args, k) for k in keys}), seed)
+    found = [as_messages(p) for p in train["prompt"]]
+    return found[: args.limit], [as_messages(p) for p in held["prompt"]]
+
+
+def kept(path: Path, make: Any) -> Any:
+    """JSON of `path`, made once: by every process, since training needs them all; what the first one made is kept."""
+    state = PartialState()
+    if not path.is_file():
+        found = make()
+        if state.is_main_process:
+            write_json(path, found)
+    state.wait_for_everyone()
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a file that is there as a whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(value, ensure_ascii=False, indent=1, default=str) + "\n", encoding="utf-8")
+    os.replace(part, path)
+
+
+def respond(
+    args: Any, m: dict[str, Any], tokenizer: Any, prompts: list[Any], tokens: int, seed: int, what: str
+) -> dict[str, list[str]]:
+    """Every teacher's response to every prompt; an empty one counts as none."""
+    return {
+        name: [
+            text or None
+            for text in sample_responses(
+                model, tokenizer, prompts, max_new_tokens=tokens, temperature=args.responses_temperature, seed=seed,
+                label=f"{name}, {what}",
+            )
+        ]
+        for name, model in m.items()
+    }  # fmt: skip
+
+
+def given_responses(path: str, names: list[str], prompts: list[Any]) -> tuple[dict[str, list[Any]], np.ndarray | None]:
+    """What a file holds, in the order of the prompts.
+
+    Returns:
+        Responses by teacher, None where it has none; and (P, M) gold scores, NaN where unknown, or None without any.
+
+    Raises:
+        ValueError: a prompt that the file lacks altogether.
+    """
+    lines = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    found = {json.dumps(as_messages(row["prompt"]), sort_keys=True): row for row in lines}
+    keys = [json.dumps(p, sort_keys=True) for p in prompts]
+    lacking = [p for p, key in zip(prompts, keys, strict=True) if key not in found]
+    if lacking:
+        raise ValueError(f"{path} lacks {len(lacking)} of {len(prompts)} training prompts, e.g. {str(lacking[0])[:80]}")
+    rows = [found[key] for key in keys]
+    texts = {name: [row["responses"].get(name) or None for row in rows] for name in names}
+    gold = np.array([[(row.get("gold") or {}).get(name) for name in names] for row in rows], dtype=float)
+    return texts, None if np.isnan(gold).all() else gold
