@@ -1,19 +1,22 @@
-"""Load on a judge server: python -m benchmarks.serve_load --clients 64 --seconds 60 --output benchmarks/results/serve.
+"""Load on a judge server: python -m benchmarks.serve_load --dtype float32 --output benchmarks/results/serve-load.
 
-A real server process and `clients` threads that each send one small request after the other; every answer is compared
-with the score of that row in process. Each client has rows of its own, so that no text is read once for two clients.
-In float32 the comparison would see a swapped answer; in bfloat16 scores move with their batch. Throughput is compared
-with in-process batch scoring of the same rows in this run, per CPU second of the process that judges, since other
-programs may share the cores.
+A real server process, and `clients` that each send one small request after the other, all from one event loop of this
+process through `RewardClient`. Every answer is compared with the score of that row in process. Each client has rows of
+its own, so that no text is read once for two clients, and four neighbours share a prompt, as in a GRPO group. In
+float32 the comparison would see a swapped answer; in bfloat16 scores move with their batch.
+
+The reference is in-process batch scoring: the same rows in one call, dtype and threads as in the server, before and
+after the load in the same run. Both are given per CPU second of the process that judges, since other programs may
+share the cores (the server's includes all of HTTP), and per second of wall time.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import platform
 import re
-import resource
 import subprocess
 import sys
 import threading
@@ -57,39 +60,63 @@ def start(arguments: argparse.Namespace) -> tuple[Any, str]:
     return process, url
 
 
-def offered_load(url: str, flat: list[Any], want: dict[str, float], options: argparse.Namespace) -> dict[str, Any]:
+def in_process(reward: Any, flat: list[dict[str, str]], times: int) -> list[tuple[float, float]]:
+    """(rows per CPU second, rows per second) of scoring all rows in one call, for each time."""
+    rates = []
+    for _ in range(times):
+        reward.judge.forget()
+        wall, cpu = time.perf_counter(), time.process_time()
+        reward.score([r["prompt"] for r in flat], [r["completion"] for r in flat])
+        rates.append((len(flat) / (time.process_time() - cpu), len(flat) / (time.perf_counter() - wall)))
+    return rates
+
+
+async def offered_load(url: str, flat: list[Any], want: list[float], options: argparse.Namespace) -> dict[str, Any]:
     """What the clients saw."""
     seconds: list[float] = []
-    worst, errors, answers = 0.0, [], 0
-    end, lock = time.perf_counter() + options.seconds, threading.Lock()
-    client = RewardClient(url, deadline=300, concurrency=options.clients)
+    errors: list[str] = []
+    worst, sent = 0.0, 0
+    client = RewardClient(url, deadline=600, concurrency=options.clients)
+    end, cpu = time.perf_counter() + options.seconds, time.process_time()
 
-    def work(k: int) -> None:
-        nonlocal worst, answers
-        rows = flat[k * options.rows : (k + 1) * options.rows]
+    async def work(k: int) -> None:
+        nonlocal worst, sent
+        mine = slice(k * options.rows, (k + 1) * options.rows)
         while time.perf_counter() < end:
-            started = time.perf_counter()
+            started, sent = time.perf_counter(), sent + 1
             try:
-                got = client.score(rows)
+                got = await client.score_async(flat[mine])
             except Exception as err:
                 errors.append(f"{type(err).__name__}: {err}")
                 continue
-            took = time.perf_counter() - started
-            off = max(abs(g - want[r["prompt"] + r["completion"]]) for g, r in zip(got, rows, strict=True))
-            with lock:
-                seconds.append(took)
-                answers += len(rows)
-                worst = max(worst, off)
+            seconds.append(time.perf_counter() - started)
+            worst = max(worst, *(abs(g - w) for g, w in zip(got, want[mine], strict=True)))
 
-    threads = [threading.Thread(target=work, args=(k,)) for k in range(options.clients)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    spread = np.sort(list(want.values()))
-    return {"requests": len(seconds), "rows": answers, "errors": errors, "largest_difference": worst,
-            "smallest_gap_between_rows": float(np.diff(spread).min()), "p50_s": float(np.quantile(seconds, 0.5)),
-            "p99_s": float(np.quantile(seconds, 0.99)), "longest_s": max(seconds)}  # fmt: skip
+    await asyncio.gather(*(work(k) for k in range(options.clients)))
+    return {
+        "requests": sent, "answers": len(seconds), "rows": len(seconds) * options.rows, "errors": errors,
+        "largest_difference": worst, "smallest_gap_between_rows": float(np.diff(np.sort(want)).min()),
+        "p50_s": float(np.quantile(seconds, 0.5)), "p99_s": float(np.quantile(seconds, 0.99)),
+        "longest_s": max(seconds), "client_cpu_s": time.process_time() - cpu,
+    }  # fmt: skip
+
+
+def loaded(process: Any, url: str, flat: list[Any], want: list[float], options: argparse.Namespace) -> dict[str, Any]:
+    """The load, and what it cost the server."""
+    metrics = httpx.get(url + "/metrics", trust_env=False).text
+    before, cpu, wall = batches(metrics), cpu_seconds(process.pid), time.perf_counter()
+    seen = asyncio.run(offered_load(url, flat, want, options))
+    cpu, wall = cpu_seconds(process.pid) - cpu, time.perf_counter() - wall
+    count = batches(httpx.get(url + "/metrics", trust_env=False).text) - before
+    return {**seen, "wall_s": wall, "server_cpu_s": cpu, "rows_per_cpu_s": seen["rows"] / cpu,
+            "rows_per_s": seen["rows"] / wall, "batches": count}  # fmt: skip
+
+
+def batches(metrics: str) -> int:
+    """How many batches a server has judged."""
+    found = re.search(r"batch_rows_count (\S+)", metrics)
+    assert found is not None
+    return int(float(found[1]))
 
 
 def main() -> None:
@@ -100,6 +127,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1, help="rows per request")
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--reference", type=int, default=2, help="times that all rows are scored in process, twice")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     import torch
@@ -108,33 +136,25 @@ def main() -> None:
     flat = rows_of(options.clients * options.rows)
     local = HFJudge(options.judge, dtype=options.dtype, device="cpu")
     reward = build_reward("weighted", local)
-    prompts, completions = [r["prompt"] for r in flat], [r["completion"] for r in flat]
-    want = {p + c: float(s) for p, c, s in zip(prompts, completions, reward.score(prompts, completions), strict=True)}
-    batch = options.clients * options.rows
-    rates = []
-    for _ in range(3):
-        local.forget()
-        started, cpu = time.perf_counter(), time.process_time()
-        reward.score(prompts, completions)
-        rates.append((batch / (time.process_time() - cpu), batch / (time.perf_counter() - started)))
+    want = reward.score([r["prompt"] for r in flat], [r["completion"] for r in flat]).tolist()
     process, url = start(options)
     try:
-        offered_load(url, flat, want, argparse.Namespace(**vars(options) | {"seconds": 3.0}))
-        before, wall = cpu_seconds(process.pid), time.perf_counter()
-        seen = offered_load(url, flat, want, options)
-        spent, wall = cpu_seconds(process.pid) - before, time.perf_counter() - wall
-        metrics = httpx.get(url + "/metrics", trust_env=False).text
+        loaded(process, url, flat, want, argparse.Namespace(**vars(options) | {"seconds": 0.5}))
+        rates = in_process(reward, flat, options.reference)
+        seen = loaded(process, url, flat, want, options)
+        rates += in_process(reward, flat, options.reference)
     finally:
         process.terminate()
         process.wait(30)
-    in_process = float(np.median([r[0] for r in rates]))
+    per_cpu, per_s = (float(np.mean([r[i] for r in rates])) for i in range(2))
     report = {
         "command": "python -m benchmarks.serve_load " + " ".join(sys.argv[1:]), "machine": platform.machine(),
-        "judge": options.judge, "clients": options.clients, "rows_per_request": options.rows, "wall_s": wall, **seen,
-        "rows_per_cpu_s": seen["rows"] / spent, "in_process_rows_per_cpu_s": in_process,
-        "share_of_in_process": seen["rows"] / spent / in_process, "rows_per_s": seen["rows"] / wall,
-        "client_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        "batches": int(float(re.search(r"batch_rows_count (\S+)", metrics)[1])),  # type: ignore[index]
+        "judge": options.judge, "dtype": str(local.blocks.model.dtype), "threads": options.threads,
+        "clients": options.clients, "rows_per_request": options.rows, **seen,
+        "in_process_rows_per_cpu_s": per_cpu, "in_process_rows_per_s": per_s,
+        "in_process_each": [[round(x, 3) for x in r] for r in rates],
+        "share_of_in_process_per_cpu_s": seen["rows_per_cpu_s"] / per_cpu,
+        "share_of_in_process_per_s": seen["rows_per_s"] / per_s,
     }  # fmt: skip
     text = json.dumps(report, indent=1)
     print(text)

@@ -38,7 +38,7 @@ def serve(
     token_file: Annotated[Path | None, typer.Option(help=f"File with the bearer token; else ${TOKEN}.")] = None,
     no_token: Annotated[bool, typer.Option("--no-token", help="Listen beyond loopback without a token.")] = False,
     max_batch_rows: Annotated[int, typer.Option(help="Most rows of several requests judged together.")] = 256,
-    linger_ms: Annotated[float, typer.Option(help="How long an idle judge waits for company.")] = 5.0,
+    linger_ms: Annotated[float, typer.Option(help="How long a free judge waits for company.")] = 5.0,
     max_queue_rows: Annotated[int, typer.Option(help="More waiting rows are refused with 429.")] = 16_384,
     max_rows: Annotated[int, typer.Option(help="Most rows of one request.")] = 2048,
     max_body_mb: Annotated[float, typer.Option(help="Largest request body.")] = 32.0,

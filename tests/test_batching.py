@@ -12,7 +12,8 @@ from contracts import FakeJudge
 
 from latent_rewards import JudgePrompt, Need
 from latent_rewards.reading import Request
-from latent_rewards.serving.batching import Batcher, Job, QueueFullError, choose, read_together
+from latent_rewards.serving.batching import Batcher, Job, QueueFullError, choose, wait_until
+from latent_rewards.serving.merging import read_together
 from latent_rewards.serving.settings import ServeSettings
 
 WEIGHTED, VERIFIER = JudgePrompt.load("weighted"), JudgePrompt.load("verifier")
@@ -153,6 +154,45 @@ def test_replicas_share_the_queue() -> None:
     assert all(len(f.result(10)[0]) == 1 for f in futures)
     batcher.close()
     assert sum(len(j.seen) for j in judges) == 6
+
+
+def test_clients_that_come_back_in_a_burst_are_judged_together() -> None:
+    """Closed loop: the first is taken at once, the others while it is judged; after that all go together."""
+
+    sizes = []
+
+    class Slow(FakeJudge):
+        def read(self, prompt: JudgePrompt, rows: Any, need: Need) -> Any:
+            time.sleep(0.3)
+            sizes.append(len(rows))
+            return super().read(prompt, rows, need)
+
+    batcher = Batcher([Slow()], ServeSettings(linger=0.01), load=lambda j: None)
+    batcher.start()
+
+    def client(i: int) -> None:
+        time.sleep(0.05 if i else 0.0)
+        for _ in range(3):
+            batcher.submit(job(str(i // 4), str(i))).result(20)
+
+    threads = [threading.Thread(target=client, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    batcher.close()
+    assert sizes[:2] == [1, 8] and sum(sizes) == 24
+
+
+def test_how_long_a_free_judge_waits() -> None:
+    idle = dict(since=10.0, latest=10.0, free=0.0, linger=0.005)
+    assert wait_until(lasted=0.0, **idle) == 10.005, "a lone request"
+    assert wait_until(lasted=1e6, **idle) == 10.05, "no longer after however long a batch"
+    assert wait_until(lasted=1.0, **idle | {"latest": 10.03}) == pytest.approx(10.04), "more are coming"
+    assert wait_until(lasted=1.0, **idle | {"latest": 10.049}) == pytest.approx(10.05), "at most 5 %"
+    busy = dict(since=9.0, latest=9.5, free=10.0)
+    assert wait_until(lasted=0.02, linger=0.005, **busy) == pytest.approx(10.001), "a quick judge hardly waits"
+    assert wait_until(lasted=9.0, linger=0.0, **busy) == 10.0, "0 is never to wait"
 
 
 @pytest.mark.parametrize("bad", [{"max_rows": 0}, {"deadline": 0.0}, {"linger": -1.0}, {"token": " x"}, {"token": ""}])

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import shutil
+import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from engines import EngineDouble, running
 from servers import free_port
 
 from latent_rewards import CrossLayerReward, HFJudge, JudgePrompt, LikertReward, Need, ProbabilityWeightedReward
+from latent_rewards.data import open_ended
 from latent_rewards.judge import Judge
 from latent_rewards.serving import ServerJudge
 
@@ -165,6 +169,47 @@ def wait_for(url: str, process: Any, log: Path, seconds: float) -> None:
     raise AssertionError(log.read_text()[-3000:])
 
 
+def answers(n: int) -> list[dict[str, str]]:
+    """Built-in answers, four to a prompt, besides the odd ones above."""
+    found = [{"prompt": r["prompt"], "completion": c} for r in open_ended() for c in r["responses"][:4]]
+    return [*ROWS, *found[:n]]
+
+
+def check_engine(remote: ServerJudge, judge: HFJudge, rows: list[Any], *, nats: float, mass: float) -> None:
+    """Label log-probabilities and label mass of an engine against the judge in process; prints what they differ by."""
+    got, want = remote.read(WEIGHTED, rows, LABELS), judge.read(WEIGHTED, rows, LABELS)
+    assert got.reasons == (None,) * len(rows)
+    off = (got.label_logprobs - want.label_logprobs).abs()
+    expected = [(r.label_logprobs.softmax(-1) @ torch.arange(11.0)) for r in (got, want)]
+    print(
+        f"\n{remote.engine}, {len(rows)} rows, in process {judge.blocks.model.dtype}: label log-probabilities "
+        f"differ by at most {off.max():.2g} nats (mean {off.mean():.2g}), label mass by at most "
+        f"{(got.label_mass / want.label_mass - 1).abs().max():.2g} of itself, expected ratings by at most "
+        f"{(expected[0] - expected[1]).abs().max():.2g}"
+    )
+    torch.testing.assert_close(got.label_logprobs, want.label_logprobs, rtol=0, atol=nats)
+    torch.testing.assert_close(got.label_mass, want.label_mass, rtol=mass, atol=0)
+
+
+@contextlib.contextmanager
+def engine_process(command: list[str], log: Path, seconds: float) -> Iterator[str]:
+    """Another project's server, in an environment of its own; its URL once it is healthy."""
+    port = free_port()
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"VLLM_CPU_KVCACHE_SPACE": "1"}
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            [*command, "--host", "127.0.0.1", "--port", str(port)], stdout=out, stderr=out, env=environment,
+            start_new_session=True,
+        )  # fmt: skip
+    try:
+        wait_for(f"http://127.0.0.1:{port}/health", process, log, seconds)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGTERM)
+        process.wait(60)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("llama-server"), reason="llama-server is not on the PATH")
 def test_llama_server(embedded: HFJudge, tmp_path: Path) -> None:
@@ -174,39 +219,25 @@ def test_llama_server(embedded: HFJudge, tmp_path: Path) -> None:
     gguf, folder = tmp_path / "judge-F16.gguf", embedded.blocks.model.name_or_path
     quantize = ["llama-quantize", "--allow-requantize", str(_embedded_source()), str(gguf), "F16"]
     subprocess.run(quantize, check=True, capture_output=True)
-    port, log = free_port(), tmp_path / "log"
-    command = ["llama-server", "-m", str(gguf), "--host", "127.0.0.1", "--port", str(port), "-c", "4096", "-np", "1",
-               "-t", "2", "--no-webui"]  # fmt: skip
-    with log.open("wb") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=out)
-    try:
-        wait_for(f"http://127.0.0.1:{port}/health", process, log, 120)
-        remote = ServerJudge(f"http://127.0.0.1:{port}", engine="llamacpp", tokenizer=folder)
-        got, want = remote.read(WEIGHTED, ROWS, LABELS), embedded.read(WEIGHTED, ROWS, LABELS)
-        print("largest difference", float((got.label_logprobs - want.label_logprobs).abs().max()), "nats")
-        torch.testing.assert_close(got.label_logprobs, want.label_logprobs, rtol=0, atol=0.05)
-    finally:
-        process.terminate()
-        process.wait(30)
+    command = ["llama-server", "-m", str(gguf), "-c", "4096", "-np", "1", "-t", "1", "--no-webui"]
+    with engine_process(command, tmp_path / "log", 120) as url:
+        remote = ServerJudge(url, engine="llamacpp", tokenizer=folder)
+        check_engine(remote, embedded, answers(16), nats=0.05, mass=0.05)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not os.environ.get("VLLM"), reason="VLLM does not name a vllm program")
-def test_vllm(embedded: HFJudge, tmp_path: Path) -> None:
-    """vLLM's own server on the embedded judge in float32."""
-    model = embedded.blocks.model.name_or_path
-    port, log = free_port(), tmp_path / "log"
-    command = [os.environ["VLLM"], "serve", model, "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32",
-               "--max-model-len", "2048"]  # fmt: skip
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"VLLM_CPU_KVCACHE_SPACE": "1"}
-    with log.open("wb") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=out, env=environment)
-    try:
-        wait_for(f"http://127.0.0.1:{port}/health", process, log, 500)
-        remote = ServerJudge(f"http://127.0.0.1:{port}", engine="vllm", tokenizer=model)
-        got, want = remote.read(WEIGHTED, ROWS, LABELS), embedded.read(WEIGHTED, ROWS, LABELS)
-        print("largest difference", float((got.label_logprobs - want.label_logprobs).abs().max()), "nats")
-        torch.testing.assert_close(got.label_logprobs, want.label_logprobs, rtol=0, atol=0.02)
-    finally:
-        process.terminate()
-        process.wait(60)
+@pytest.mark.skipif(not os.environ.get("VLLM"), reason="VLLM names neither a vllm program nor a python that has it")
+@pytest.mark.parametrize(("dtype", "nats", "mass"), [("float32", 1e-3, 1e-3), ("bfloat16", 1.0, 1.0)])
+def test_vllm(embedded: HFJudge, tmp_path: Path, dtype: str, nats: float, mass: float) -> None:
+    """vLLM's own server on the embedded judge, against the judge in float32."""
+    model, program = embedded.blocks.model.name_or_path, os.environ["VLLM"]
+    module = ["-m", "vllm.entrypoints.openai.api_server", "--model"]  # vllm-cpu's own `vllm` does not start
+    start = [program, *module] if Path(program).name.startswith("python") else [program, "serve"]
+    options = ["--dtype", dtype, "--max-model-len", "2048", "--enforce-eager"]
+    with engine_process([*start, model, *options], tmp_path / "log", 500) as url:
+        remote = ServerJudge(url, engine="vllm", tokenizer=model)
+        rows = answers(16)
+        check_engine(remote, embedded, rows, nats=nats, mass=mass)
+        if dtype != "float32":
+            check_engine(remote, HFJudge("embedded", dtype=dtype, device="cpu"), rows, nats=nats, mass=mass)
+        assert remote._backend.chosen_ids, "asked for the labels' own ids"

@@ -296,22 +296,26 @@ def test_limits_of_rows_texts_and_prompts(strict: Server) -> None:
     assert barred.status_code == 403
 
 
-def raw(server: Server, *parts: bytes, pause: float = 0.0, read: bool = True) -> bytes:
-    """Bytes sent as they are; the answer until the server closes or says all."""
+def raw(server: Server, *parts: bytes, pause: float = 0.0, read: bool = True, until: bytes = b"}}") -> bytes:
+    """Bytes sent as they are; the answer until the server closes or says all. A socket that waits is an error."""
     where = urlsplit(server.url)
     with socket.create_connection((where.hostname, where.port), timeout=30) as connection:
+        out = b""
         try:
             for part in parts:
                 connection.sendall(part)
                 time.sleep(pause)
+        except TimeoutError:
+            raise
         except OSError:
             pass  # refused while we were still sending
-        out = b""
         try:
             while read and (got := connection.recv(65536)):
                 out += got
-                if b"}}" in out:
+                if until in out:
                     break
+        except TimeoutError:
+            raise
         except OSError:
             pass
         return out
@@ -324,8 +328,10 @@ def head(*lines: str) -> bytes:
 
 def test_bodies_of_100_mb_are_refused_without_being_kept(strict: Server) -> None:
     before = strict.rss()
-    declared = raw(strict, head(f"content-length: {100 << 20}"), b"x" * 1000)
-    assert b" 413 " in declared.split(b"\r\n")[0]
+    declared = raw(strict, head(f"content-length: {100 << 20}"), b"x" * 1000, until=b"the server closes")
+    first, _, rest = declared.partition(b"\r\n")
+    assert b" 413 " in first and b"connection: close" in rest.lower()
+    assert json.loads(rest.partition(b"\r\n\r\n")[2])["error"]["type"] == "too_large"
     chunk = b"100000\r\n" + b"x" * (1 << 20) + b"\r\n"
     chunked = raw(strict, head("transfer-encoding: chunked"), *[chunk] * 100)
     assert b" 413 " in chunked.split(b"\r\n")[0] or chunked == b"", "answered, or hung up on while sending"

@@ -99,7 +99,7 @@ def create_app(service: Service, *, failed: Callable[[], None] = lambda: None) -
     """
     app = FastAPI(
         title="latent-rewards", version=latent_rewards.__version__, lifespan=_lifespan(service, failed),
-        max_body_size=service.settings.max_body_bytes, summary="Rewards from the inside of a frozen judge model.",
+        summary="Rewards from the inside of a frozen judge model.",
     )  # fmt: skip
     app.router.route_class = Route
     app.state.service = service
@@ -241,8 +241,6 @@ def error_response(err: Exception) -> JSONResponse:
     elif isinstance(err, HTTPException):
         status, kind, text = err.status_code, f"http_{err.status_code}", str(err.detail)
         headers |= dict(err.headers or {})
-        if status == 413:
-            headers["connection"] = "close"
     else:
         status, kind, text = 500, "internal", f"{type(err).__name__}; see the server's log"
     detail = schemas.ErrorDetail(type=kind, message=text.encode("utf-8", "replace").decode(), row=row)

@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from latent_rewards.reading import Judge, Need, Reading, Request
+from latent_rewards.reading import Judge, Request
+from latent_rewards.serving.merging import read_together
 from latent_rewards.serving.settings import ServeSettings
 
 logger = logging.getLogger(__name__)
@@ -70,7 +71,7 @@ class Batcher:
         self.judges, self.settings, self._watch, self._load = list(judges), settings, watch, load
         self._wake = threading.Condition()
         self._queue: list[Job] = []
-        self._since = 0.0
+        self._since = self._latest = 0.0
         self._closed = False
         self._rate = 0.0
         self._ready = 0
@@ -121,8 +122,9 @@ class Batcher:
             waiting = self.waiting_rows
             if waiting and waiting + job.rows > self.settings.max_queue_rows:
                 raise QueueFullError(self._retry_after(waiting))
+            self._latest = time.monotonic()
             if not self._queue:
-                self._since = time.monotonic()
+                self._since = self._latest
             self._queue.append(job)
             self._wake.notify()
         return job.future
@@ -141,16 +143,18 @@ class Batcher:
             self.failure = err
             return
         self._ready += 1
-        while batch := self._take():
-            started = time.perf_counter()
+        free, seconds = time.monotonic(), 0.0
+        while batch := self._take(free, seconds):
+            started = time.monotonic()
             self._run(index, batch)
-            seconds, rows = time.perf_counter() - started, sum(job.rows for job in batch)
+            free, rows = time.monotonic(), sum(job.rows for job in batch)
+            seconds = max(free - started, 1e-9)
             if rows:
                 self._rate = 0.8 * (self._rate or rows / seconds) + 0.2 * rows / seconds
             self._watch(rows, seconds)
 
-    def _take(self) -> list[Job]:
-        """The next batch, claimed; empty when closed and done."""
+    def _take(self, free: float, lasted: float) -> list[Job]:
+        """The next batch, claimed, for a judge free since then, whose last batch lasted so long; empty at the end."""
         with self._wake:
             while True:
                 now = time.monotonic()
@@ -160,7 +164,7 @@ class Batcher:
                         return []
                     self._wake.wait()
                     continue
-                left = self._since + self.settings.linger - now
+                left = wait_until(self._since, self._latest, free, lasted, self.settings.linger) - now
                 if left > 0 and self.waiting_rows < self.settings.max_batch_rows and not self._closed:
                     self._wake.wait(left)
                     continue
@@ -207,6 +211,28 @@ def _settle(job: Job, work: Callable[[], Any]) -> None:
         job.future.set_result(result)
 
 
+def wait_until(since: float, latest: float, free: float, lasted: float, linger: float) -> float:
+    """When a judge that is free stops waiting for company. Clients that wait for each answer come back in a burst.
+
+    Without that, they would split into those that a judge takes at once and those that arrive meanwhile, with groups
+    torn apart, for good.
+
+    Args:
+        since: when the oldest request came to an empty queue.
+        latest: when the latest came.
+        free: since when the judge has been free.
+        lasted: seconds of its last batch.
+        linger: of the settings.
+
+    Returns:
+        Time at which nobody has come for `linger` (or 1 % of the last batch, up to 10 times `linger`), at the latest
+        when it has waited for `linger` if it was idle, or 5 % of the last batch (up to 100 times `linger`).
+    """
+    quiet = max(linger, min(lasted / 100, 10 * linger))
+    longest = max(linger if since > free else 0.0, min(lasted / 20, 100 * linger))
+    return min(max(latest, free) + quiet, max(since, free) + longest)
+
+
 def choose(queue: Sequence[Job], max_rows: int) -> list[Job]:
     """The next batch: the oldest request, those of its group, then the next oldest group, as far as they fit.
 
@@ -229,58 +255,3 @@ def choose(queue: Sequence[Job], max_rows: int) -> list[Job]:
         batch.append(job)
         rows += job.rows
     return batch
-
-
-def read_together(judge: Any, requests: Sequence[Sequence[Request]]) -> list[list[Reading]]:
-    """Readings of several requests in as few forwards as the judge can do.
-
-    Rows of equal prompts are concatenated in the order given and their needs united; a request alone is read exactly
-    as it stands.
-
-    Args:
-        judge: the judge; its `read_many` is used if it has one, and what it remembers is not.
-        requests: for each request its reads.
-
-    Returns:
-        For each request one reading per read, holding what was asked for.
-    """
-    merged: list[Request] = []
-    places: list[list[tuple[int, int]]] = []
-    for reads in requests:
-        places.append([])
-        for read in reads:
-            i = next((i for i, m in enumerate(merged) if _fits(m, read)), len(merged))
-            if i == len(merged):
-                merged.append(Request(read.prompt, [], Need()))
-            places[-1].append((i, len(merged[i].rows)))
-            merged[i] = Request(read.prompt, [*merged[i].rows, *read.rows], merged[i].need | read.need)
-    if hasattr(judge, "forget"):
-        judge.forget()
-    many = getattr(judge, "read_many", None)
-    if many is not None and len(merged) > 1:
-        readings = many(merged)
-    else:
-        readings = [judge.read(*m) for m in merged]
-    return [
-        [part(readings[i], start, len(read.rows), read.need) for read, (i, start) in zip(reads, at, strict=True)]
-        for reads, at in zip(requests, places, strict=True)
-    ]
-
-
-def _fits(merged: Request, read: Request) -> bool:
-    """Whether a read can join: the same prompt, and not both want hidden states through different lenses."""
-    lenses = {need.hidden_lens for need in (merged.need, read.need) if need.hidden}
-    return merged.prompt.hash == read.prompt.hash and len(lenses) < 2
-
-
-def part(reading: Reading, start: int, n: int, need: Need) -> Reading:
-    """Rows start..start+n of a reading, and of its fields those that were asked for."""
-    rows = slice(start, start + n)
-    assert not need.labels or reading.label_logprobs is not None
-    return Reading(
-        reading.label_logprobs[rows] if need.labels and reading.label_logprobs is not None else None,
-        reading.label_mass[rows] if need.labels and reading.label_mass is not None else None,
-        {layer: reading.hidden[layer][rows] for layer in need.hidden},
-        {lens: reading.layer_label_logits[lens][rows] for lens in need.layer_logits},
-        tuple(reading.reasons[rows]),
-    )

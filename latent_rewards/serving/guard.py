@@ -11,12 +11,12 @@ OPEN = ("/health", "/ready")
 
 
 class Guard:
-    """ASGI middleware: bearer token (compared in constant time), declared size of a body, and the time it may take.
+    """ASGI middleware: bearer token (compared in constant time), size of a body, declared or not, and its time.
 
     Args:
-        app: what it guards; it counts the bytes of bodies that declare no size.
+        app: what it guards.
         token: None for no check; /health and /ready are always open.
-        max_body: most bytes that a body may declare.
+        max_body: most bytes of a body; what comes beyond is not read.
         body_timeout: seconds from the request line to the last byte of the body.
     """
 
@@ -35,34 +35,49 @@ class Guard:
         if length.isdigit() and int(length[:20]) > self.max_body:
             await refuse(send, 413, "too_large", f"the body has {int(length[:20])} bytes; the limit is {self.max_body}")
             return
-        started, late, arrived = False, False, False
-        until = asyncio.get_running_loop().time() + self.body_timeout
+        body = _Body(receive, send, self.max_body, self.body_timeout)
+        await self.app(scope, body.receive, body.send)
+        if body.refusal is not None and not body.started:
+            await refuse(send, *body.refusal)
 
-        async def receive_in_time() -> Any:
-            nonlocal late, arrived
-            if arrived:
-                return await receive()
-            try:
-                async with asyncio.timeout_at(until):
-                    message = await receive()
-            except TimeoutError:
-                late = True
-                return {"type": "http.disconnect"}
-            arrived = message["type"] != "http.request" or not message.get("more_body", False)
-            return message
 
-        async def send_or_drop(message: Any) -> None:
-            nonlocal started
-            if late and not started:
-                started = True
-                await refuse(send, 408, "timeout", f"the body did not arrive within {self.body_timeout:g} s")
-            elif not late:
-                started = True
-                await send(message)
+class _Body:
+    """A body on its way: when it is too long or too slow the app sees a client that left, and the client an error."""
 
-        await self.app(scope, receive_in_time, send_or_drop)
-        if late and not started:
-            await refuse(send, 408, "timeout", f"the body did not arrive within {self.body_timeout:g} s")
+    def __init__(self, receive: Any, send: Any, max_body: int, seconds: float) -> None:
+        self._receive, self._send, self.max_body, self.seconds = receive, send, max_body, seconds
+        self.until = asyncio.get_running_loop().time() + seconds
+        self.refusal: tuple[int, str, str] | None = None
+        self.started = self.arrived = False
+        self.size = 0
+
+    async def receive(self) -> Any:
+        """ASGI's receive."""
+        if self.refusal is not None:
+            return {"type": "http.disconnect"}
+        if self.arrived:
+            return await self._receive()
+        try:
+            async with asyncio.timeout_at(self.until):
+                message = await self._receive()
+        except TimeoutError:
+            self.refusal = 408, "timeout", f"the body did not arrive within {self.seconds:g} s"
+            return {"type": "http.disconnect"}
+        self.size += len(message.get("body", b""))
+        if self.size > self.max_body:
+            self.refusal = 413, "too_large", f"the body has more than {self.max_body} bytes, which is the limit"
+            return {"type": "http.disconnect"}
+        self.arrived = message["type"] != "http.request" or not message.get("more_body", False)
+        return message
+
+    async def send(self, message: Any) -> None:
+        """ASGI's send; the refusal in place of what the app says of the client that left."""
+        if self.refusal is None:
+            self.started = True
+            await self._send(message)
+        elif not self.started:
+            self.started = True
+            await refuse(self._send, *self.refusal)
 
 
 def _allowed(scope: Any, token: str) -> bool:

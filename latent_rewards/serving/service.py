@@ -167,7 +167,7 @@ class Service:
                     need = reward.need if before is None else before.need | reward.need
                     reads[reward.prompt.hash] = Request(reward.prompt, _slots(reward.prompt, rows), need)
 
-        await asyncio.to_thread(prepare)
+        await _call(len(rows), prepare)
         until = self._until(deadline)
         readings: dict[str, Reading] = {}
         if not rows:
@@ -179,7 +179,8 @@ class Service:
         reasons: list[str | None] = [None] * len(rows)
         for name, reward in rewards.items():
             if isinstance(reward, LatentReward):
-                values, why = await asyncio.to_thread(read_out, reward, readings[reward.prompt.hash])
+                reading = readings[reward.prompt.hash]
+                values, why = await _call(len(rows), read_out, reward, reading)
             elif not rows:
                 values, why = np.zeros(0), []
             else:
@@ -212,7 +213,7 @@ class Service:
                 self.check_prompt(read.prompt, read.need)
                 self.check_rows(read.prompt, rows)
 
-        await asyncio.to_thread(prepare)
+        await _call(len(rows), prepare)
         if not rows:
             return [_nothing(read) for read in reads]
         return await self._wait(Job(reads, rows=len(rows), group=_group(rows), alone=alone), self._until(deadline))
@@ -225,7 +226,7 @@ class Service:
             self.check_prompt(prompt, Need())
             self.check_rows(prompt, rows)
 
-        await asyncio.to_thread(prepare)
+        await _call(len(rows), prepare)
         job = Job(call=lambda index: self.judges[index].generate(prompt, rows, **options), rows=len(rows))
         return await self._wait(job, self._until(deadline))
 
@@ -246,6 +247,11 @@ class Service:
             if task is not None and task.cancelling():
                 raise
             raise RequestError(504, "deadline", "not judged within the deadline; the queue is long") from err
+
+
+async def _call(rows: int, work: Callable[..., Any], *arguments: Any) -> Any:
+    """Here for a few rows, where a thread costs more than it frees; else in one, so that the event loop goes on."""
+    return work(*arguments) if rows <= 16 else await asyncio.to_thread(work, *arguments)
 
 
 def _slots(prompt: JudgePrompt, rows: Sequence[Row]) -> list[Row]:

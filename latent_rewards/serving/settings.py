@@ -12,7 +12,7 @@ class ServeSettings:
     Attributes:
         token: bearer token that every request but /health and /ready must carry; None for none.
         max_batch_rows: most rows that are judged together when they come from several requests.
-        linger: seconds that an idle judge waits for company after the first request.
+        linger: seconds without a new request after which a free judge goes to work; see `batching.wait_until`.
         max_queue_rows: most rows that wait; more are refused with 429.
         max_rows: most rows of one request.
         max_body_bytes: most bytes of a request body, chunked or not.
