@@ -69,9 +69,9 @@ class InvariantForward(TreeForward):
         known: dict[int, KeysValues] = {}
         for i, node in enumerate(nodes):
             if node.key is not None and not node.reads:
-                known[i] = self._kept(nodes, i, known, tuple(layers), final, depth)
+                known[i] = self._kept(self.blocks, nodes, i, known, tuple(layers), final, depth)
             else:
-                got, plan = self._run(nodes, [i], known, tuple(layers), final)
+                got, plan = self._run(self.blocks, nodes, [i], known, tuple(layers), final)
                 if plan.kept:
                     known[i] = plan.kept[0]
                 for k, (_, target) in enumerate(node.reads):

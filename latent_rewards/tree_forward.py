@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from latent_rewards.forward import Blocks, States, read_states
 from latent_rewards.packed_forward import packed_forward
 from latent_rewards.prefix_cache import KeysValues, PrefixCache
 from latent_rewards.prefix_tree import Node, build_tree
+from latent_rewards.side_by_side import MOST_WORKERS, replica, run_side_by_side
 from latent_rewards.tree_attention import CannotShareError, Span, TreePlan
 
 logger = logging.getLogger(__name__)
@@ -49,6 +51,10 @@ class TreeForward:
         self.few_rows = blocks.device.type == "cpu"
         self.tokens_run = 0
         self._warned = False
+        self._lock = threading.Lock()
+        self._replicas: list[Blocks] = []
+        self._can_replicate = getattr(blocks.model, "hf_device_map", None) is None
+        self._compiled = compile
         if self.usable:
             self._check()
         elif share_prefixes:
@@ -132,26 +138,53 @@ class TreeForward:
         rows: dict[int, list[Any]] = {layer: [None] * n_reads for layer in layers}
         last: list[Any] = [None] * n_reads
         known: dict[int, KeysValues] = {}
-        batches = list(_batches(nodes, self.batch_tokens))
-        needed = [_outside_ancestors(nodes, batch) for batch in batches]
-        last_use = {i: b for b, above in enumerate(needed) for i in above}
-        for b, batch in enumerate(batches):
-            for i in needed[b]:
-                if i not in known:
-                    known[i] = self._kept(nodes, i, known, layers, final, depth)
-            got, plan = self._run(nodes, batch, known, layers, final)
-            where = [r for i in batch for _, r in nodes[i].reads]
-            for k, target in enumerate(where):
-                if got.final is not None:
-                    last[target] = got.final[k]
-                for layer in layers:
-                    rows[layer][target] = got.inner[layer][k]
-            known |= {batch[i]: kv for i, kv in plan.kept.items()}
-            known = {i: kv for i, kv in known.items() if last_use.get(i, b) > b}
+        workers = self._workers(sum(len(node.tokens) for node in nodes))
+        steps, waits, uses = _steps(nodes, list(_batches(nodes, self.batch_tokens, len(workers))))
+
+        def step(s: int, blocks: Blocks) -> None:
+            batch = steps[s]
+            if nodes[batch[0]].key is not None:
+                known[batch[0]] = self._kept(blocks, nodes, batch[0], known, layers, final, depth)
+            else:
+                got, plan = self._run(blocks, nodes, batch, known, layers, final)
+                for k, target in enumerate(r for i in batch for _, r in nodes[i].reads):
+                    if got.final is not None:
+                        last[target] = got.final[k]
+                    for layer in layers:
+                        rows[layer][target] = got.inner[layer][k]
+                known.update({batch[i]: kv for i, kv in plan.kept.items()})
+            with self._lock:
+                for i in _outside_ancestors(nodes, batch):
+                    uses[i] -= 1
+                    if not uses[i]:
+                        del known[i]
+
+        if len(workers) == 1:
+            for s in range(len(steps)):
+                step(s, self.blocks)
+        else:
+            run_side_by_side(step, waits, workers)
         return States(torch.stack(last) if final else None, {k: torch.stack(v) for k, v in rows.items()})
+
+    def _workers(self, tokens: int) -> list[Blocks]:
+        """Modules to run packs on: on CPU with several threads and enough to do several, around the same weights."""
+        n = min(torch.get_num_threads(), MOST_WORKERS, tokens // 512) if self.blocks.device.type == "cpu" else 1
+        while len(self._replicas) < n - 1 and self._can_replicate:
+            try:
+                new = replica(self.blocks)
+            except Exception as err:
+                self._can_replicate = False
+                logger.warning("one pack at a time: the judge's modules cannot be copied (%s)", err)
+                break
+            if self._compiled:
+                for layer in new.layers:
+                    layer.compile(dynamic=True)
+            self._replicas.append(new)
+        return [self.blocks, *self._replicas[: max(0, n - 1)]]
 
     def _kept(
         self,
+        blocks: Blocks,
         nodes: list[Node],
         i: int,
         known: dict[int, KeysValues],
@@ -162,15 +195,18 @@ class TreeForward:
         """Keys and values of a node that has a key: from the cache, or run alone now and put there."""
         key = nodes[i].key
         assert key is not None
-        found = self.cache.get(key, depth)
+        with self._lock:
+            found = self.cache.get(key, depth)
         if found is None:
-            _, plan = self._run(nodes, [i], known, layers, final)
-            self.cache.put(key, plan.kept[0])
-            found = self.cache.get(key, depth) or plan.kept[0]
+            _, plan = self._run(blocks, nodes, [i], known, layers, final)
+            with self._lock:
+                self.cache.put(key, plan.kept[0])
+                found = self.cache.get(key, depth) or plan.kept[0]
         return found
 
     def _run(
         self,
+        blocks: Blocks,
         nodes: list[Node],
         batch: list[int],
         known: dict[int, KeysValues],
@@ -198,9 +234,10 @@ class TreeForward:
             reads += [a + offset for offset, _ in node.reads]
             ids += node.tokens
             at += range(node.start, node.end)
-        self.tokens_run += len(ids)
+        with self._lock:
+            self.tokens_run += len(ids)
         plan = TreePlan(spans)
-        states = packed_forward(self.blocks, plan, ids, at, reads, layers, final, few_rows=self.few_rows)
+        states = packed_forward(blocks, plan, ids, at, reads, layers, final, few_rows=self.few_rows)
         return states, plan
 
     @torch.no_grad()
@@ -269,7 +306,34 @@ def _can_share(blocks: Blocks) -> bool:
     return bool(can and can())
 
 
-def _batches(nodes: list[Node], batch_tokens: int) -> Iterator[list[int]]:
+def _steps(nodes: list[Node], batches: list[list[int]]) -> tuple[list[list[int]], list[set[int]], dict[int, int]]:
+    """What is run in turn: batches, and before each the nodes above it that are kept between calls, alone.
+
+    Returns:
+        the nodes of each step; for each the earlier steps it needs; node -> number of steps that need it.
+    """
+    steps: list[list[int]] = []
+    waits: list[set[int]] = []
+    uses: dict[int, int] = {}
+    of: dict[int, int] = {}
+
+    def add(batch: list[int], above: list[int]) -> None:
+        waits.append({of[i] for i in above})
+        for i in above:
+            uses[i] = uses.get(i, 0) + 1
+        of.update(dict.fromkeys(batch, len(steps)))
+        steps.append(batch)
+
+    for batch in batches:
+        above = _outside_ancestors(nodes, batch)
+        for i in above:
+            if i not in of:
+                add([i], _outside_ancestors(nodes, [i]))
+        add(batch, above)
+    return steps, waits, uses
+
+
+def _batches(nodes: list[Node], batch_tokens: int, workers: int = 1) -> Iterator[list[int]]:
     """Groups of nodes that are run together: whole subtrees side by side, parents first, siblings adjacent.
 
     Nodes that may be kept between calls are left out: they run alone, so that their keys and values do not depend on
@@ -284,7 +348,7 @@ def _batches(nodes: list[Node], batch_tokens: int) -> Iterator[list[int]]:
         stack.extend(reversed(below.get(order[-1], [])))
     order = [i for i in order if nodes[i].key is None]
     total = sum(len(nodes[i].tokens) for i in order)
-    target = total / max(1, -(-total // batch_tokens))
+    target = total / max(1, workers * -(-total // (workers * batch_tokens)))
     batch: list[int] = []
     tokens = 0
     for i in order:
