@@ -400,12 +400,13 @@ def test_processes_side_by_side_share_the_shards(run: Any) -> None:
 @pytest.fixture
 def small_run(tmp_path: Path, folder: str) -> Any:
     """small_run(name, **changes): path of a configuration, with a real tiny judge and shards of two batches."""
-    rows = [
-        {"id": i, "prompt": f"Name prime {i // 4}.", "completion": f"{i} is" + " prime" * (i % 5)} for i in range(160)
-    ]
-    source = write(tmp_path / "in.jsonl", rows)
 
     def config(name: str, **changes: Any) -> Path:
+        rows = [
+            {"id": i, "prompt": f"Name prime {i // 4}.", "completion": f"{i} is" + " prime" * (i % 5)}
+            for i in range(config.rows)  # type: ignore[attr-defined]
+        ]
+        source = write(tmp_path / "in.jsonl", rows)
         settings = BestOfNConfig(
             str(source), str(tmp_path / name), rewards=["weighted", "verifier"], batch_size=4, shard_size=8, threads=1,
             judge={"model": folder, "dtype": "float32", "device": "cpu"},
