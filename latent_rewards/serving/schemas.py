@@ -103,7 +103,8 @@ class ErrorBody(BaseModel):
     error: ErrorDetail
 
 
-Deadline = Annotated[Real | None, Field(ge=1, le=86_400, description="Seconds after which nobody waits any more.")]
+_Seconds = Annotated[float, Field(ge=1, le=86_400), BeforeValidator(_number)]
+Deadline = Annotated[_Seconds | None, Field(description="Seconds after which nobody waits any more.")]
 
 
 class ScoreRequest(Wire):
