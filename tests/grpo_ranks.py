@@ -24,14 +24,19 @@ PROMPTS = ["Name a prime.", "Say hello.", "Count to three.", "What is a dog?"]
 
 def main(policy: str, where: str, out: str, deepspeed: str | None = None) -> None:
     if deepspeed:
+        from accelerate.state import DistributedType, PartialState
         from deepspeed import comm, ops
+
+        # Accelerate takes DeepSpeed for accelerators only: with cpu=True it leaves it out, without it sees one process.
+        PartialState._prepare_backend = lambda *_, **__: ("gloo", DistributedType.MULTI_CPU)
 
         ops.__compatible_ops__["deepspeed_shm_comm"] = False  # plain gloo: nothing to compile before the first step
         comm.init_distributed(dist_backend="gloo")  # before its configuration asks how many ranks there are
     args = GRPOConfig(
         output_dir=f"{out}/trainer", per_device_train_batch_size=2, num_generations=4, max_completion_length=6,
-        max_steps=2, logging_steps=1, report_to="none", use_cpu=True, bf16=False, save_strategy="no",
+        max_steps=2, logging_steps=1, report_to="none", bf16=False, save_strategy="no",
         disable_tqdm=True, gradient_checkpointing=False, deepspeed=deepspeed, model_init_kwargs={"dtype": "float32"},
+        use_cpu=deepspeed is None,
     )  # fmt: skip
     judge: Any = ServerJudge(where) if where.startswith("http") else HFJudge(where, dtype="float32", device="cpu")
     rewards = [ProbabilityWeightedReward(judge), CrossLayerReward(judge), VerifierReward(judge)]

@@ -214,6 +214,8 @@ BAD: list[tuple[str, Any, int, str]] = [
     ("image part", {"rows": [{"prompt": [{"role": "user", "content": [{"type": "image"}]}], "completion": "b"}]},
      422, "row 0: prompt"),
     ("bad deadline", {"rows": [], "deadline": -1}, 422, "deadline"),
+    ("a number for yes", {"rows": [], "alone": 1}, 422, "alone"),
+    ("text for a number", {"rows": [], "deadline": "5"}, 422, "deadline: a number is expected, not '5'"),
     ("NaN deadline", b'{"rows": [], "deadline": NaN}', 422, "deadline"),
 ]  # fmt: skip
 

@@ -78,6 +78,7 @@ def test_a_judge_in_each_rank_of_a_zero_3_run(policy: str, folder: str, tmp_path
     (tmp_path / "zero3.json").write_text(json.dumps(ZERO3))
     ranks = launch(
         policy, folder, str(tmp_path), str(tmp_path / "zero3.json"), timeout=900, DS_ACCELERATOR="cpu",
+        ACCELERATE_USE_CPU="false",
     )  # fmt: skip
     check_run(ranks, folder)
     for facts in ranks:

@@ -11,7 +11,7 @@ import jinja2
 import jinja2.nodes
 import numpy as np
 import torch
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, create_model
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, WithJsonSchema, create_model
 from torch import Tensor
 
 from latent_rewards.labels import Labels
@@ -56,6 +56,14 @@ def _optional_text(value: Any) -> Any:
     return value if value is None else _text(value)
 
 
+def _number(value: Any) -> Any:
+    if isinstance(value, bool | str):
+        raise ValueError(f"a number is expected, not {value!r:.50}")
+    return value
+
+
+Whole = Annotated[int, BeforeValidator(_number)]
+Real = Annotated[float, BeforeValidator(_number)]
 Text = Annotated[Any, BeforeValidator(_text), WithJsonSchema(_TEXT)]
 Slot = Annotated[
     Any, BeforeValidator(_optional_text), WithJsonSchema({"anyOf": [*_TEXT["anyOf"], {"type": "null"}]})
@@ -95,7 +103,8 @@ class ErrorBody(BaseModel):
     error: ErrorDetail
 
 
-Deadline = Annotated[float | None, Field(ge=1, le=86_400, description="Seconds after which nobody waits any more.")]
+_Seconds = Annotated[float, Field(ge=1, le=86_400), BeforeValidator(_number)]
+Deadline = Annotated[_Seconds | None, Field(description="Seconds after which nobody waits any more.")]
 
 
 class ScoreRequest(Wire):
@@ -103,8 +112,8 @@ class ScoreRequest(Wire):
 
     rows: list[dict[str, Slot]]
     rewards: list[str] | None = None
-    distribution: bool = False
-    alone: bool = Field(False, description="Judge these rows apart from those of other requests.")
+    distribution: StrictBool = False
+    alone: StrictBool = Field(False, description="Judge these rows apart from those of other requests.")
     deadline: Deadline = None
 
 
@@ -152,11 +161,11 @@ class PromptSpec(Wire):
     body: str = Field(max_length=50_000)
     prefill: str = Field("", max_length=20_000)
     names: list[str] | None = Field(None, max_length=256)
-    values: list[float] | None = Field(None, max_length=256)
+    values: list[Real] | None = Field(None, max_length=256)
     spellings: list[list[str]] | None = Field(None, max_length=256)
-    scale: tuple[int, int] | None = None
+    scale: tuple[Whole, Whole] | None = None
     pattern: str | None = Field(None, max_length=500)
-    completion: bool = True
+    completion: StrictBool = True
     optional: list[str] = Field([], max_length=100)
 
     @classmethod
@@ -194,8 +203,8 @@ class PromptSpec(Wire):
 class NeedSpec(Wire):
     """What to read; see `latent_rewards.Need`."""
 
-    labels: bool = False
-    hidden: list[int] = Field([], max_length=1024)
+    labels: StrictBool = False
+    hidden: list[Whole] = Field([], max_length=1024)
     hidden_lens: Lens = "normed"
     layer_logits: list[Lens] = Field([], max_length=2)
 
@@ -224,7 +233,7 @@ class ReadRequest(Wire):
 
     rows: list[dict[str, Slot]]
     reads: list[PromptNeed] = Field(min_length=1, max_length=16)
-    alone: bool = False
+    alone: StrictBool = False
     deadline: Deadline = None
 
 
@@ -288,10 +297,10 @@ class GenerateRequest(Wire):
 
     rows: list[dict[str, Slot]]
     prompt: PromptSpec
-    n: int = Field(1, ge=1, le=64)
-    temperature: float = Field(0.7, ge=0, le=10)
-    max_new_tokens: int = Field(160, ge=1, le=4096)
-    seed: int = Field(0, ge=0, lt=1 << 63)
+    n: Whole = Field(1, ge=1, le=64)
+    temperature: Real = Field(0.7, ge=0, le=10)
+    max_new_tokens: Whole = Field(160, ge=1, le=4096)
+    seed: Whole = Field(0, ge=0, lt=1 << 63)
     deadline: Deadline = None
 
 
