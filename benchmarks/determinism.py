@@ -2,10 +2,10 @@
 
     LATENT_REWARDS_DATA=<folder> python -m benchmarks.determinism
 
-Three levels, in each dtype: the same batches again (bit-identical); other batches, orders and groupings (how far ratings
-and label log-probabilities move, and the share of pairs whose order flips); `batch_invariant=True` (bit-identical in
-random batchings), with its cost against the default, by turns on the same texts. What has been read is kept in `--work`:
-a run that was stopped, or that ran into `--minutes`, goes on where it was.
+Three levels, in each dtype: the same batches again (bit-identical); other batches, orders and groupings (how far
+ratings and label log-probabilities move, and the share of pairs whose order flips); `batch_invariant=True`
+(bit-identical in random batchings), with its cost against the default, by turns on the same texts. What has been read
+is kept in `--work`: a run that was stopped, or that ran into `--minutes`, goes on where it was.
 """
 
 from __future__ import annotations
@@ -112,7 +112,11 @@ def pairs_of(groups: list[Group]) -> np.ndarray:
     """(P, 2) all pairs of rows with one prompt."""
     starts = np.cumsum([0, *map(len, groups)])
     return np.array(
-        [(s + i, s + j) for s, g in zip(starts, groups, strict=False) for i, j in itertools.combinations(range(len(g)), 2)]
+        [
+            (s + i, s + j)
+            for s, g in zip(starts, groups, strict=False)
+            for i, j in itertools.combinations(range(len(g)), 2)
+        ]
     )
 
 
@@ -175,7 +179,9 @@ def kept(path: Path, make: Callable[[], dict[str, np.ndarray]], until: float) ->
         return dict(found)
 
 
-def measure(dtype: str, args: argparse.Namespace, groups: list[Group], until: float) -> tuple[dict[str, Any], np.ndarray]:
+def measure(
+    dtype: str, args: argparse.Namespace, groups: list[Group], until: float
+) -> tuple[dict[str, Any], np.ndarray]:
     """Figures of one dtype, and its log-probabilities read in ordinary batches."""
     rows, pairs = list(itertools.chain.from_iterable(groups)), pairs_of(groups)
     order = list(range(len(rows)))
@@ -187,14 +193,14 @@ def measure(dtype: str, args: argparse.Namespace, groups: list[Group], until: fl
     few = order[:AGAIN]
     short = sorted(rows, key=lambda r: len(to_text(r["prompt"])) + len(r["completion"]))[:POOL]
     first = step("ordered", lambda: read(plain, rows, cut(order, 64)))
-    twice = [step(f"again{k}", lambda: read(fresh(plain), rows[:AGAIN], cut(few, 64)))["logprobs"] for k in (1, 2)]
+    again = step("again", lambda: read(fresh(plain), rows[:AGAIN], cut(few, 64)))
     other = step("mixed", lambda: read(fresh(plain), rows, mixed(groups, 1)))
     alone = step("invariant", lambda: invariance(dtype, args.judge, short, args.batchings))
     ratio = step("cost", lambda: cost(dtype, args.judge, short[:COST_TEXTS]))["seconds"]
     x = ratings(first["logprobs"])
     near = pairs[(pairs < AGAIN).all(1)]
     facts = {
-        "same_batches": change(*twice, near),
+        "same_batches": change(first["logprobs"][:AGAIN], again["logprobs"], near),
         "other_batches": change(first["logprobs"], other["logprobs"], pairs),
         "spread": {"within_prompt": float(np.mean([x[p].std() for p in pairs])), "all": float(x.std())},
         "batch_invariant": {
