@@ -36,7 +36,7 @@ FILES = {
     "pairwise/llmeval2": (20, 300), "pairwise/alpacaeval_lenmatched": (20, 400),
 }  # fmt: skip
 PROMPT, NEED = JudgePrompt.load("weighted"), Need(labels=True)
-AGAIN, POOL, DRAWN, COST_TEXTS, COST_ROUNDS = 128, 40, 8, 24, 3
+AGAIN, POOL, DRAWN, COST_TEXTS, COST_ROUNDS = 128, 40, 8, 12, 3
 Group = list[dict[str, Any]]
 
 
