@@ -219,6 +219,48 @@ def fresh(judge: HFJudge) -> HFJudge:
     return judge
 
 
+def as_text(results: dict[str, Any]) -> str:
+    """The figures as a page of Markdown."""
+    head = (
+        "# Determinism\n\n`python -m benchmarks.determinism`; "
+        f"commit {results['commit']}, {results['judge']} judge, `{results['prompt']}` prompt, "
+        f"{results['machine']}, torch {results['torch']}, {results['threads']} thread. "
+        f"{sum(results['pairs'].values())} pairs of real responses, kept short ({', '.join(results['pairs'])}; the limits "
+        "stand in the JSON file beside this).\n\n"
+    )
+    rows = []
+    for dtype, facts in results["dtypes"].items():
+        changes = {
+            "same batches again": facts["same_batches"],
+            "other batches, order, grouping": facts["other_batches"],
+        }
+        rows += [_line(dtype, name, found) for name, found in changes.items()]
+    if "between_dtypes" in results:
+        rows.append(_line(" against ".join(results["dtypes"]), "same batches", results["between_dtypes"]))
+    names = (
+        "dtype|read again in|pairs|bit-identical|nats: median|99 %|largest|points: median|99 %|largest|orders flipped"
+    )
+    lines = [f"| {' | '.join(names.split('|'))} |", "|" + "---|" * len(names.split("|")), *rows, ""]
+    for dtype, facts in results["dtypes"].items():
+        spread, found = facts["spread"], facts["batch_invariant"]
+        costs = ", ".join(f"{x:.2f}" for x in found["cost_ratio"])
+        lines.append(
+            f"{dtype}: scores of one prompt differ by {spread['within_prompt']:.3f} points (deviation within pairs). The "
+            f"widest gap that flipped is {facts['other_batches']['largest_gap_flipped']:.3f} points. "
+            f"`batch_invariant=True`: {found['identical_batchings']} of {found['batchings']} random batchings "
+            f"({found['drawn']} of {found['pool']} texts each) gave every bit of the same texts read alone; CPU time "
+            f"against the default on {found['cost_texts']} texts, three rounds by turns: {costs}.\n"
+        )
+    return head + "\n".join(lines)
+
+
+def _line(dtype: str, name: str, found: dict[str, Any]) -> str:
+    nats, points = ([f"{found[k][q]:.2g}" for q in ("median", "p99", "largest")] for k in ("nats", "points"))
+    flips = f"{found['flipped']} ({100 * found['flips']:.2f} %)"
+    cells = [dtype, name, str(found["pairs"]), "yes" if found["identical"] else "no", *nats, *points, flips]
+    return f"| {' | '.join(cells)} |"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--judge", default="embedded")
@@ -245,6 +287,7 @@ def main() -> None:
         results["between_dtypes"] = change(a, b, pairs_of(groups))
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(results, indent=1) + "\n")
+    args.out.with_suffix(".md").write_text(as_text(results))
 
 
 if __name__ == "__main__":
