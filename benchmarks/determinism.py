@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import platform
 import random
 import subprocess
 import time
@@ -24,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.throughput import cpu_kind
 from latent_rewards import HFJudge, JudgePrompt, Need
 from latent_rewards.evaluation import benchmarks
 from latent_rewards.prompts import to_text
@@ -202,7 +202,7 @@ def measure(
     facts = {
         "same_batches": change(first["logprobs"][:AGAIN], again["logprobs"], near),
         "other_batches": change(first["logprobs"], other["logprobs"], pairs),
-        "spread": {"within_prompt": float(np.mean([x[p].std() for p in pairs])), "all": float(x.std())},
+        "spread": {"gap": float(np.abs(x[pairs[:, 0]] - x[pairs[:, 1]]).mean()), "all": float(x.std())},
         "batch_invariant": {
             "identical_batchings": int(alone["identical"]), "batchings": int(alone["batchings"]), "pool": POOL,
             "drawn": DRAWN, "cost_ratio": (ratio[:, 1] / ratio[:, 0]).tolist(), "cost_texts": COST_TEXTS,
@@ -225,8 +225,8 @@ def as_text(results: dict[str, Any]) -> str:
         "# Determinism\n\n`python -m benchmarks.determinism`; "
         f"commit {results['commit']}, {results['judge']} judge, `{results['prompt']}` prompt, "
         f"{results['machine']}, torch {results['torch']}, {results['threads']} thread. "
-        f"{sum(results['pairs'].values())} pairs of real responses, kept short ({', '.join(results['pairs'])}; the limits "
-        "stand in the JSON file beside this).\n\n"
+        f"{sum(results['pairs'].values())} pairs of real responses, kept short ({', '.join(results['pairs'])}; the "
+        "limits stand in the JSON file beside this).\n\n"
     )
     rows = []
     for dtype, facts in results["dtypes"].items():
@@ -245,8 +245,8 @@ def as_text(results: dict[str, Any]) -> str:
         spread, found = facts["spread"], facts["batch_invariant"]
         costs = ", ".join(f"{x:.2f}" for x in found["cost_ratio"])
         lines.append(
-            f"{dtype}: scores of one prompt differ by {spread['within_prompt']:.3f} points (deviation within pairs). The "
-            f"widest gap that flipped is {facts['other_batches']['largest_gap_flipped']:.3f} points. "
+            f"{dtype}: the two scores of a pair lie {spread['gap']:.3f} points apart on average; the widest gap that "
+            f"flipped is {facts['other_batches']['largest_gap_flipped']:.3f} points. "
             f"`batch_invariant=True`: {found['identical_batchings']} of {found['batchings']} random batchings "
             f"({found['drawn']} of {found['pool']} texts each) gave every bit of the same texts read alone; CPU time "
             f"against the default on {found['cost_texts']} texts, three rounds by turns: {costs}.\n"
@@ -276,7 +276,7 @@ def main() -> None:
     groups, counts = groups_of(args.scale)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     results: dict[str, Any] = {
-        "commit": commit, "machine": platform.processor() or platform.machine(), "threads": torch.get_num_threads(),
+        "commit": commit, "machine": cpu_kind(), "threads": torch.get_num_threads(),
         "torch": torch.__version__, "judge": args.judge, "prompt": PROMPT.name, "pairs": counts,
         "filter": {k: f"prompt and response of at most {chars} characters" for k, (_, chars) in FILES.items()},
     }  # fmt: skip
