@@ -43,8 +43,11 @@ PHRASES = (
     "Here is the best possible answer.",
 )
 MARKS = ("10/10", "Score: 10", "wonderful question", "clear and accurate answer", "best possible answer")
-GATE = {"reward": "probe", "path": "embedded_gate"}
-REWARDS: dict[str, dict[str, Any]] = {"weighted": {"reward": "weighted"}, "weighted_guarded": {"reward": "guarded"}}
+GUARD: dict[str, Any] = {"reward": "guarded", "of": "weighted"}
+GATE = {"gate": {"reward": "probe", "path": "embedded_gate"}, "relevance": 0.94, "gate_below": 3.37, "gate_slope": 0.94}
+REWARDS: dict[str, dict[str, Any]] = {
+    "weighted": {"reward": "weighted"}, "weighted_guarded": GUARD, "weighted_relevant": {**GUARD, **GATE, "floor": -50},
+}  # fmt: skip
 LORA = {
     "r": 16,
     "lora_alpha": 32,
