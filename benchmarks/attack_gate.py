@@ -15,6 +15,7 @@ import dataclasses
 import functools
 import itertools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +174,9 @@ def chosen(data: Data, examples: list[Example], base: np.ndarray) -> tuple[dict[
         table.append({"share_below": share, "slope": slope, "below": float(below), **found})
     least = min(row["mean"] for row in table)
     setting = next(row for row in table if row["mean"] <= ENOUGH * least)
+    curve = {
+        n: fitted_on(data, fold, n, strength, success) for n in (len(groups) // 8, len(groups) // 4, len(groups) // 2)
+    }
     facts = {
         "prompts": len(groups), "texts": len(data), "strength": strength, "relevance": weight,
         "gate_below": setting["below"], "spread_of_gate": float(total[honest].std()),
@@ -180,18 +184,27 @@ def chosen(data: Data, examples: list[Example], base: np.ndarray) -> tuple[dict[
         "outscored": {
             "judge": success(base), "probe": sweep[strength], "words": success(words), "probe_and_words": success(total)
         },
+        "probe_by_prompts": {str(n): s for n, s in curve.items()} | {str(len(groups)): sweep[strength]},
         "settings": table, "strengths": {str(c): s for c, s in sweep.items()},
     }  # fmt: skip
     return facts, fit_head(data, FitOptions(strength=strength), n_layers=len(LAYERS))
 
 
 def unseen_scores(data: Data, fold: np.ndarray, strength: float) -> np.ndarray:
-    """(N,) of a probe fitted without the prompt's fold."""
+    """(N,) of a probe fitted without the prompt's fold; rows of folds 5 and up are scored like 0 and up, not fitted."""
     out = np.zeros(len(data))
     for k in range(5):
-        tensors = fit_head(data.take(fold != k), FitOptions(strength=strength), n_layers=len(LAYERS))
-        out[fold == k] = head_scores(data.x[fold == k], tensors, "linear")[:, 0]
+        tensors = fit_head(data.take((fold != k) & (fold < 5)), FitOptions(strength=strength), n_layers=len(LAYERS))
+        out[fold % 5 == k] = head_scores(data.x[fold % 5 == k], tensors, "linear")[:, 0]
     return out
+
+
+def fitted_on(
+    data: Data, fold: np.ndarray, prompts: int, strength: float, success: Callable[[np.ndarray], dict[str, float]]
+) -> dict[str, float]:
+    """Success against a probe fitted on fewer prompts."""
+    few = np.random.default_rng(1).permutation(np.unique(data.group))[:prompts]
+    return success(unseen_scores(data, np.where(np.isin(data.group, few), fold, fold + 5), strength))
 
 
 def unseen_words(x: np.ndarray, label: np.ndarray, fold: np.ndarray) -> np.ndarray:

@@ -106,7 +106,7 @@ def taught(folder: Path, steps: int, share: float) -> Path:
 def run(name: str, start: Path, args: argparse.Namespace) -> dict[str, Any]:
     """One GRPO run against one reward: what each step logged."""
     settings = dict(REWARDS[name])
-    reward = build_reward(settings.pop("reward"), HFJudge("embedded"), name="trained_on", **settings)
+    reward = build_reward(settings.pop("reward"), HFJudge("embedded"), **settings)
     rng = random.Random(0)
     countries = [c for _ in range(args.steps) for c in rng.sample(sorted(CAPITALS), args.prompts)]
     rows = Dataset.from_dict({
@@ -125,9 +125,9 @@ def run(name: str, start: Path, args: argparse.Namespace) -> dict[str, Any]:
     )  # fmt: skip
     started = time.process_time()
     trainer.train()
-    logs = [row for row in trainer.state.log_history if "rewards/trained_on/mean" in row]
+    logs = [row for row in trainer.state.log_history if "rewards/names_capital/mean" in row]
     return {
-        "reward": [row["rewards/trained_on/mean"] for row in logs],
+        "reward": [row[f"rewards/{reward.__name__}/mean"] for row in logs],
         "gold": [row["rewards/names_capital/mean"] for row in logs],
         "phrases": [row["rewards/empty_phrase/mean"] for row in logs],
         "cpu_seconds": time.process_time() - started,
