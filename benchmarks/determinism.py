@@ -36,7 +36,7 @@ FILES = {
     "pairwise/llmeval2": (20, 300), "pairwise/alpacaeval_lenmatched": (20, 400),
 }  # fmt: skip
 PROMPT, NEED = JudgePrompt.load("weighted"), Need(labels=True)
-AGAIN, POOL, DRAWN, COST_TEXTS, COST_ROUNDS = 128, 40, 8, 12, 3
+AGAIN, POOL, COST_TEXTS, COST_ROUNDS = 128, 40, 12, 3
 Group = list[dict[str, Any]]
 
 
@@ -136,19 +136,19 @@ def change(a: np.ndarray, b: np.ndarray, pairs: np.ndarray) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def invariance(dtype: str, model: str, rows: Group, batchings: int) -> dict[str, np.ndarray]:
+def invariance(dtype: str, model: str, rows: Group, batchings: int, most: int) -> dict[str, np.ndarray]:
     """Texts read alone, then random ones of them in random batchings: in how many of these every bit is the same."""
     judge = HFJudge(model, dtype=dtype, device="cpu", batch_invariant=True)
     alone = read(judge, rows, cut(list(range(len(rows))), 1))["logprobs"]
     same = 0
     for seed in range(batchings):
         rng = random.Random(seed)
-        drawn = rng.sample(range(len(rows)), DRAWN)
+        drawn = rng.sample(range(len(rows)), most)
         if seed % 2:
             judge.forward.cache.clear()
-        some = read(judge, [rows[i] for i in drawn], ragged(list(range(DRAWN)), rng, DRAWN))["logprobs"]
+        some = read(judge, [rows[i] for i in drawn], ragged(list(range(most)), rng, most))["logprobs"]
         same += np.array_equal(some, alone[drawn])
-    return {"logprobs": alone, "identical": np.array(same), "batchings": np.array(batchings)}
+    return {"logprobs": alone, "identical": np.array(same), "batchings": np.array(batchings), "drawn": np.array(most)}
 
 
 def cost(dtype: str, model: str, rows: Group) -> dict[str, np.ndarray]:
@@ -195,7 +195,7 @@ def measure(
     first = step("ordered", lambda: read(plain, rows, cut(order, 64)))
     again = step("again", lambda: read(fresh(plain), rows[:AGAIN], cut(few, 64)))
     other = step("mixed", lambda: read(fresh(plain), rows, mixed(groups, 1)))
-    alone = step("invariant", lambda: invariance(dtype, args.judge, short, args.batchings))
+    alone = step("invariant", lambda: invariance(dtype, args.judge, short, args.batchings, args.drawn))
     ratio = step("cost", lambda: cost(dtype, args.judge, short[:COST_TEXTS]))["seconds"]
     x = ratings(first["logprobs"])
     near = pairs[(pairs < AGAIN).all(1)]
@@ -205,7 +205,7 @@ def measure(
         "spread": {"gap": float(np.abs(x[pairs[:, 0]] - x[pairs[:, 1]]).mean()), "all": float(x.std())},
         "batch_invariant": {
             "identical_batchings": int(alone["identical"]), "batchings": int(alone["batchings"]), "pool": POOL,
-            "drawn": DRAWN, "cost_ratio": (ratio[:, 1] / ratio[:, 0]).tolist(), "cost_texts": COST_TEXTS,
+            "drawn": int(alone["drawn"]), "cost_ratio": (ratio[:, 1] / ratio[:, 0]).tolist(), "cost_texts": COST_TEXTS,
         },
         "cpu_seconds": float(first["seconds"]), "tokens": int(first["tokens"]),
     }  # fmt: skip
@@ -267,6 +267,7 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=1.0, help="share of the 2,000 pairs")
     parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "float32"])
     parser.add_argument("--batchings", type=int, default=100)
+    parser.add_argument("--drawn", type=int, default=8, help="texts in each of them")
     parser.add_argument("--minutes", type=float, default=1e6, help="start nothing new after this")
     parser.add_argument("--work", type=Path, default=Path("runs/determinism"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/determinism.json"))
