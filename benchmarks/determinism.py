@@ -188,7 +188,8 @@ def measure(
     plain = HFJudge(args.judge, dtype=dtype, device="cpu")
 
     def step(name: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-        return kept(args.work / f"{dtype}-{name}.npz", make, until)
+        path = args.work / f"{dtype}-{name}.npz"
+        return {} if args.partial and not path.is_file() else kept(path, make, until)
 
     few = order[:AGAIN]
     short = sorted(rows, key=lambda r: len(to_text(r["prompt"])) + len(r["completion"]))[:POOL]
@@ -196,19 +197,24 @@ def measure(
     again = step("again", lambda: read(fresh(plain), rows[:AGAIN], cut(few, 64)))
     other = step("mixed", lambda: read(fresh(plain), rows, mixed(groups, 1)))
     alone = step("invariant", lambda: invariance(dtype, args.judge, short, args.batchings, args.drawn))
-    ratio = step("cost", lambda: cost(dtype, args.judge, short[:COST_TEXTS]))["seconds"]
+    ratio = step("cost", lambda: cost(dtype, args.judge, short[:COST_TEXTS]))
     x = ratings(first["logprobs"])
     near = pairs[(pairs < AGAIN).all(1)]
-    facts = {
-        "same_batches": change(first["logprobs"][:AGAIN], again["logprobs"], near),
-        "other_batches": change(first["logprobs"], other["logprobs"], pairs),
+    facts: dict[str, Any] = {
         "spread": {"gap": float(np.abs(x[pairs[:, 0]] - x[pairs[:, 1]]).mean()), "all": float(x.std())},
-        "batch_invariant": {
-            "identical_batchings": int(alone["identical"]), "batchings": int(alone["batchings"]), "pool": POOL,
-            "drawn": int(alone["drawn"]), "cost_ratio": (ratio[:, 1] / ratio[:, 0]).tolist(), "cost_texts": COST_TEXTS,
-        },
         "cpu_seconds": float(first["seconds"]), "tokens": int(first["tokens"]),
     }  # fmt: skip
+    if again:
+        facts["same_batches"] = change(first["logprobs"][:AGAIN], again["logprobs"], near)
+    if other:
+        facts["other_batches"] = change(first["logprobs"], other["logprobs"], pairs)
+    if alone and ratio:
+        seconds = ratio["seconds"]
+        facts["batch_invariant"] = {
+            "identical_batchings": int(alone["identical"]), "batchings": int(alone["batchings"]), "pool": POOL,
+            "drawn": int(alone["drawn"]), "cost_ratio": (seconds[:, 1] / seconds[:, 0]).tolist(),
+            "cost_texts": COST_TEXTS,
+        }  # fmt: skip
     return facts, first["logprobs"]
 
 
@@ -230,11 +236,8 @@ def as_text(results: dict[str, Any]) -> str:
     )
     rows = []
     for dtype, facts in results["dtypes"].items():
-        changes = {
-            "same batches again": facts["same_batches"],
-            "other batches, order, grouping": facts["other_batches"],
-        }
-        rows += [_line(dtype, name, found) for name, found in changes.items()]
+        changes = {"same batches again": "same_batches", "other batches, order, grouping": "other_batches"}
+        rows += [_line(dtype, name, facts[k]) for name, k in changes.items() if k in facts]
     if "between_dtypes" in results:
         rows.append(_line(" against ".join(results["dtypes"]), "same batches", results["between_dtypes"]))
     names = (
@@ -242,15 +245,20 @@ def as_text(results: dict[str, Any]) -> str:
     )
     lines = [f"| {' | '.join(names.split('|'))} |", "|" + "---|" * len(names.split("|")), *rows, ""]
     for dtype, facts in results["dtypes"].items():
-        spread, found = facts["spread"], facts["batch_invariant"]
-        costs = ", ".join(f"{x:.2f}" for x in found["cost_ratio"])
-        lines.append(
-            f"{dtype}: the two scores of a pair lie {spread['gap']:.3f} points apart on average; the widest gap that "
-            f"flipped is {facts['other_batches']['largest_gap_flipped']:.3f} points. "
-            f"`batch_invariant=True`: {found['identical_batchings']} of {found['batchings']} random batchings "
-            f"({found['drawn']} of {found['pool']} texts each) gave every bit of the same texts read alone; CPU time "
-            f"against the default on {found['cost_texts']} texts, three rounds by turns: {costs}.\n"
-        )
+        text = f"{dtype}: the two scores of a pair lie {facts['spread']['gap']:.3f} points apart on average."
+        if "other_batches" in facts:
+            text += f" The widest gap that flipped is {facts['other_batches']['largest_gap_flipped']:.3f} points."
+        else:
+            text += " Other batches have not been measured yet."
+        if "batch_invariant" in facts:
+            found = facts["batch_invariant"]
+            text += (
+                f" `batch_invariant=True`: {found['identical_batchings']} of {found['batchings']} random batchings "
+                f"({found['drawn']} of {found['pool']} texts each) gave every bit of the same texts read alone; CPU "
+                f"time against the default on {found['cost_texts']} texts, three rounds by turns: "
+                f"{', '.join(f'{c:.2f}' for c in found['cost_ratio'])}."
+            )
+        lines.append(text + "\n")
     return head + "\n".join(lines)
 
 
@@ -269,6 +277,7 @@ def main() -> None:
     parser.add_argument("--batchings", type=int, default=100)
     parser.add_argument("--drawn", type=int, default=8, help="texts in each of them")
     parser.add_argument("--minutes", type=float, default=1e6, help="start nothing new after this")
+    parser.add_argument("--partial", action="store_true", help="read nothing, report what has been read")
     parser.add_argument("--work", type=Path, default=Path("runs/determinism"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/determinism.json"))
     args = parser.parse_args()
