@@ -11,6 +11,7 @@ import numpy as np
 
 from latent_rewards.judge import Need, Reading, Request
 from latent_rewards.prompts import to_text
+from latent_rewards.relevance import log_odds
 from latent_rewards.rewards import LatentReward
 
 _OPENER = re.compile(
@@ -126,12 +127,18 @@ class GuardedReward(LatentReward):
             no lowest value (log-odds, probes).
         guards: names of `GUARDS`; default all.
         gate: a second reward, such as a probe trained to tell attacks from answers; completions that it scores below
-            `gate_below` get the floor, too.
+            `gate_below` get the floor, too, or lose points (`gate_slope`).
         gate_below: see `gate`.
+        gate_slope: points taken away for each unit that the gate's score lies below `gate_below`, down to the floor at
+            most; above it nothing changes. None: the floor at once.
+        relevance: weight with which `latent_rewards.relevance.log_odds` is added to the gate's score.
         **options: see `Reward`.
 
+    score = max(floor, S + gate_slope min(0, G + relevance R - gate_below))
+
     Raises:
-        ValueError: unknown guard, no floor, a gate on another judge or without a threshold.
+        ValueError: unknown guard, no floor, a gate on another judge or without a threshold, a slope that is not
+            positive.
     """
 
     kind = "guarded"
@@ -144,6 +151,8 @@ class GuardedReward(LatentReward):
         guards: Sequence[str] = tuple(GUARDS),
         gate: LatentReward | None = None,
         gate_below: float | None = None,
+        gate_slope: float | None = None,
+        relevance: float = 0.0,
         **options: Any,
     ) -> None:
         unknown = sorted(set(guards) - set(GUARDS))
@@ -151,11 +160,16 @@ class GuardedReward(LatentReward):
             raise ValueError(f"unknown guards {unknown}; known are {sorted(GUARDS)}")
         if (gate is None) != (gate_below is None):
             raise ValueError("gate and gate_below go together")
+        if gate is None and (gate_slope is not None or relevance):
+            raise ValueError("gate_slope and relevance need a gate")
+        if gate_slope is not None and not gate_slope > 0:
+            raise ValueError(f"gate_slope must be positive, got {gate_slope}")
         if gate is not None and gate.judge is not reward.judge:
             raise ValueError("the gate must read the same judge as the reward")
         if floor is None and (reward.kind not in ("weighted", "cross_layer") and getattr(reward, "output", "") != "p"):
             raise ValueError(f"{reward.__name__} has no lowest score; give floor=")
         self.reward, self.gate, self.gate_below, self.guards = reward, gate, gate_below, tuple(guards)
+        self.gate_slope, self.relevance = gate_slope, float(relevance)
         self.floor = float(min(reward.values) if floor is None else floor)
         options.setdefault("name", f"{reward.__name__}-guarded")
         super().__init__(reward.judge, prompt=reward.prompt, **options)
@@ -178,5 +192,16 @@ class GuardedReward(LatentReward):
         scores = self.reward._finish(self.reward.scores_of(rows, readings[:own]))
         low = np.array([bool(broken_guards(r["prompt"], r["completion"], self.guards)) for r in rows], dtype=bool)
         if self.gate is not None and self.gate_below is not None:
-            low |= self.gate._finish(self.gate.scores_of(rows, readings[own:])) < self.gate_below
+            below = self._gate_scores(rows, readings[own:]) - self.gate_below
+            if self.gate_slope is None:
+                low |= below < 0
+            else:
+                scores = np.maximum(scores + self.gate_slope * np.minimum(0.0, below), np.minimum(scores, self.floor))
         return np.where(low & ~np.isnan(scores), self.floor, scores)
+
+    def _gate_scores(self, rows: Sequence[Mapping[str, Any]], readings: Sequence[Reading]) -> np.ndarray:
+        assert self.gate is not None
+        scores = self.gate._finish(self.gate.scores_of(rows, readings))
+        if not self.relevance:
+            return scores
+        return scores + self.relevance * np.array([log_odds(r["prompt"], r["completion"]) for r in rows])

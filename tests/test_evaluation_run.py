@@ -286,6 +286,19 @@ def test_all_label_prompts_of_a_text_are_read_together(model, tmp_path):
     assert set(results["stability"]) == {"weighted", "verifier"}
 
 
+def test_each_composite_has_its_own_stability(model, tmp_path):
+    write(tmp_path)
+    files = [str(p) for p in sorted(tmp_path.glob("*.jsonl"))]
+    weighted = {"reward": "weighted", "prompt": f"{model}/label.yaml"}
+    rewards = {k: {"reward": "guarded", "of": weighted | {"scale": k}, "floor": -9, "guards": []} for k in (1.0, 10.0)}
+    rewards = {f"times_{k:g}": options for k, options in rewards.items()}
+    config = EvaluateConfig(rewards=rewards, benchmarks=files, output=str(tmp_path / "out"), resamples=20)
+    spread = [
+        s["spread"] for s in evaluate(config, HFJudge(model, device="cpu", dtype="float32"))["stability"].values()
+    ]
+    assert spread[1] == pytest.approx(10 * spread[0], rel=1e-3)
+
+
 def test_states_are_kept_for_probes_that_come_later(model, tmp_path):
     write(tmp_path)
     judge = HFJudge(model, device="cpu", dtype="float32", max_length=4096)

@@ -16,9 +16,10 @@ from latent_rewards import (
     build_reward,
 )
 from latent_rewards.composite import shuffled
-from latent_rewards.evaluation.attacks import KINDS, attacked
+from latent_rewards.evaluation.attacks import KINDS, attacked, best_response
 from latent_rewards.evaluation.benchmarks import load
 from latent_rewards.guards import GUARDS, broken_guards
+from latent_rewards.relevance import features, log_odds
 
 PROMPTS = ["Name a prime.", "Name a prime.", "Name a city."]
 COMPLETIONS = ["Seven.", ":", "Paris, the capital of France."]
@@ -91,6 +92,39 @@ def test_guarded_by_hand() -> None:
     np.testing.assert_allclose(gated, np.where(gate.score(PROMPTS, COMPLETIONS) < threshold, 0, plain))
 
 
+def test_a_slope_takes_points_below_the_gate_and_none_above() -> None:
+    judge = FakeJudge()
+    inner, gate = ProbabilityWeightedReward(judge), VerifierReward(judge)
+    plain, gates = inner.score(PROMPTS, COMPLETIONS), gate.score(PROMPTS, COMPLETIONS)
+    below = float(np.sort(gates)[1]) + 0.001
+    got = GuardedReward(inner, guards=(), floor=-99, gate=gate, gate_below=below, gate_slope=3.0)
+    want = plain + 3 * np.minimum(0, gates - below)
+    np.testing.assert_allclose(got.score(PROMPTS, COMPLETIONS), want)
+    assert (want == plain).sum() == 1, "only the best one is above"
+    low = GuardedReward(inner, guards=(), gate=gate, gate_below=below, gate_slope=1e6)
+    np.testing.assert_allclose(low.score(PROMPTS, COMPLETIONS), np.where(gates < below, 0, plain))
+    high = GuardedReward(inner, guards=(), floor=99, gate=gate, gate_below=below, gate_slope=1.0)
+    np.testing.assert_allclose(high.score(PROMPTS, COMPLETIONS), plain)
+    assert np.isnan(got.score(["p"], [UNREADABLE])).all()
+    words = GuardedReward(inner, guards=(), floor=-99, gate=gate, gate_below=below, gate_slope=3.0, relevance=0.5)
+    more = 0.5 * np.array([log_odds(p, c) for p, c in zip(PROMPTS, COMPLETIONS, strict=True)])
+    np.testing.assert_allclose(words.score(PROMPTS, COMPLETIONS), plain + 3 * np.minimum(0, gates + more - below))
+
+
+def test_words_tell_whether_an_answer_is_to_this_prompt() -> None:
+    items = load("open_ended").items
+    own = np.array([log_odds(i.prompt, best_response(i)) for i in items])
+    others = np.array([log_odds(i.prompt, best_response(j)) for i, j in zip(items, items[1:] + items[:1], strict=True)])
+    cut = np.array([log_odds(i.prompt, " ".join(best_response(i).split()[:6])) for i in items])
+    assert (own > others).mean() > 0.85 and (own > cut).mean() > 0.85
+    for text in ("", " ", "!!!", "\ud800", "\u00df\u4e00", "x" * 10_000, "a b"):
+        assert np.isfinite(features(text, text)).all() and np.isfinite(log_odds("p", text))
+    assert features("Name primes.", "A prime: 7.")[2] == pytest.approx(np.log(2)), "word forms meet"
+    assert features("素数を 述べよ", "素数を 七。")[3] == 1, "any script"
+    chat = [{"role": "user", "content": "Name primes."}]
+    assert np.isfinite(log_odds(chat, [{"role": "assistant", "content": "7."}]))
+
+
 def test_contrast_by_hand() -> None:
     inner = ProbabilityWeightedReward(FakeJudge())
     got = ContrastiveReward(inner, weight=0.5).score(PROMPTS, COMPLETIONS)
@@ -153,6 +187,9 @@ def test_composites_survive_pickling(folder: str) -> None:
         (lambda r, v: GuardedReward(VerifierReward(r.judge, output="log_odds")), "no lowest score"),
         (lambda r, v: GuardedReward(r, gate=v), "go together"),
         (lambda r, v: GuardedReward(r, gate=VerifierReward(FakeJudge()), gate_below=0), "same judge"),
+        (lambda r, v: GuardedReward(r, gate_slope=1.0), "need a gate"),
+        (lambda r, v: GuardedReward(r, relevance=1.0), "need a gate"),
+        (lambda r, v: GuardedReward(r, gate=v, gate_below=0, gate_slope=0.0), "must be positive"),
         (lambda r, v: ContrastiveReward(r, against="empty"), "against must be"),
         (lambda r, v: EnsembleReward([r]), "two rewards or more"),
         (lambda r, v: EnsembleReward([r, v], how="max"), "how must be"),

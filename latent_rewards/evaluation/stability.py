@@ -31,7 +31,8 @@ def drift(
     """
     items = [b.items[0] for b in sets] + [i for b in sets for i in b.items[1:]]
     rows = tables.texts(items[:count], reward)[:count]
-    return readings.remember(reward, rows, f"drift:{reward.need}", lambda: _drift(reward, rows))
+    made_of_others = f":{reward.__name__}" if reward.kind in ("guarded", "contrastive", "ensemble") else ""
+    return readings.remember(reward, rows, f"drift:{reward.need}{made_of_others}", lambda: _drift(reward, rows))
 
 
 def _drift(reward: LatentReward, rows: Sequence[dict[str, Any]]) -> dict[str, float | None]:

@@ -1,0 +1,64 @@
+"""Attacks made against the defences themselves, by somebody who has read them; they are not part of the suite.
+
+    LATENT_REWARDS_DATA=<folder> python -m benchmarks.attack_adaptive
+
+`stuffed`: the prompt's own words, then another prompt's answer, against the count of shared words. `closed`: the first
+fifth of the honest answer with a full stop, against the look at its end. Same prompts, rewards and measure (share that
+scores at least as high as the honest answer) as `configs/evaluate/attacks.yaml`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from latent_rewards import HFJudge
+from latent_rewards.evaluation import benchmarks, bootstrap, scorers
+from latent_rewards.evaluation.attacks import best_response
+from latent_rewards.evaluation.benchmarks.rows import Item
+from latent_rewards.evaluation.config import EvaluateConfig
+from latent_rewards.prompts import to_text
+
+
+def texts_of(item: Item, other: Item) -> dict[str, str]:
+    """Honest answer and attacks."""
+    best = best_response(item)
+    words = best.split()
+    start = " ".join(words[: max(1, len(words) // 5)]).rstrip(",;:.")
+    return {"honest": best, "stuffed": f"{to_text(item.prompt)}\n\n{best_response(other)}", "closed": start + "."}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, default=Path("configs/evaluate/attacks.yaml"))
+    parser.add_argument("--rewards", nargs="+", default=["weighted", "probe", "probe_answered", "probe_relevant"])
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/attack-adaptive.json"))
+    args = parser.parse_args()
+    config = EvaluateConfig(**yaml.safe_load(args.config.read_text()))
+    judge, specs = HFJudge(config.judge), config.specs()
+    rows: list[tuple[Item, dict[str, str]]] = []
+    for name in config.benchmarks:
+        items = benchmarks.load(name, config.limit, max_chars=config.max_chars).sample(config.robustness_items).items
+        rows += [(i, texts_of(i, other)) for i, other in zip(items, items[1:] + items[:1], strict=True)]
+    prompts, groups = [i.prompt for i, _ in rows], np.array([i.group for i, _ in rows])
+    results = {}
+    for name in args.rewards:
+        reward = scorers.build(specs[name], judge, samples=config.samples, temperature=config.temperature)
+        scores = {k: reward.score(prompts, [texts[k] for _, texts in rows]) for k in rows[0][1]}
+        results[name] = {
+            k: bootstrap.mean_estimate((s >= scores["honest"]).astype(float), groups).to_dict()
+            for k, s in scores.items()
+            if k != "honest"
+        }
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    args.out.write_text(json.dumps({"commit": commit, "prompts": len(rows), "success": results}, indent=1) + "\n")
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""Whether a completion speaks of what was asked, told from its words alone: no judge is read."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from latent_rewards.prompts import to_text
+
+FEATURES = (
+    "share of the prompt's words said", "share of the words that are the prompt's", "log words shared", "any shared",
+    "share of the prompt's 4-grams said", "share of the 4-grams that are the prompt's", "log words said",
+    "no end mark", "log words of the prompt",
+)  # fmt: skip
+_WEIGHTS = Path(__file__).parent / "shipped" / "relevance.json"
+_END = re.compile(r"[^\w\s,]\s*\Z")
+_STOP = frozenset(
+    "the a an and or of to in on for with is are was were be been it its this that these those i you he she they we my "
+    "your his her their our me him them us as at by from not no do does did have has had can could would should will "
+    "may might must what which who whom when where why how there here then than so if but into about also any some all "
+    "more most such other one out up just like get make yours please following given".split()
+)
+
+
+def features(prompt: Any, completion: Any) -> np.ndarray:
+    """(F,) what `FEATURES` names.
+
+    Words are runs of letters or digits of any script, cut to five characters so that "prime" meets "primes"; the
+    commonest English ones do not count.
+
+    Args:
+        prompt: text or messages.
+        completion: text or messages.
+    """
+    asked, said = to_text(prompt), to_text(completion)
+    own, other = _content(asked), _content(said)
+    shared = len(own & other)
+    grams, said_grams = _grams(asked), _grams(said)
+    both = len(grams & said_grams)
+    return np.array([
+        shared / max(1, len(own)), shared / max(1, len(other)), np.log1p(shared), float(shared > 0),
+        both / max(1, len(grams)), both / max(1, len(said_grams)), np.log1p(len(_words(said))),
+        float(not _END.search(said)), np.log1p(len(own)),
+    ])  # fmt: skip
+
+
+def log_odds(prompt: Any, completion: Any) -> float:
+    """Log-odds that the completion is an answer to the prompt and not to another one, cut off, or a mere phrase.
+
+    A logistic regression on `features`, fitted by `python -m benchmarks.attack_gate`. It knows nothing of truth, and
+    who repeats the prompt's words pleases it: use it to take points away (`GuardedReward`), never to give any.
+
+    Args:
+        prompt: text or messages.
+        completion: text or messages.
+    """
+    mean, scale, weights, bias = _weights()
+    return float((features(prompt, completion) - mean) / scale @ weights + bias)
+
+
+@functools.cache
+def _weights() -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+    kept = json.loads(_WEIGHTS.read_text(encoding="utf-8"))
+    if tuple(kept["features"]) != FEATURES:
+        raise ValueError(f"{_WEIGHTS} was made for other features; run python -m benchmarks.attack_gate --ship")
+    mean, scale, weights = (np.array(kept[k]) for k in ("mean", "scale", "weights"))
+    return mean, scale, weights, float(kept["bias"])
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[^\W_]+", text.lower())
+
+
+def _content(text: str) -> set[str]:
+    return {w[:5] for w in _words(text) if w not in _STOP and (len(w) > 2 or not w.isascii() or w.isdigit())}
+
+
+def _grams(text: str) -> set[str]:
+    flat = " ".join(_words(text))
+    return {flat[i : i + 4] for i in range(len(flat) - 3)}
