@@ -444,6 +444,17 @@ def test_killed_at_random_moments(mode: str, small_run: Any) -> None:
     check_kills(mode, 5, small_run)
 
 
+def test_what_a_kill_leaves_beside_a_finished_shard_is_cleared(tmp_path: Path) -> None:
+    store = shards.ShardStore(tmp_path)
+    store.write(5, [{"id": 1}])
+    left, in_work = (store.folder / f".0000000{i}.jsonl.host-1.tmp" for i in (5, 6))
+    for path in (left, in_work):
+        path.touch()
+    with store.claim(6):
+        store.clear()
+    assert not left.exists() and in_work.exists() and store.done(5)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
 @pytest.mark.parametrize("mode", ["one", "two", "accelerate", "ray"])

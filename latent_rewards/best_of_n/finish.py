@@ -66,6 +66,7 @@ class Finisher:
         Raises:
             OSError: disk full or not writable; earlier results stay as they were.
         """
+        self.store.clear()
         chosen, counts = self.config.selection, Counter[str]()
         if chosen.combine in ("z", "worst"):
             self.moments = self._moments()

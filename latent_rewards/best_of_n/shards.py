@@ -68,6 +68,13 @@ class ShardStore:
         for left in self.folder.glob(f".{self.path(index).name}.*.tmp"):
             left.unlink(missing_ok=True)
 
+    def clear(self) -> None:
+        """Clear away what processes left that were killed between a shard's appearance and their own clearing."""
+        for left in self.folder.glob(".*.tmp"):
+            with self.claim(int(left.name[1:9])) as mine:
+                if mine:
+                    left.unlink(missing_ok=True)
+
     def read(self, index: int) -> Iterator[dict[str, Any]]:
         """The records of a shard."""
         with self.path(index).open("rb") as file:
