@@ -284,8 +284,13 @@ class LatentReward(Reward):
         readings = read_all(self.judge, self.requests(rows))
         mass = readings[0].label_mass
         metrics = {} if mass is None else {"label_mass": float(mass.nanmean())}
-        reasons = [r or "the judge gave NaN" for r in readings[0].reasons]
-        return self.scores_of(rows, readings), {"metrics": metrics, "reasons": reasons}
+        return self.scores_of(rows, readings), {"metrics": metrics, "reasons": reasons_of(readings)}
+
+
+def reasons_of(readings: Sequence[Reading]) -> list[str]:
+    """Why each row has no score, if it has none: what the first reading says that could not read it."""
+    every = zip(*(reading.reasons for reading in readings), strict=True)
+    return [next((why for why in row if why), "the judge gave NaN") for row in every]
 
 
 class ProbabilityWeightedReward(LatentReward):

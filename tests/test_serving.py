@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import socket
@@ -20,10 +21,15 @@ import torch
 pytest.importorskip("fastapi")
 pytest.importorskip("prometheus_client")
 
+from contracts import options_for
 from servers import Server, serving
 
-from latent_rewards import HFJudge, JudgePrompt, LikertReward, Need, build_reward
+from latent_rewards import GuardedReward, HFJudge, JudgePrompt, LikertReward, Need, build_reward
 from latent_rewards.reading import Request
+from latent_rewards.rewards import REWARDS as ALL
+from latent_rewards.rewards import Reward
+from latent_rewards.serving.service import Service
+from latent_rewards.serving.settings import ServeSettings
 
 REWARDS = "weighted,verifier,cross_layer,likert10"
 SHORT = {"max_new_tokens": 6}
@@ -70,6 +76,32 @@ def bits(values: Any) -> bytes:
 def error(response: httpx.Response) -> dict[str, Any]:
     assert response.headers["content-type"] == "application/json"
     return response.json()["error"]
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if not name.startswith("likert")] + ["guided", "gated"])
+def test_every_reward_can_be_served(name: str, judge: HFJudge) -> None:
+    """Also those that ask for several readings, or draw from one."""
+
+    def build(on: Any) -> dict[str, Reward]:
+        kind = {"guided": "likert5", "gated": "guarded"}.get(name, name)
+        options: dict[str, Any] = options_for(kind, judge)
+        if name == "guided":
+            options = {"guided": True, "n_samples": 3}
+        elif name == "gated":
+            options = {"gate": build_reward("verifier", on), "gate_below": 0.5, "reward": build_reward("weighted", on)}
+        made = GuardedReward(**options) if name == "gated" else build_reward(kind, on, **options)
+        return {"served": made}
+
+    rows = [*ROWS, {"prompt": "Name a prime.", "completion": ":"}]
+    service = Service([judge], build, ServeSettings(linger=0))
+    service.batcher.start()
+    try:
+        scores, reasons, _ = asyncio.run(service.score(rows, ["served"]))
+    finally:
+        service.batcher.close()
+    want = build(judge)["served"].score(*columns(rows))
+    np.testing.assert_allclose(scores["served"], want, atol=1e-4)
+    assert reasons == [None] * len(rows) and np.isfinite(want).all()
 
 
 @pytest.mark.parametrize("name", ["weighted", "verifier", "cross_layer"])

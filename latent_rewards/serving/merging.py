@@ -26,7 +26,7 @@ def read_together(judge: Any, requests: Sequence[Sequence[Request]]) -> list[lis
     for reads in requests:
         places.append([])
         for read in reads:
-            i = next((i for i, m in enumerate(merged) if _fits(m, read)), len(merged))
+            i = next((i for i, m in enumerate(merged) if joins(m, read)), len(merged))
             if i == len(merged):
                 merged.append(Request(read.prompt, [], Need()))
             places[-1].append((i, len(merged[i].rows)))
@@ -44,7 +44,7 @@ def read_together(judge: Any, requests: Sequence[Sequence[Request]]) -> list[lis
     ]
 
 
-def _fits(merged: Request, read: Request) -> bool:
+def joins(merged: Request, read: Request) -> bool:
     """Whether a read can join: the same prompt, and not both want hidden states through different lenses."""
     lenses = {need.hidden_lens for need in (merged.need, read.need) if need.hidden}
     return merged.prompt.hash == read.prompt.hash and len(lenses) < 2

@@ -18,8 +18,9 @@ from latent_rewards.judge import HFJudge
 from latent_rewards.probes import ProbeReward
 from latent_rewards.prompts import JudgePrompt, to_segments
 from latent_rewards.reading import Need, Reading, Request, Row, unread
-from latent_rewards.rewards import LatentReward, Reward
+from latent_rewards.rewards import LatentReward, Reward, reasons_of
 from latent_rewards.serving.batching import Batcher, Job
+from latent_rewards.serving.merging import joins
 from latent_rewards.serving.metrics import Metrics
 from latent_rewards.serving.settings import ServeSettings
 
@@ -153,34 +154,37 @@ class Service:
         """Scores of rows.
 
         Returns:
-            reward -> (B,) float64 with NaN for a missing score; for each row why one is missing; reward -> reading.
+            reward -> (B,) float64 with NaN for a missing score; for each row why one is missing; reward -> its (first)
+            reading.
         """
         rewards = {name: self.rewards[0][name] for name in dict.fromkeys(names)}
-        reads: dict[str, Request] = {}
+        reads: list[Request] = []
+        places: dict[str, list[int]] = {}
 
         def prepare() -> None:
             self.check_size(rows)
-            for reward in rewards.values():
+            for name, reward in rewards.items():
                 self.check_rows(reward.prompt, rows)
                 if isinstance(reward, LatentReward):
-                    before = reads.get(reward.prompt.hash)
-                    need = reward.need if before is None else before.need | reward.need
-                    reads[reward.prompt.hash] = Request(reward.prompt, _slots(reward.prompt, rows), need)
+                    asked = [Request(r.prompt, _slots(r.prompt, r.rows), r.need) for r in reward.requests(rows)]
+                    for read in asked:
+                        self.check_rows(read.prompt, read.rows)
+                    places[name] = [_add(reads, read) for read in asked]
 
         await _call(len(rows), prepare)
         until = self._until(deadline)
-        readings: dict[str, Reading] = {}
+        readings: list[Reading] = []
         if not rows:
-            readings = {key: _nothing(read) for key, read in reads.items()}
+            readings = [_nothing(read) for read in reads]
         elif reads:
-            got = await self._wait(Job(list(reads.values()), rows=len(rows), group=_group(rows), alone=alone), until)
-            readings = dict(zip(reads, got, strict=True))
+            job = Job(reads, rows=len(rows), group=_group(rows), alone=alone)
+            readings = await self._wait(job, until)
+        found = {name: [readings[i] for i in at] for name, at in places.items()}
         scores: dict[str, np.ndarray] = {}
         reasons: list[str | None] = [None] * len(rows)
         for name, reward in rewards.items():
             if isinstance(reward, LatentReward):
-                reading = readings[reward.prompt.hash]
-                values, why = await _call(len(rows), read_out, reward, reading)
+                values, why = await _call(len(rows), read_out, reward, rows, found[name])
             elif not rows:
                 values, why = np.zeros(0), []
             else:
@@ -190,11 +194,11 @@ class Service:
                 text = why[i] or "no score"
                 reasons[i] = text if reasons[i] in (None, text) else f"{reasons[i]}; {text}"
             self.metrics.missing.labels(name).inc(int(np.isnan(values).sum()))
-        found = {n: readings[r.prompt.hash] for n, r in rewards.items() if isinstance(r, LatentReward)}
-        for name, reading in found.items():
+        first = {name: several[0] for name, several in found.items()}
+        for name, reading in first.items():
             if reading.label_mass is not None and len(reading):
                 self.metrics.label_mass.labels(name).set(float(torch.nan_to_num(reading.label_mass).mean()))
-        return scores, reasons, found
+        return scores, reasons, first
 
     def _sampled(self, name: str, rows: Sequence[Row]) -> Callable[[int], Any]:
         """The work of a reward that is no readout, on whichever judge is free."""
@@ -263,16 +267,24 @@ def _nothing(read: Request) -> Reading:
     return unread(0, len(read.prompt.labels or ()), read.need, 0, 0, ())
 
 
-def read_out(reward: LatentReward, reading: Reading) -> tuple[np.ndarray, list[str | None]]:
-    """(B,) scores of a reading, scaled and clipped like the reward, and why rows have none."""
-    if not len(reading):
+def _add(reads: list[Request], read: Request) -> int:
+    """Which of the reads gives this one, joined to one of the same rows or put at the end."""
+    for i, known in enumerate(reads):
+        if known.rows == read.rows and joins(known, read):
+            reads[i] = Request(read.prompt, read.rows, known.need | read.need)
+            return i
+    reads.append(read)
+    return len(reads) - 1
+
+
+def read_out(
+    reward: LatentReward, rows: Sequence[Row], readings: Sequence[Reading]
+) -> tuple[np.ndarray, list[str | None]]:
+    """(B,) scores from what the reward asked for, scaled and clipped like the reward, and why rows have none."""
+    if not rows:
         return np.zeros(0), []
-    scores = reward.readout(reading)
-    scores = torch.where(torch.isfinite(scores), scores, torch.nan)
-    values = reward._finish(scores.double().numpy())
-    return values, [
-        (r or "the judge gave NaN") if np.isnan(v) else None for v, r in zip(values, reading.reasons, strict=True)
-    ]
+    values = reward._finish(reward.scores_of(_slots(reward.prompt, rows), readings))
+    return values, [why if np.isnan(v) else None for v, why in zip(values, reasons_of(readings), strict=True)]
 
 
 def _group(rows: Sequence[Row]) -> str:
