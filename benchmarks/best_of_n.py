@@ -15,13 +15,13 @@ import gzip
 import json
 import os
 import resource
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.throughput import command, commit
 from latent_rewards import HFJudge
 from latent_rewards.best_of_n import BestOfNConfig, Selection
 from latent_rewards.best_of_n.config import Manifest
@@ -141,10 +141,9 @@ def report(log: list[dict[str, Any]], around: float, args: Any, summary: dict[st
         for mark in (2000, 5000, 10_000, 15_000, 20_000):
             if done >= mark and mark not in at:
                 at[mark] = {"rss_mib": round(e["rss"] / 2**20), "peak_mib": round(e["peak"] / 2**20)}
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout
     return {
-        "command": "python -m benchmarks.best_of_n " + " ".join(f"--{k} {v}" for k, v in vars(args).items()),
-        "commit": commit.strip(), "pairs": pairs, "processes": len({e["pid"] for e in log}),
+        "command": command("best_of_n"),
+        "commit": commit(), "pairs": pairs, "processes": len({e["pid"] for e in log}),
         "pairs_per_cpu_second": pairs / (sum(e["cpu"] for e in log) + around),
         "on_the_same_shards": {"pairs": same, "pipeline": pipeline, "engine": engine, "ratio": pipeline / engine},
         "plan_and_finish_cpu_seconds": around, "memory": at, "summary": summary,

@@ -15,7 +15,6 @@ import argparse
 import importlib.util
 import json
 import random
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +24,7 @@ from typing import Any
 import torch
 import transformers
 
-from benchmarks.throughput import Shape, commit, floor_flops
+from benchmarks.throughput import Shape, command, commit, floor_flops
 from latent_rewards.forward import Blocks
 from latent_rewards.tree_forward import TreeForward
 
@@ -204,7 +203,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     device = torch.device("cuda" if cuda else "cpu")
     name = torch.cuda.get_device_name(device) if cuda else "cpu-tiny"
     report: dict[str, Any] = {
-        "command": "python -m benchmarks.gpu " + " ".join(sys.argv[1:] if argv is None else argv),
+        "command": command("gpu", argv),
         "commit": commit(), "device": name, "torch": torch.__version__, "transformers": transformers.__version__,
         "results": [], "unmeasured": {} if cuda else {"all": "no GPU: toy shapes on the CPU, the figures mean nothing"},
     }  # fmt: skip
@@ -216,7 +215,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
                     report["results"].append(measure(shape, precision, args, device))
             except torch.OutOfMemoryError as err:
                 why = f"out of memory: {err}".splitlines()[0]
-            except (RuntimeError, ImportError, NotImplementedError) as err:
+            except (RuntimeError, ImportError) as err:  # NotImplementedError is a RuntimeError
                 if precision == "bf16":
                     raise
                 why = f"{type(err).__name__}: {err}".splitlines()[0]

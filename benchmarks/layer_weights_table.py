@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from scipy.stats import rankdata
 from sklearn.model_selection import GroupKFold
 
 from benchmarks.probe_sample import FILES, RATED, arguments, collect
+from benchmarks.throughput import command
 from latent_rewards import JudgePrompt
 from latent_rewards.cross_layer import TuneOptions, tune_layers
 from latent_rewards.features import Features
@@ -117,7 +117,7 @@ def main() -> None:
         scores[f"uniform, {lens}"] = [cross_layer(f.logits[lens], values).numpy() for f in files]
         if any(f.name in TUNED_ON for f in files):
             scores[f"tuned, {lens}"] = tuned_scores(files, lens, values, TuneOptions(epochs=args.epochs))
-    result = {"command": "python -m benchmarks.layer_weights_table " + " ".join(sys.argv[1:]), "judge": info.judge}
+    result = {"command": command("layer_weights_table"), "judge": info.judge}
     result |= {"revision": info.revision, "prompt_hash": prompt.hash}
     result |= {k: f(files, scores) for k, f in (("ratings", ratings), ("pairs", pairs), ("differences", differences))}
     out = args.out / f"layer-weights-{info.judge}"

@@ -24,6 +24,7 @@ from scipy.stats import spearmanr
 from sklearn.model_selection import GroupKFold
 
 from benchmarks.probe_sample import EVERY, EXTRA, FILES, Sample, arguments, collect
+from benchmarks.throughput import command
 from latent_rewards import JudgePrompt, readouts
 from latent_rewards.features import Features
 from latent_rewards.probe_card import table
@@ -315,7 +316,7 @@ def main() -> None:
             scores[name], more = lines(benches, name, prompt, recipe)
             rows += more
     found = {
-        "command": "python -m benchmarks.probe_table " + " ".join(sys.argv[1:]), "judge": info.judge,
+        "command": command("probe_table"), "judge": info.judge,
         "revision": info.revision, "prompt_hash": prompt.hash, "recipe": dataclasses.asdict(recipe), "rows": rows,
         "summary": summary(benches, scores),
     }  # fmt: skip

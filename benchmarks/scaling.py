@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.throughput import commit, cpu_kind, machine
+from benchmarks.throughput import command, commit, cpu_kind, machine
 from latent_rewards import CrossLayerReward, HFJudge, ProbabilityWeightedReward
 from latent_rewards.rewards import Reward
 from latent_rewards.tree_forward import TreeForward
@@ -154,7 +153,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     for c in curves.values():
         c["line"] = line(c["x"], c["seconds"])
     report = {
-        "command": "python -m benchmarks.scaling " + " ".join(sys.argv[1:] if argv is None else argv),
+        "command": command("scaling", argv),
         "commit": commit(), "machine": machine(), "threads": args.threads, "repeats": args.repeats,
         "fixed": {"head": HEAD, "prompt": PROMPT, "completion": COMPLETION, "G": G},
         "checks": checks(curves), "curves": curves,

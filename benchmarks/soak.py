@@ -12,14 +12,13 @@ import argparse
 import json
 import os
 import random
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.throughput import commit, cpu_kind, machine
+from benchmarks.throughput import command, commit, cpu_kind, machine
 from latent_rewards import HFJudge
 from latent_rewards.tree_forward import TreeForward
 
@@ -104,7 +103,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     readings, texts = soak(judge.forward, 60 * args.minutes, args.every, args.longest)
     spread = flatness(readings)
     report = {
-        "command": "python -m benchmarks.soak " + " ".join(sys.argv[1:] if argv is None else argv),
+        "command": command("soak", argv),
         "commit": commit(), "machine": machine(), "threads": args.threads, "minutes": args.minutes, "texts": texts,
         "spread_after_warm_up": spread, "flat": spread <= 0.03, "readings": readings,
     }  # fmt: skip

@@ -13,11 +13,13 @@ import argparse
 import json
 import os
 import platform
+import re
 import select
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -275,6 +277,13 @@ def commit() -> str:
     return head + ("+" if dirty else "")
 
 
+def command(module: str, argv: Sequence[str] | None = None) -> str:
+    """The command line of a result file; absolute paths, which another machine does not have, by their names alone."""
+    words = sys.argv[1:] if argv is None else argv
+    shown = [re.sub(r"^((?:[\w.-]+=)?)/.*?((?:bin/)?[^/]*)/?$", r"\1<folder>/\2", word) for word in words]
+    return " ".join(["python", "-m", f"benchmarks.{module}", *shown])
+
+
 def arguments(argv: list[str] | None) -> argparse.Namespace:
     """Command line."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -310,7 +319,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             worker.close()
     floors = floors_of(work, runs)
     report = {
-        "command": "python -m benchmarks.throughput " + " ".join(sys.argv[1:] if argv is None else argv),
+        "command": command("throughput", argv),
         "commit": commit(), "machine": machine(), "threads": args.threads,
         "rounds": len(next(iter(runs["gemm"].values()))), "llama_share": args.llama_share,
         "plain_share": args.plain_share, "seconds": time.time() - began, "floor": floors, "skipped": skipped,

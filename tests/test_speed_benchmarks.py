@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -89,3 +90,17 @@ def test_growth_is_counted_without_the_shared_part() -> None:
 def test_flatness_leaves_the_warm_up_out() -> None:
     readings = [{"seconds": float(s), "rss_mb": m} for s, m in ((0, 100), (1, 500), (2, 1000), (5, 1020), (10, 1010))]
     assert soak.flatness(readings) == pytest.approx(0.02)
+
+
+def test_a_written_command_has_no_path_of_the_machine() -> None:
+    argv = ["--python", "vllm=/home/me/envs/vllm/bin/python", "--runs", "/tmp/mine/", "--out", "benchmarks/results"]
+    assert throughput.command("x", argv) == (
+        "python -m benchmarks.x --python vllm=<folder>/bin/python --runs <folder>/mine --out benchmarks/results"
+    )
+
+
+def test_no_result_or_page_names_a_folder_of_a_machine() -> None:
+    root = Path(__file__).parent.parent
+    pages = [root / "README.md", *(root / "benchmarks").rglob("*.md"), *(root / "benchmarks").rglob("*.json")]
+    assert len(pages) > 20
+    assert not [p.name for p in pages if re.search(r"(?<![\w.>])/(work|tmp|root|home)/", p.read_text())]
