@@ -67,11 +67,12 @@ class InvariantForward(TreeForward):
             if nodes[i].parent >= 0:
                 last_use[nodes[i].parent] = max(last_use[nodes[i].parent], last_use[i])
         known: dict[int, KeysValues] = {}
+        shared = frozenset(node.parent for node in nodes)
         for i, node in enumerate(nodes):
             if node.key is not None and not node.reads:
-                known[i] = self._kept(self.blocks, nodes, i, known, tuple(layers), final, depth)
+                known[i] = self._kept(self.blocks, nodes, i, known, shared, tuple(layers), final, depth)
             else:
-                got, plan = self._run(self.blocks, nodes, [i], known, tuple(layers), final)
+                got, plan = self._run(self.blocks, nodes, [i], known, shared, tuple(layers), final)
                 if plan.kept:
                     known[i] = plan.kept[0]
                 for k, (_, target) in enumerate(node.reads):

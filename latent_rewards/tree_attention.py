@@ -151,7 +151,6 @@ def tree_attention(query: Tensor, key: Tensor, value: Tensor, scale: float, wind
         o, lse_prefix = attend.whole(query[:, :, a:b], *prefix, scale, softcap)
         share = torch.sigmoid(lse_prefix - lse[:, a:b])[..., None].transpose(0, 1).to(out.dtype)
         out[0, a:b].lerp_(o, share)
-    out[:, plan.spans[-1].b :] = 0  # padding
     return out
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import logging
 import sys
 import threading
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -139,14 +141,16 @@ class TreeForward:
         last: list[Any] = [None] * n_reads
         known: dict[int, KeysValues] = {}
         workers = self._workers(sum(len(node.tokens) for node in nodes))
-        steps, waits, uses = _steps(nodes, list(_batches(nodes, self.batch_tokens, len(workers))))
+        steps = _steps(nodes, list(_batches(nodes, self.batch_tokens, len(workers))))
+        uses = Counter(itertools.chain.from_iterable(above for _, above, _ in steps))
+        shared = frozenset(uses)
 
         def step(s: int, blocks: Blocks) -> None:
-            batch = steps[s]
+            batch, above, _ = steps[s]
             if nodes[batch[0]].key is not None:
-                known[batch[0]] = self._kept(blocks, nodes, batch[0], known, layers, final, depth)
+                known[batch[0]] = self._kept(blocks, nodes, batch[0], known, shared, layers, final, depth)
             else:
-                got, plan = self._run(blocks, nodes, batch, known, layers, final)
+                got, plan = self._run(blocks, nodes, batch, known, shared, layers, final)
                 for k, target in enumerate(r for i in batch for _, r in nodes[i].reads):
                     if got.final is not None:
                         last[target] = got.final[k]
@@ -154,7 +158,7 @@ class TreeForward:
                         rows[layer][target] = got.inner[layer][k]
                 known.update({batch[i]: kv for i, kv in plan.kept.items()})
             with self._lock:
-                for i in _outside_ancestors(nodes, batch):
+                for i in above:
                     uses[i] -= 1
                     if not uses[i]:
                         del known[i]
@@ -163,7 +167,7 @@ class TreeForward:
             for s in range(len(steps)):
                 step(s, self.blocks)
         else:
-            run_side_by_side(step, waits, workers)
+            run_side_by_side(step, [waits for *_, waits in steps], workers)
         return States(torch.stack(last) if final else None, {k: torch.stack(v) for k, v in rows.items()})
 
     def _workers(self, tokens: int) -> list[Blocks]:
@@ -188,6 +192,7 @@ class TreeForward:
         nodes: list[Node],
         i: int,
         known: dict[int, KeysValues],
+        shared: frozenset[int],
         layers: tuple[int, ...],
         final: bool,
         depth: int,
@@ -198,7 +203,7 @@ class TreeForward:
         with self._lock:
             found = self.cache.get(key, depth)
         if found is None:
-            _, plan = self._run(blocks, nodes, [i], known, layers, final)
+            _, plan = self._run(blocks, nodes, [i], known, shared, layers, final)
             with self._lock:
                 self.cache.put(key, plan.kept[0])
                 found = self.cache.get(key, depth) or plan.kept[0]
@@ -210,26 +215,23 @@ class TreeForward:
         nodes: list[Node],
         batch: list[int],
         known: dict[int, KeysValues],
+        shared: frozenset[int],
         layers: tuple[int, ...],
         final: bool,
     ) -> tuple[States, TreePlan]:
+        """Run some nodes; the plan keeps keys and values of those that others need (`shared`) or that have a key."""
         spans: list[Span] = []
         ids: list[int] = []
         at: list[int] = []
         reads: list[int] = []
         index = {node: i for i, node in enumerate(batch)}
-        outside: set[int] = set()
-        for above in (node.parent for i, node in enumerate(nodes) if i not in index):
-            while above >= 0 and above not in outside:
-                outside.add(above)
-                above = nodes[above].parent
         pasts: dict[int, list[KeysValues]] = {}
         for i in batch:
             node, a = nodes[i], len(ids)
             if node.parent not in index and node.parent not in pasts:
                 pasts[node.parent] = _ancestors(nodes, node.parent, known)
             past = pasts.get(node.parent, ())
-            keep = i in outside or node.key is not None
+            keep = i in shared or node.key is not None
             spans.append(Span(a, a + len(node.tokens), index.get(node.parent, -1), past, keep, node.end))
             reads += [a + offset for offset, _ in node.reads]
             ids += node.tokens
@@ -306,23 +308,19 @@ def _can_share(blocks: Blocks) -> bool:
     return bool(can and can())
 
 
-def _steps(nodes: list[Node], batches: list[list[int]]) -> tuple[list[list[int]], list[set[int]], dict[int, int]]:
+def _steps(nodes: list[Node], batches: list[list[int]]) -> list[tuple[list[int], list[int], set[int]]]:
     """What is run in turn: batches, and before each the nodes above it that are kept between calls, alone.
 
     Returns:
-        the nodes of each step; for each the earlier steps it needs; node -> number of steps that need it.
+        For each step its nodes, those above them that it needs, and the earlier steps that give these.
     """
-    steps: list[list[int]] = []
-    waits: list[set[int]] = []
-    uses: dict[int, int] = {}
+    steps: list[tuple[list[int], list[int], set[int]]] = []
     of: dict[int, int] = {}
 
     def add(batch: list[int], above: list[int]) -> None:
-        waits.append({of[i] for i in above})
-        for i in above:
-            uses[i] = uses.get(i, 0) + 1
+        waits = {of[i] for i in above}
         of.update(dict.fromkeys(batch, len(steps)))
-        steps.append(batch)
+        steps.append((batch, above, waits))
 
     for batch in batches:
         above = _outside_ancestors(nodes, batch)
@@ -330,7 +328,7 @@ def _steps(nodes: list[Node], batches: list[list[int]]) -> tuple[list[list[int]]
             if i not in of:
                 add([i], _outside_ancestors(nodes, [i]))
         add(batch, above)
-    return steps, waits, uses
+    return steps
 
 
 def _batches(nodes: list[Node], batch_tokens: int, workers: int = 1) -> Iterator[list[int]]:
