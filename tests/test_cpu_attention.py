@@ -63,6 +63,10 @@ def test_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("amx", [True, False])
 def test_a_tree_in_bfloat16_on_either_kind_of_cpu(monkeypatch: pytest.MonkeyPatch, make_model: Any, amx: bool) -> None:
     monkeypatch.setattr(cpu_attention, "_amx", lambda: amx)
+    lengths, blockwise = set(), cpu_attention.causal_attention
+    monkeypatch.setattr(
+        cpu_attention, "causal_attention", lambda q, *rest: (lengths.add(q.shape[1]), blockwise(q, *rest))
+    )
     tokenizer = type("Vocabulary", (), {"__len__": lambda self: 300})()
     model = make_model("llama", tokenizer)
     sequences = [[*range(40, 70), *range(b, 200 + b), *range(c, 20 + 70 * c)] for b in (1, 2) for c in (1, 2, 3)]
@@ -75,3 +79,4 @@ def test_a_tree_in_bfloat16_on_either_kind_of_cpu(monkeypatch: pytest.MonkeyPatc
     assert forward.usable and forward.tokens_run < sum(map(len, sequences))
     assert want is not None and plain is not None and ours is not None
     assert (ours.float() - want).norm() < 1.25 * (plain.float() - want).norm()
+    assert (min(lengths, default=0) >= cpu_attention.SHORTEST) != amx, "long nodes alone, where there is no AMX"

@@ -15,7 +15,7 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from latent_rewards import HFJudge, JudgePrompt, Need
+from latent_rewards import HFJudge, JudgePrompt, Need, tree_forward
 from latent_rewards.data import open_ended
 from latent_rewards.forward import Blocks, States, read_states, reference_states
 from latent_rewards.labels import LabelTrie
@@ -413,6 +413,21 @@ def test_batches_pack_to_the_budget(llama: Blocks) -> None:
         handle.remove()
     assert sum(seen) == forward.tokens_run and max(seen) <= 128
     assert len(seen) <= 2 * -(-forward.tokens_run // 128)
+
+
+def test_keys_and_values_are_let_go_when_the_last_that_needs_them_has_run(
+    llama: Blocks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held, ancestors = [], tree_forward._ancestors
+
+    def seen(nodes: Any, i: int, known: dict[int, Any]) -> Any:
+        held.append(len(known))
+        return ancestors(nodes, i, known)
+
+    monkeypatch.setattr(tree_forward, "_ancestors", seen)
+    sequences, positions = with_labels(random_trees(2, prompts=30, completions=3))
+    TreeForward(llama, batch_tokens=100, min_saving=4).read(sequences, positions)
+    assert len(held) > 30 and max(held) < 15
 
 
 def test_the_models_own_attention_comes_back(llama: Blocks) -> None:
