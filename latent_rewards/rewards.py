@@ -198,7 +198,8 @@ class Reward:
     def _score(
         self, prompts: list[Any], completions: list[Any], columns: Mapping[str, Any]
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        raise NotImplementedError
+        """(B,) scores before scale and clip, and what to log; every kind of reward has its own."""
+        raise NotImplementedError(f"{type(self).__name__} does not say how it scores")
 
     def _finish(self, scores: np.ndarray) -> np.ndarray:
         rewards = scores * self.scale + self.shift
@@ -217,8 +218,8 @@ class LatentReward(Reward):
         return Need(labels=True)
 
     def readout(self, reading: Reading) -> Tensor:
-        """(B,) scores of a reading."""
-        raise NotImplementedError
+        """(B,) scores of a reading; rewards that ask for several readings have `scores_of` instead."""
+        raise NotImplementedError(f"{type(self).__name__} is no readout of one reading; use scores_of")
 
     def requests(self, rows: Sequence[Mapping[str, Any]]) -> list[Request]:
         """What the judge has to read to score B rows."""

@@ -19,7 +19,6 @@ from latent_rewards import HFJudge, JudgePrompt, Need, tree_forward
 from latent_rewards.data import open_ended
 from latent_rewards.forward import Blocks, States, read_states, reference_states
 from latent_rewards.labels import LabelTrie
-from latent_rewards.loading import embedded_model
 from latent_rewards.tree_forward import TreeForward
 
 VOCAB = 97
@@ -473,14 +472,6 @@ def test_bfloat16_is_no_further_from_float32_than_the_plain_forward(embedded: No
     assert exact is not None and plain is not None and tree is not None
     assert (tree - exact).square().mean().sqrt() <= 1.25 * (plain - exact).square().mean().sqrt()
     assert (tree - exact).abs().max() <= 2 * (plain - exact).abs().max()
-
-
-@pytest.fixture
-def embedded() -> None:
-    try:
-        embedded_model()
-    except FileNotFoundError as err:
-        pytest.skip(str(err))
 
 
 def compile_with(monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
