@@ -460,7 +460,7 @@ def test_two_judges_in_two_threads() -> None:
             close(states, read_states(works[i], sequences, positions, layers=LAYERS))
 
 
-def test_bfloat16_is_no_further_from_float32_than_the_plain_forward(embedded: None) -> None:
+def test_bfloat16_is_no_further_from_float32_than_the_plain_forward(embedded: HFJudge) -> None:
     prompt = JudgePrompt.load("weighted")
     rows = [{"prompt": r["prompt"], "completion": a} for r in open_ended()[:10] for a in r["responses"]]
     options: list[dict[str, Any]] = [
