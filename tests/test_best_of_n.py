@@ -455,6 +455,14 @@ def test_what_a_kill_leaves_beside_a_finished_shard_is_cleared(tmp_path: Path) -
     assert not left.exists() and in_work.exists() and store.done(5)
 
 
+def test_finishing_clears_what_kills_left(run: Any) -> None:
+    run(PAIRS)
+    left = run.folder / "shards" / ".00000000.jsonl.host-1.tmp"
+    left.touch()
+    run(None, selection=Selection("none"))
+    assert not left.exists()
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
 @pytest.mark.parametrize("mode", ["one", "two", "accelerate", "ray"])
