@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import copy
 import itertools
-import queue
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
@@ -28,7 +27,7 @@ def replica(blocks: Blocks) -> Blocks:
 
 
 def run_side_by_side(step: Callable[[int, Blocks], None], waits: Sequence[set[int]], workers: Sequence[Blocks]) -> None:
-    """Run step(0), step(1), ... in this order, as many at once as there are workers.
+    """Run step(0), step(1), ..., as many at once as there are workers; a free worker takes the first that can run.
 
     Args:
         step: what to do, and on which worker's modules; in a thread, without gradients.
@@ -38,26 +37,34 @@ def run_side_by_side(step: Callable[[int, Blocks], None], waits: Sequence[set[in
     Raises:
         Exception: that of the first step that failed; those not begun are left out.
     """
-    free: queue.SimpleQueue[Blocks] = queue.SimpleQueue()
-    for worker in workers:
-        free.put(worker)
-    futures: list[Future[None]] = []
-    failed = threading.Event()
+    left: list[int] = list(range(len(waits)))
+    done: set[int] = set()
+    errors: list[BaseException] = []
+    change = threading.Condition()
 
-    def run(i: int) -> None:
-        for before in waits[i]:
-            futures[before].result()
-        if failed.is_set():
-            return
-        worker = free.get()
-        try:
-            with torch.no_grad():
+    def next_step() -> int | None:
+        while left and not errors:
+            ready = next((i for i in left if waits[i] <= done), None)
+            if ready is not None:
+                left.remove(ready)
+                return ready
+            change.wait()
+        return None
+
+    @torch.no_grad()
+    def work(worker: Blocks) -> None:
+        while True:
+            with change:
+                i = next_step()
+            if i is None:
+                return
+            try:
                 step(i, worker)
-        except BaseException:
-            failed.set()
-            raise
-        finally:
-            free.put(worker)
+            except BaseException as err:
+                errors.append(err)
+            with change:
+                done.add(i)
+                change.notify_all()
 
     threads = torch.get_num_threads()
     pool = ThreadPoolExecutor(
@@ -65,10 +72,9 @@ def run_side_by_side(step: Callable[[int, Blocks], None], waits: Sequence[set[in
     )
     try:
         with pool:
-            for i in range(len(waits)):
-                futures.append(pool.submit(run, i))
-        for future in futures:
-            future.result()
+            list(pool.map(work, workers))
     finally:
         # Setting a thread's number also sets what new threads begin with.
         torch.set_num_threads(threads)
+    if errors:
+        raise errors[0]

@@ -334,6 +334,7 @@ def _steps(nodes: list[Node], batches: list[list[int]]) -> list[tuple[list[int],
 def _batches(nodes: list[Node], batch_tokens: int, workers: int = 1) -> Iterator[list[int]]:
     """Groups of nodes that are run together: whole subtrees side by side, parents first, siblings adjacent.
 
+    A subtree is cut only where it is larger than what a group shall hold: its second part would wait for its first.
     Nodes that may be kept between calls are left out: they run alone, so that their keys and values do not depend on
     their company.
     """
@@ -345,17 +346,22 @@ def _batches(nodes: list[Node], batch_tokens: int, workers: int = 1) -> Iterator
         order.append(stack.pop())
         stack.extend(reversed(below.get(order[-1], [])))
     order = [i for i in order if nodes[i].key is None]
+    whole = {i: len(nodes[i].tokens) for i in order}  # tokens of a node and all below it
+    for i in reversed(order):
+        if nodes[i].parent in whole:
+            whole[nodes[i].parent] += whole[i]
     total = sum(len(nodes[i].tokens) for i in order)
     target = total / max(1, workers * -(-total // (workers * batch_tokens)))
     batch: list[int] = []
-    tokens = 0
+    tokens, together = 0, 0
     for i in order:
-        n = len(nodes[i].tokens)
-        if batch and (tokens + n > batch_tokens or tokens + n / 2 > target):
+        n = whole[i] if whole[i] <= target else len(nodes[i].tokens)
+        if batch and not together and (tokens + n > batch_tokens or tokens + n / 2 > target):
             yield _breadth_first(nodes, batch)
             batch, tokens = [], 0
+        together = (together or n) - len(nodes[i].tokens)
         batch.append(i)
-        tokens += n
+        tokens += len(nodes[i].tokens)
     if batch:
         yield _breadth_first(nodes, batch)
 

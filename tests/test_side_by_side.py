@@ -87,6 +87,21 @@ def test_steps_wait_for_those_they_need_and_run_two_at_a_time(blocks: Blocks, fo
     assert all(done.index(a) < done.index(b) for b, before in enumerate(waits) for a in before)
 
 
+def test_a_free_worker_does_not_wait_for_a_step_that_cannot_run_yet(blocks: Blocks, four_threads: None) -> None:
+    first, others = threading.Event(), []
+
+    def step(i: int, worker: Blocks) -> None:
+        if i == 0:
+            assert first.wait(20), "steps 2 to 4 run while step 1 waits for step 0"
+        elif i > 1:
+            others.append(i)
+            if len(others) == 3:
+                first.set()
+
+    run_side_by_side(step, [set(), {0}, set(), set(), set()], [blocks, blocks])
+    assert sorted(others) == [2, 3, 4]
+
+
 def test_the_first_error_comes_out_and_threads_come_back(blocks: Blocks, four_threads: None) -> None:
     ran: list[int] = []
 
