@@ -187,7 +187,7 @@ class GuardedReward(LatentReward):
         return [*self.reward.requests(rows), *(self.gate.requests(rows) if self.gate else [])]
 
     def scores_of(self, rows: Sequence[Mapping[str, Any]], readings: Sequence[Reading]) -> np.ndarray:
-        """(B,) the reward's scores, or the floor."""
+        """(B,) the reward's scores, or the floor; NaN where the reward or the gate could not be read."""
         own = len(self.reward.requests(rows))
         scores = self.reward._finish(self.reward.scores_of(rows, readings[:own]))
         low = np.array([bool(broken_guards(r["prompt"], r["completion"], self.guards)) for r in rows], dtype=bool)
@@ -195,6 +195,7 @@ class GuardedReward(LatentReward):
             below = self._gate_scores(rows, readings[own:]) - self.gate_below
             if self.gate_slope is None:
                 low |= below < 0
+                scores = np.where(np.isnan(below), np.nan, scores)
             else:
                 scores = np.maximum(scores + self.gate_slope * np.minimum(0.0, below), np.minimum(scores, self.floor))
         return np.where(low & ~np.isnan(scores), self.floor, scores)

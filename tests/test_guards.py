@@ -92,6 +92,17 @@ def test_guarded_by_hand() -> None:
     np.testing.assert_allclose(gated, np.where(gate.score(PROMPTS, COMPLETIONS) < threshold, 0, plain))
 
 
+@pytest.mark.parametrize("slope", [None, 2.0])
+def test_a_gate_that_could_not_be_read_lets_nothing_pass(slope: float | None, monkeypatch: Any) -> None:
+    judge = FakeJudge()
+    inner, gate = ProbabilityWeightedReward(judge), VerifierReward(judge)
+    gated = GuardedReward(inner, guards=(), floor=-9, gate=gate, gate_below=-99.0, gate_slope=slope)
+    plain = inner.score(PROMPTS, COMPLETIONS)
+    read = gate.scores_of
+    monkeypatch.setattr(gate, "scores_of", lambda *a: np.where(np.arange(3) == 1, np.nan, read(*a)))
+    np.testing.assert_array_equal(gated.score(PROMPTS, COMPLETIONS), [plain[0], np.nan, plain[2]])
+
+
 def test_a_slope_takes_points_below_the_gate_and_none_above() -> None:
     judge = FakeJudge()
     inner, gate = ProbabilityWeightedReward(judge), VerifierReward(judge)
