@@ -10,6 +10,7 @@ import time
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -201,23 +202,30 @@ class Features:
         Raises:
             ValueError: unknown column, or a broken shard.
         """
-        parts = []
+        out, filled = None, 0
         for shard in self._shards:
-            try:
-                with safe_open(shard, framework="pt") as file:
-                    if (file.metadata() or {}).get("fingerprint") != self.info.fingerprint:
-                        raise ValueError(f"{shard} belongs to another data set than {self.folder / _META}")
-                    if name not in file.keys():
-                        raise ValueError(f"{shard} has no column {name!r}; it has {sorted(file.keys())}")
-                    part = file.get_tensor(name)
-                    if _checksum(part) != (file.metadata() or {}).get(f"crc32:{name}", _checksum(part)):
-                        raise SafetensorError(f"column {name!r} does not fit its checksum")
-            except (SafetensorError, UnicodeDecodeError) as err:
-                raise ValueError(f"{shard} is corrupt or cut short ({err}); delete it and collect again") from err
-            parts.append((part.float() if part.is_floating_point() and part.dtype != torch.float64 else part).numpy())
-        if sum(map(len, parts)) != len(self):
-            raise ValueError(f"{self.folder} holds {sum(map(len, parts))} rows of {name!r}, not {len(self)}")
-        return np.concatenate(parts)
+            part = self._shard_column(shard, name)
+            if out is None:  # filled in place: many small pieces would leave holes in the heap
+                out = np.empty((len(self), *part.shape[1:]), dtype=part.dtype)
+            out[filled : filled + len(part)] = part[: len(self) - filled]
+            filled += len(part)
+        if out is None or filled != len(self):
+            raise ValueError(f"{self.folder} holds {filled} rows of {name!r}, not {len(self)}")
+        return out
+
+    def _shard_column(self, shard: Path, name: str) -> np.ndarray:
+        try:
+            with safe_open(shard, framework="pt") as file:
+                if (file.metadata() or {}).get("fingerprint") != self.info.fingerprint:
+                    raise ValueError(f"{shard} belongs to another data set than {self.folder / _META}")
+                if name not in file.keys():
+                    raise ValueError(f"{shard} has no column {name!r}; it has {sorted(file.keys())}")
+                part = file.get_tensor(name)
+                if _checksum(part) != (file.metadata() or {}).get(f"crc32:{name}", _checksum(part)):
+                    raise SafetensorError(f"column {name!r} does not fit its checksum")
+        except (SafetensorError, UnicodeDecodeError) as err:
+            raise ValueError(f"{shard} is corrupt or cut short ({err}); delete it and collect again") from err
+        return (part.float() if part.is_floating_point() and part.dtype != torch.float64 else part).numpy()
 
     def states(self, layers: Sequence[int]) -> np.ndarray:
         """(N, len(layers) * D) float32, the layers side by side.
@@ -225,10 +233,23 @@ class Features:
         Raises:
             ValueError: a layer was not collected.
         """
+        self._check_layers(layers)
+        return np.concatenate([self.column(f"layer_{layer}") for layer in layers], axis=1)
+
+    def shard_states(self, number: int, layers: Sequence[int]) -> np.ndarray:
+        """(rows of the shard, len(layers) * D) float32 of one shard; raises as `states` does."""
+        self._check_layers(layers)
+        return np.concatenate([self._shard_column(self._shards[number], f"layer_{n}") for n in layers], axis=1)
+
+    @cached_property
+    def width(self) -> int:
+        """D, the size of a state."""
+        return self.shard_states(0, self.info.layers[:1]).shape[1]
+
+    def _check_layers(self, layers: Sequence[int]) -> None:
         lacks = sorted(set(layers) - set(self.info.layers))
         if lacks:
             raise ValueError(f"{self.folder} has layers {list(self.info.layers)}, not {lacks}")
-        return np.concatenate([self.column(f"layer_{layer}") for layer in layers], axis=1)
 
     def check(self, judge: Judge | None = None, prompt: JudgePrompt | None = None, **expected: Any) -> None:
         """Fail if these features are of something else.

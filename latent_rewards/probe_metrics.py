@@ -23,17 +23,23 @@ def pair_indices(
     rng = np.random.default_rng(seed)
     order = np.argsort(pair, kind="stable")
     order = order[pair[order] >= 0]
-    better: list[np.ndarray] = []
-    worse: list[np.ndarray] = []
-    for rows in np.split(order, np.flatnonzero(np.diff(pair[order])) + 1):
+    starts = np.flatnonzero(np.diff(pair[order], prepend=-1))
+    sizes = np.diff(starts, append=len(order))
+    first, second = order[starts[sizes == 2]], order[starts[sizes == 2] + 1]
+    up = label[first] > label[second]
+    apart = up | (label[second] > label[first])
+    better, worse = [np.where(up, first, second)[apart]], [np.where(up, second, first)[apart]]
+    for start, size in zip(starts[sizes > 2], sizes[sizes > 2], strict=True):
+        rows = order[start : start + size]
         i, j = np.nonzero(label[rows][:, None] > label[rows][None, :])
         if len(i) > most:
             keep = rng.choice(len(i), most, replace=False)
             i, j = i[keep], j[keep]
         better.append(rows[i])
         worse.append(rows[j])
-    empty = np.zeros(0, dtype=int)
-    return (np.concatenate(better), np.concatenate(worse)) if better else (empty, empty)
+    left, right = np.concatenate(better), np.concatenate(worse)
+    by_pair = np.argsort(pair[left], kind="stable")
+    return left[by_pair], right[by_pair]
 
 
 def wins(score: np.ndarray, better: np.ndarray, worse: np.ndarray) -> np.ndarray:

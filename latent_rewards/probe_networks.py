@@ -1,8 +1,10 @@
-"""Probes that scikit-learn does not fit: MLP, orthogonal heads, layer mixtures, KTO and ordinal losses."""
+"""Probes that Adam fits: MLP, orthogonal heads, layer mixtures, KTO and ordinal losses."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latent_rewards.probe_metrics import pair_indices
+from latent_rewards.probe_states import States, StoredStates, blocks, moments, read, spans
 
 if TYPE_CHECKING:
     from latent_rewards.probe_training import Data, FitOptions
@@ -109,7 +112,7 @@ def _fit(data: Data, options: FitOptions, n_layers: int) -> dict[str, Tensor]:
     held = rng.choice(groups, max(1, int(len(groups) * options.held_out)), replace=False) if len(groups) > 1 else groups
     inside = np.isin(data.group, held)
     train, valid = (data.take(~inside), data.take(inside)) if not inside.all() else (data, data)
-    mean, scale = train.x.mean(0), train.x.std(0)
+    mean, scale = moments(train.x)
     shared = options.architecture == "orthogonal" or options.mix_layers
     scale = np.full_like(scale, np.sqrt((scale**2).mean())) if shared else np.where(scale > 1e-6, scale, 1.0)
     outputs = 1 if data.label.ndim == 1 else data.label.shape[1]
@@ -117,7 +120,7 @@ def _fit(data: Data, options: FitOptions, n_layers: int) -> dict[str, Tensor]:
     classes = np.unique(data.label)
     cuts = nn.Parameter(torch.linspace(-1, 1, max(1, len(classes) - 1)))
     loss = _Loss(options, classes, cuts)
-    _run(head, cuts, loss, _Batches(train, mean, scale, options), _Batches(valid, mean, scale, options), options)
+    _run(head, cuts, loss, _Split(train, mean, scale, options), _Split(valid, mean, scale, options), options)
     with torch.no_grad():
         weight = head.matrix() / torch.tensor(scale, dtype=torch.float32)
         bias = head.first.bias - weight @ torch.tensor(mean, dtype=torch.float32)
@@ -127,29 +130,67 @@ def _fit(data: Data, options: FitOptions, n_layers: int) -> dict[str, Tensor]:
     return out
 
 
-class _Batches:
-    """Units (rows, or pairs under Bradley-Terry) of one split, as tensors."""
+@dataclass
+class _Batch:
+    """Some rows, or pairs under Bradley-Terry: inputs, those of the worse ones, labels, weights."""
+
+    x: Tensor
+    worse: Tensor | None
+    y: Tensor
+    weight: Tensor
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def take(self, rows: Tensor) -> _Batch:
+        worse = None if self.worse is None else self.worse[rows]
+        return _Batch(self.x[rows], worse, self.y[rows], self.weight[rows])
+
+
+class _Split:
+    """Rows, or pairs, of one split, read in windows that fit in memory; all of them at once where they do."""
 
     def __init__(self, data: Data, mean: np.ndarray, scale: np.ndarray, options: FitOptions) -> None:
         from latent_rewards.probe_training import _log_length, _pair_weights, _row_weights
 
-        self.x = torch.tensor((data.x - mean) / scale, dtype=torch.float32)
-        self.y = torch.tensor(data.label, dtype=torch.float32)
-        self.worse: Tensor | None = None
-        self.rows = torch.arange(len(data))
+        self.data, self.mean, self.scale = data, mean, scale
+        self.rows, self.worse = np.arange(len(data)), None
         weight = _row_weights(data, options)
         if options.objective == "bradley_terry":
-            better, worse = pair_indices(data.label, data.pair, seed=options.seed)
-            self.rows, self.worse = torch.tensor(better), torch.tensor(worse)
+            self.rows, self.worse = pair_indices(data.label, data.pair, seed=options.seed)
             log = _log_length(data.length)
-            weight = _pair_weights(log[better] - log[worse], data.source[better], options)
+            weight = _pair_weights(log[self.rows] - log[self.worse], data.source[self.rows], options)
         elif options.objective in ("bce", "kto") and options.class_weight:
             share = data.label.mean()
             weight = weight * np.where(data.label > 0.5, 0.5 / max(share, 1e-9), 0.5 / max(1 - share, 1e-9))
-        self.weight = torch.tensor(weight, dtype=torch.float32)
+        self.weight = weight
+        self.held: _Batch | None = None if isinstance(data.x, StoredStates) else self._load(np.arange(len(self)))
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def _load(self, pick: np.ndarray) -> _Batch:
+        def inputs(rows: np.ndarray) -> Tensor:
+            return torch.tensor((read(self.data.x, rows) - self.mean) / self.scale, dtype=torch.float32)
+
+        return _Batch(
+            inputs(self.rows[pick]),
+            None if self.worse is None else inputs(self.worse[pick]),
+            torch.tensor(self.data.label[self.rows[pick]], dtype=torch.float32),
+            torch.tensor(self.weight[pick], dtype=torch.float32),
+        )
+
+    def windows(self, *, shuffle: bool = False) -> Iterator[_Batch]:
+        """Everything once. Shuffled, a window holds short runs from all over, so that little is read for nothing."""
+        if self.held is not None:
+            yield self.held
+            return
+        runs = [np.arange(len(self))[s] for s in spans(self.data.x, len(self))]
+        if shuffle:
+            cut = [part for run in runs for part in np.array_split(run, 8) if len(part)]
+            order = torch.randperm(len(cut)).tolist()
+            runs = [np.concatenate([cut[i] for i in order[at : at + 8]]) for at in range(0, len(cut), 8)]
+        yield from (self._load(run) for run in runs)
 
 
 class _Loss:
@@ -157,12 +198,11 @@ class _Loss:
         self.options, self.cuts = options, cuts
         self.classes = torch.tensor(classes, dtype=torch.float32)
 
-    def __call__(self, head: _Head, part: _Batches, pick: Tensor) -> Tensor:
-        o, rows, weight = self.options, part.rows[pick], part.weight[pick]
-        g, y = head(part.x[rows]), part.y[rows]
-        if o.objective == "bradley_terry":
-            assert part.worse is not None
-            return (-F.logsigmoid(g[:, 0] - head(part.x[part.worse[pick]])[:, 0]) * weight).mean()
+    def __call__(self, head: _Head, batch: _Batch) -> Tensor:
+        o, weight = self.options, batch.weight
+        g, y = head(batch.x), batch.y
+        if batch.worse is not None:
+            return (-F.logsigmoid(g[:, 0] - head(batch.worse)[:, 0]) * weight).mean()
         if o.objective == "regression":
             error = (g - (y if y.dim() == 2 else y[:, None])).square().mean(1)
             return (error * weight).mean()
@@ -174,22 +214,22 @@ class _Loss:
         return (F.binary_cross_entropy_with_logits(g, target, reduction="none").mean(1) * weight).mean()
 
 
-def _run(head: _Head, cuts: nn.Parameter, loss: _Loss, train: _Batches, valid: _Batches, options: FitOptions) -> None:
+def _run(head: _Head, cuts: nn.Parameter, loss: _Loss, train: _Split, valid: _Split, options: FitOptions) -> None:
     decay = 1.0 / (options.strength * max(1, len(train)))
     # torch keeps signs on the diagonal of the orthogonal parameter; decay would round them to 0
     plain = [p for n, p in head.named_parameters() if "parametrizations" not in n]
     fixed = [p for n, p in head.named_parameters() if "parametrizations" in n]
     groups = [{"params": plain, "weight_decay": min(decay, 1.0)}, {"params": [*fixed, cuts], "weight_decay": 0.0}]
     steps = torch.optim.AdamW(groups, lr=options.lr)
-    everything = torch.arange(len(valid)) if len(valid) else None
     best, waited, kept = float("inf"), 0, copy.deepcopy(head.state_dict())
     for _ in range(options.epochs):
-        for pick in torch.randperm(len(train)).split(options.batch):
-            steps.zero_grad()
-            loss(head, train, pick).backward()
-            steps.step()
+        for window in train.windows(shuffle=True):
+            for pick in torch.randperm(len(window)).split(options.batch):
+                steps.zero_grad()
+                loss(head, window.take(pick)).backward()
+                steps.step()
         with torch.no_grad():
-            now = float(loss(head, valid, everything)) if everything is not None else -1.0
+            now = sum(float(loss(head, w)) * len(w) for w in valid.windows()) / len(valid) if len(valid) else -1.0
         if now < best - 1e-5:
             best, waited, kept = now, 0, copy.deepcopy(head.state_dict())
         else:
@@ -199,12 +239,17 @@ def _run(head: _Head, cuts: nn.Parameter, loss: _Loss, train: _Batches, valid: _
     head.load_state_dict(kept)
 
 
-def head_scores(x: np.ndarray, tensors: dict[str, Tensor], architecture: str) -> np.ndarray:
+def head_scores(x: States, tensors: dict[str, Tensor], architecture: str) -> np.ndarray:
     """(N, A) scores of a trained head, as `Probe` computes them."""
-    with torch.no_grad():
-        linear = torch.as_tensor(x, dtype=torch.float32) @ tensors["weight"].T + tensors["bias"]
-        if architecture == "mlp":
-            linear = torch.relu(linear) @ tensors["out_weight"].T + tensors["out_bias"]
-        if architecture == "orthogonal":
-            linear = (torch.softmax(linear, -1) * linear).sum(-1, keepdim=True)
-    return linear.numpy()
+    out = [_head_scores(torch.as_tensor(block, dtype=torch.float32), tensors, architecture) for _, block in blocks(x)]
+    return torch.cat(out).numpy() if out else np.zeros((0, 1), dtype=np.float32)
+
+
+@torch.no_grad()
+def _head_scores(x: Tensor, tensors: dict[str, Tensor], architecture: str) -> Tensor:
+    linear = x @ tensors["weight"].T + tensors["bias"]
+    if architecture == "mlp":
+        linear = torch.relu(linear) @ tensors["out_weight"].T + tensors["out_bias"]
+    if architecture == "orthogonal":
+        linear = (torch.softmax(linear, -1) * linear).sum(-1, keepdim=True)
+    return linear

@@ -31,7 +31,9 @@ def cross_validate(
     groups = len(np.unique(data.group))
     if groups < folds:
         raise ValueError(f"{groups} different prompts cannot make {folds} folds")
-    splits = list(GroupKFold(folds, shuffle=True, random_state=options.seed).split(data.x, groups=data.group))
+    splits = list(
+        GroupKFold(folds, shuffle=True, random_state=options.seed).split(np.zeros(len(data)), groups=data.group)
+    )
     out = []
     for strength in strengths:
         score = np.full(len(data), np.nan)
@@ -59,7 +61,7 @@ def sweep_layers(
     folds: int = 5,
     leave_out: np.ndarray | None = None,
 ) -> list[dict[str, Any]]:
-    """`cross_validate` on every layer of one feature pass; holds one layer in memory at a time.
+    """`cross_validate` on every layer of one feature pass; holds at most one layer in memory at a time.
 
     Args:
         features: collected features.

@@ -1,4 +1,4 @@
-"""Training probes: linear fits by scikit-learn, layer and strength by cross-validation grouped by prompt."""
+"""Training probes: what a fit is made of, and the linear ones."""
 
 from __future__ import annotations
 
@@ -6,14 +6,17 @@ import dataclasses
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from latent_rewards import probe_states
 from latent_rewards.features import Features
+from latent_rewards.probe_linear import Design, fit, logistic, squares
 from latent_rewards.probe_metrics import pair_indices
+from latent_rewards.probe_states import States, StoredStates, moments, not_finite, within_groups
 from latent_rewards.probes import Architecture
 
 logger = logging.getLogger(__name__)
@@ -27,7 +30,7 @@ class Data:
     """Rows a probe is trained on: N rows of P inputs.
 
     Attributes:
-        x: (N, P) float32 states.
+        x: (N, P) float32 states, in memory or on disk.
         label: (N,) or (N, A) labels or ratings.
         group: (N,) prompt groups.
         pair: (N,) pair numbers, -1 for none.
@@ -35,7 +38,7 @@ class Data:
         source: (N,) number of the data source.
     """
 
-    x: np.ndarray
+    x: States
     label: np.ndarray
     group: np.ndarray
     pair: np.ndarray
@@ -51,9 +54,14 @@ class Data:
 
     @classmethod
     def of(cls, features: Features, layers: Sequence[int]) -> Data:
-        """The readable rows of a folder of features, for one or several layers."""
+        """The readable rows of a folder of features, for one or several layers.
+
+        States of more than `probe_states.MOST` bytes stay on disk; training then reads them block by block.
+        """
         names = ("label", "group", "pair", "length", "source")
-        data = cls(features.states(layers), *(features.column(n) for n in names))
+        stored = StoredStates(features, layers)
+        small = 4 * stored.shape[0] * stored.shape[1] <= probe_states.MOST
+        data = cls(features.states(layers) if small else stored, *(features.column(n) for n in names))
         read = features.column("read").astype(bool)
         if not read.all():
             logger.warning(
@@ -81,7 +89,7 @@ class FitOptions:
         desirable: KTO's lambda_D.
         undesirable: KTO's lambda_U.
         beta: of KTO.
-        lr: Adam's learning rate, for everything scikit-learn does not fit.
+        lr: Adam's learning rate, for everything but plain linear fits.
         epochs: most passes.
         patience: passes without gain on the held-out share before stopping.
         held_out: share of prompts for early stopping.
@@ -126,22 +134,21 @@ def fit_head(data: Data, options: FitOptions, *, n_layers: int = 1) -> dict[str,
         from latent_rewards.probe_networks import fit_network
 
         return fit_network(data, options, n_layers=n_layers)
-    x = data.x.astype(np.float64)
-    mean, scale = x.mean(0), x.std(0)
+    mean, scale = moments(data.x)
     scale = np.where(scale > 1e-6, scale, 1.0)
-    z = (x - mean) / scale
-    rows = dataclasses.replace(data, x=z)
-    fits = {"bce": _fit_bce, "bradley_terry": _fit_pairs, "regression": _fit_ridge}
-    weight, bias = fits[options.objective](rows, options)
-    weight = np.atleast_2d(weight) / scale
-    bias = np.atleast_1d(bias) - weight @ mean
+    direction = None
+    if "erase" in options.guards:
+        c, covariance = within_groups(data.x, _log_length(data.length), data.group, mean, scale)
+        direction = _length_direction(c, covariance)
+    fits = {"bce": _fit_bce, "bradley_terry": _fit_pairs, "regression": _fit_squares}
+    weight, bias = fits[options.objective](data, options, Design(data.x, mean, scale, direction))
     return {"weight": torch.tensor(weight, dtype=torch.float32), "bias": torch.tensor(bias, dtype=torch.float32)}
 
 
 def check_data(data: Data, options: FitOptions) -> None:
     """Raise ValueError for data that cannot be trained on; see `fit_head`."""
-    if not np.isfinite(data.x).all():
-        bad = np.flatnonzero(~np.isfinite(data.x).all(1))
+    bad = not_finite(data.x)
+    if len(bad):
         raise ValueError(f"features hold NaN or infinite values in {len(bad)} of {len(data)} rows (first row {bad[0]})")
     if not np.isfinite(data.label).all():
         raise ValueError("labels hold NaN or infinite values")
@@ -163,52 +170,39 @@ def check_disjoint(train: np.ndarray, test: np.ndarray) -> None:
         )
 
 
-def _fit_bce(data: Data, options: FitOptions) -> tuple[np.ndarray, np.ndarray]:
-    weight = _row_weights(data, options)
-    direction = _length_direction(data) if "erase" in options.guards else None
-    x = _erase(data.x, direction)
+def _fit_bce(data: Data, options: FitOptions, design: Design) -> tuple[np.ndarray, np.ndarray]:
+    label = data.label.reshape(len(data), -1)
+    weight = np.repeat(_row_weights(data, options)[:, None], label.shape[1], axis=1)
+    if options.class_weight:  # as scikit-learn's "balanced": each class weighs half of all
+        for good, column in zip(label.T > 0.5, weight.T, strict=True):
+            half = column.sum() / 2
+            for side in (good, ~good):
+                column[side] *= half / column[side].sum()
     if "nuisance" in options.guards:
-        x = np.hstack([x, 10 * _log_length(data.length)[:, None]])
-    model = _logistic(options, intercept=True, class_weight="balanced" if options.class_weight else None)
-    model.fit(x, data.label.astype(int), sample_weight=weight)
-    return _unerase(model.coef_[0][: data.x.shape[1]], direction), model.intercept_
+        design = dataclasses.replace(design, extra=10 * _log_length(data.length))
+    loss = logistic(2 * label - 1, weight)
+    return fit(design, loss, weight[:, 0].sum(), options.strength, outputs=label.shape[1])
 
 
-def _fit_pairs(data: Data, options: FitOptions) -> tuple[np.ndarray, np.ndarray]:
+def _fit_pairs(data: Data, options: FitOptions, design: Design) -> tuple[np.ndarray, np.ndarray]:
     """Bradley-Terry: logistic regression without intercept on the differences of better and worse states."""
     better, worse = pair_indices(data.label, data.pair, seed=options.seed)
-    direction = _length_direction(data) if "erase" in options.guards else None
-    x = _erase(data.x[better] - data.x[worse], direction)
-    gap = _log_length(data.length)[better] - _log_length(data.length)[worse]
+    log = _log_length(data.length)
+    gap = log[better] - log[worse]
+    extra = 10 * gap if "nuisance" in options.guards else None
+    weight = _pair_weights(gap, data.source[better], options)[:, None]
+    design = dataclasses.replace(design, rows=better, minus=worse, extra=extra)
+    loss = logistic(np.ones_like(weight), weight)
+    return fit(design, loss, weight.sum(), options.strength, intercept=False)
+
+
+def _fit_squares(data: Data, options: FitOptions, design: Design) -> tuple[np.ndarray, np.ndarray]:
+    """Ridge regression."""
+    label = data.label.reshape(len(data), -1)
+    weight = _row_weights(data, options)[:, None]
     if "nuisance" in options.guards:
-        x = np.hstack([x, 10 * gap[:, None]])
-    weight = _pair_weights(gap, data.source[better], options)
-    model = _logistic(options, intercept=False, class_weight=None)
-    flip = np.where(np.arange(len(x)) % 2 == 0, 1, -1)
-    model.fit(x * flip[:, None], flip, sample_weight=weight)
-    return _unerase(model.coef_[0][: data.x.shape[1]], direction), np.zeros(1)
-
-
-def _fit_ridge(data: Data, options: FitOptions) -> tuple[np.ndarray, np.ndarray]:
-    from sklearn.linear_model import Ridge
-
-    direction = _length_direction(data) if "erase" in options.guards else None
-    x = _erase(data.x, direction)
-    if "nuisance" in options.guards:
-        x = np.hstack([x, 10 * _log_length(data.length)[:, None]])
-    model = Ridge(alpha=1.0 / options.strength)
-    model.fit(x, data.label, sample_weight=_row_weights(data, options))
-    coef = np.atleast_2d(model.coef_)[:, : data.x.shape[1]]
-    return np.stack([_unerase(c, direction) for c in coef]), np.atleast_1d(model.intercept_)
-
-
-def _logistic(options: FitOptions, *, intercept: bool, class_weight: Any) -> Any:
-    from sklearn.linear_model import LogisticRegression
-
-    return LogisticRegression(
-        C=options.strength, fit_intercept=intercept, class_weight=class_weight, max_iter=2000, tol=1e-8,
-        random_state=options.seed,
-    )  # fmt: skip
+        design = dataclasses.replace(design, extra=10 * _log_length(data.length))
+    return fit(design, squares(label, weight), weight.sum(), options.strength, outputs=label.shape[1])
 
 
 def _log_length(length: np.ndarray) -> np.ndarray:
@@ -216,35 +210,14 @@ def _log_length(length: np.ndarray) -> np.ndarray:
     return (log - log.mean()) / (log.std() or 1.0)
 
 
-def _length_direction(data: Data) -> tuple[np.ndarray, np.ndarray]:
+def _length_direction(c: np.ndarray, covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(c, S^-1 c / c' S^-1 c): covariance of states and log-length within prompts, and the direction to take out.
 
     Source: the least-squares concept erasure of Belrose et al. 2023 (LEACE, arXiv 2306.03819) for one number.
     """
-    _, index = np.unique(data.group, return_inverse=True)
-    counts = np.bincount(index)
-    several = counts[index] > 1
-    if several.sum() < 2:
-        raise ValueError("guard 'erase' needs prompts with several completions, so that length varies within a prompt")
-    sums = np.zeros((len(counts), data.x.shape[1]))
-    np.add.at(sums, index, data.x)
-    x = (data.x - (sums / counts[:, None])[index])[several]
-    log = _log_length(data.length)
-    log = (log - (np.bincount(index, log) / counts)[index])[several]
-    c = x.T @ log / len(x)
-    covariance = x.T @ x / len(x)
-    covariance[np.diag_indices_from(covariance)] += 1e-2 * np.trace(covariance) / len(covariance)
+    covariance = covariance + 1e-2 * np.trace(covariance) / len(covariance) * np.eye(len(covariance))
     u = np.linalg.solve(covariance, c)
     return c, u / (c @ u)
-
-
-def _erase(x: np.ndarray, direction: tuple[np.ndarray, np.ndarray] | None) -> np.ndarray:
-    return x if direction is None else x - np.outer(x @ direction[1], direction[0])
-
-
-def _unerase(weight: np.ndarray, direction: tuple[np.ndarray, np.ndarray] | None) -> np.ndarray:
-    """Weights on the states themselves: w (I - u c')' x = (w - u (c w)) x."""
-    return weight if direction is None else weight - direction[1] * (direction[0] @ weight)
 
 
 def _row_weights(data: Data, options: FitOptions) -> np.ndarray:
