@@ -24,6 +24,8 @@ from latent_rewards.evaluation.benchmarks.rows import Item
 from latent_rewards.evaluation.config import EvaluateConfig
 from latent_rewards.prompts import to_text
 
+REWARDS = ["weighted", "weighted_relevant", "probe", "probe_answered", "probe_relevant"]
+
 
 def texts_of(item: Item, other: Item) -> dict[str, str]:
     """Honest answer and attacks."""
@@ -36,7 +38,7 @@ def texts_of(item: Item, other: Item) -> dict[str, str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, default=Path("configs/evaluate/attacks.yaml"))
-    parser.add_argument("--rewards", nargs="+", default=["weighted", "probe", "probe_answered", "probe_relevant"])
+    parser.add_argument("--rewards", nargs="+", default=REWARDS)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/attack-adaptive.json"))
     args = parser.parse_args()
     config = EvaluateConfig(**yaml.safe_load(args.config.read_text()))

@@ -11,7 +11,7 @@ import numpy as np
 
 from latent_rewards.judge import Need, Reading, Request
 from latent_rewards.prompts import to_text
-from latent_rewards.relevance import log_odds
+from latent_rewards.relevance import log_odds, without_copies
 from latent_rewards.rewards import LatentReward
 
 _OPENER = re.compile(
@@ -127,7 +127,8 @@ class GuardedReward(LatentReward):
             no lowest value (log-odds, probes).
         guards: names of `GUARDS`; default all.
         gate: a second reward, such as a probe trained to tell attacks from answers; completions that it scores below
-            `gate_below` get the floor, too, or lose points (`gate_slope`).
+            `gate_below` get the floor, too, or lose points (`gate_slope`). It reads a completion without the passages
+            copied from the prompt (`latent_rewards.relevance.without_copies`).
         gate_below: see `gate`.
         gate_slope: points taken away for each unit that the gate's score lies below `gate_below`, down to the floor at
             most; above it nothing changes. None: the floor at once.
@@ -184,7 +185,7 @@ class GuardedReward(LatentReward):
 
     def requests(self, rows: Sequence[Mapping[str, Any]]) -> list[Request]:
         """Those of the reward, then those of the gate."""
-        return [*self.reward.requests(rows), *(self.gate.requests(rows) if self.gate else [])]
+        return [*self.reward.requests(rows), *(self.gate.requests(_uncopied(rows)) if self.gate else [])]
 
     def scores_of(self, rows: Sequence[Mapping[str, Any]], readings: Sequence[Reading]) -> np.ndarray:
         """(B,) the reward's scores, or the floor; NaN where the reward or the gate could not be read."""
@@ -202,7 +203,20 @@ class GuardedReward(LatentReward):
 
     def _gate_scores(self, rows: Sequence[Mapping[str, Any]], readings: Sequence[Reading]) -> np.ndarray:
         assert self.gate is not None
-        scores = self.gate._finish(self.gate.scores_of(rows, readings))
+        scores = self.gate._finish(self.gate.scores_of(_uncopied(rows), readings))
         if not self.relevance:
             return scores
         return scores + self.relevance * np.array([log_odds(r["prompt"], r["completion"]) for r in rows])
+
+
+def _uncopied(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The same rows, their completions without what they copy from the prompt."""
+    return [{**row, "completion": _own_words(to_text(row["prompt"]), row["completion"])} for row in rows]
+
+
+def _own_words(asked: str, said: Any) -> Any:
+    if isinstance(said, str):
+        return without_copies(asked, said)
+    return [
+        {**m, "content": without_copies(asked, m["content"])} if isinstance(m.get("content"), str) else m for m in said
+    ]

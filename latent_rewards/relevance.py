@@ -18,6 +18,8 @@ FEATURES = (
     "no end mark", "log words of the prompt",
 )  # fmt: skip
 _WEIGHTS = Path(__file__).parent / "shipped" / "relevance.json"
+COPIED = 5
+_WORD = re.compile(r"[^\W_]+")
 _END = re.compile(r"[^\w\s,]\s*\Z")
 _STOP = frozenset(
     "the a an and or of to in on for with is are was were be been it its this that these those i you he she they we my "
@@ -31,13 +33,14 @@ def features(prompt: Any, completion: Any) -> np.ndarray:
     """(F,) what `FEATURES` names.
 
     Words are runs of letters or digits of any script, cut to five characters so that "prime" meets "primes"; the
-    commonest English ones do not count.
+    commonest English ones do not count. Nor do passages copied from the prompt (`without_copies`).
 
     Args:
         prompt: text or messages.
         completion: text or messages.
     """
-    asked, said = to_text(prompt), to_text(completion)
+    asked = to_text(prompt)
+    said = without_copies(asked, to_text(completion))
     own, other = _content(asked), _content(said)
     shared = len(own & other)
     grams, said_grams = _grams(asked), _grams(said)
@@ -47,6 +50,27 @@ def features(prompt: Any, completion: Any) -> np.ndarray:
         both / max(1, len(grams)), both / max(1, len(said_grams)), np.log1p(len(_words(said))),
         float(not _END.search(said)), np.log1p(len(own)),
     ])  # fmt: skip
+
+
+def without_copies(asked: str, said: str) -> str:
+    """The text without every run of `COPIED` words or more, in order, that stands in the prompt: who repeats it has
+    said nothing.
+    """
+    runs = _runs([m.group().lower() for m in _WORD.finditer(asked)])
+    words = list(_WORD.finditer(said))
+    lower, copied = [m.group().lower() for m in words], np.zeros(len(words), dtype=bool)
+    for i in range(len(words) - COPIED + 1):
+        if tuple(lower[i : i + COPIED]) in runs:
+            copied[i : i + COPIED] = True
+    if not copied.any():
+        return said
+    ends = [*(m.start() for m in words[1:]), len(said)]
+    kept = [said[m.start() : end] for m, end, out in zip(words, ends, copied, strict=True) if not out]
+    return said[: words[0].start()] + "".join(kept)
+
+
+def _runs(words: list[str]) -> frozenset[tuple[str, ...]]:
+    return frozenset(tuple(words[i : i + COPIED]) for i in range(len(words) - COPIED + 1))
 
 
 def log_odds(prompt: Any, completion: Any) -> float:
@@ -73,7 +97,7 @@ def _weights() -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
 
 
 def _words(text: str) -> list[str]:
-    return re.findall(r"[^\W_]+", text.lower())
+    return _WORD.findall(text.lower())
 
 
 def _content(text: str) -> set[str]:

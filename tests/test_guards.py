@@ -19,7 +19,7 @@ from latent_rewards.composite import shuffled
 from latent_rewards.evaluation.attacks import KINDS, attacked, best_response
 from latent_rewards.evaluation.benchmarks import load
 from latent_rewards.guards import GUARDS, broken_guards
-from latent_rewards.relevance import features, log_odds
+from latent_rewards.relevance import features, log_odds, without_copies
 
 PROMPTS = ["Name a prime.", "Name a prime.", "Name a city."]
 COMPLETIONS = ["Seven.", ":", "Paris, the capital of France."]
@@ -174,6 +174,37 @@ def test_composites_are_read_in_one_forward_and_travel(make_judge: Any) -> None:
     other = make_judge()
     for name, of, row in (("contrastive", "verifier", out[1]), ("ensemble", ["weighted", "verifier"], out[2])):
         np.testing.assert_allclose(build_reward(name, other, of=of).score(PROMPTS, COMPLETIONS), row, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("asked", "said", "left"),
+    [
+        ("Name the capital of France.", "name the CAPITAL of France: Paris.", "Paris."),
+        ("Name the capital of France.", "The capital of France is Paris.", "The capital of France is Paris."),
+        ("a b c d e f", "x a b c d e f y. A b c d e!", "x y. "),
+        ("a b c d", "a b c d and so on", "a b c d and so on"),
+        ("a b c d e", "", ""),
+        ("a b c d e", "...", "..."),
+    ],
+)
+def test_copies_of_the_prompt_are_taken_out(asked: str, said: str, left: str) -> None:
+    assert without_copies(asked, said) == left
+
+
+def test_the_gate_reads_what_is_not_copied() -> None:
+    judge = FakeJudge()
+    inner, gate = ProbabilityWeightedReward(judge), VerifierReward(judge)
+    prompt, answer = "Please name the capital city of France for me.", "It is Paris."
+    reward = GuardedReward(inner, guards=(), gate=gate, gate_below=0.0, gate_slope=2.0, relevance=0.5, floor=-99)
+    below = gate.score([prompt], [answer]) + 0.5 * log_odds(prompt, answer)
+    copied = f"{prompt} {answer}"
+    want = inner.score([prompt], [copied]) + 2 * np.minimum(0, below)
+    np.testing.assert_allclose(reward.score([prompt], [copied]), want, rtol=1e-6)
+    chat = [[{"role": "user", "content": prompt}]], [[{"role": "assistant", "content": copied}]]
+    want = inner.score(*chat) + 2 * np.minimum(
+        0, gate.score(chat[0], [[{"role": "assistant", "content": answer}]]) + 0.5 * log_odds(prompt, answer)
+    )
+    np.testing.assert_allclose(reward.score(*chat), want, rtol=1e-6)
 
 
 def test_a_gate_by_name() -> None:
