@@ -195,14 +195,15 @@ def test_the_gate_reads_what_is_not_copied() -> None:
     judge = FakeJudge()
     inner, gate = ProbabilityWeightedReward(judge), VerifierReward(judge)
     prompt, answer = "Please name the capital city of France for me.", "It is Paris."
-    reward = GuardedReward(inner, guards=(), gate=gate, gate_below=0.0, gate_slope=2.0, relevance=0.5, floor=-99)
-    below = gate.score([prompt], [answer]) + 0.5 * log_odds(prompt, answer)
+    reward = GuardedReward(inner, guards=(), gate=gate, gate_below=30.0, gate_slope=2.0, relevance=0.5, floor=-99)
+    below = gate.score([prompt], [answer]) + 0.5 * log_odds(prompt, answer) - 30
+    assert below < 0
     copied = f"{prompt} {answer}"
     want = inner.score([prompt], [copied]) + 2 * np.minimum(0, below)
     np.testing.assert_allclose(reward.score([prompt], [copied]), want, rtol=1e-6)
     chat = [[{"role": "user", "content": prompt}]], [[{"role": "assistant", "content": copied}]]
     want = inner.score(*chat) + 2 * np.minimum(
-        0, gate.score(chat[0], [[{"role": "assistant", "content": answer}]]) + 0.5 * log_odds(prompt, answer)
+        0, gate.score(chat[0], [[{"role": "assistant", "content": answer}]]) + 0.5 * log_odds(prompt, answer) - 30
     )
     np.testing.assert_allclose(reward.score(*chat), want, rtol=1e-6)
 
