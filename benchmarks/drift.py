@@ -3,7 +3,7 @@
     python -m benchmarks.drift --out benchmarks/results/drift.json
 
 The policy is the embedded model. It is first taught, in a few supervised steps, to answer "What is the capital of
-...?" and, one time in four, to write one of five empty phrases in place of an answer: what a policy under training
+...?" and, every other time, to write one of five empty phrases in place of an answer: what a policy under training
 stumbles on sooner or later, this one knows from the start. TRL's GRPOTrainer then trains it from that start against one
 reward at a time. Beside the reward it trains on, each step logs two that weigh nothing: whether the answer names the
 capital (gold), and whether it holds one of the phrases. Countries are drawn by step and seed, alike in all runs.
@@ -160,11 +160,11 @@ def draw(path: Path, runs: dict[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rewards", nargs="+", default=list(REWARDS), choices=list(REWARDS))
-    parser.add_argument("--steps", type=int, default=16)
-    parser.add_argument("--prompts", type=int, default=3, help="prompts in a step, with 8 answers each")
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--prompts", type=int, default=2, help="prompts in a step, with 8 answers each")
     parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--taught", type=int, default=10, help="supervised steps before")
-    parser.add_argument("--share", type=float, default=0.25, help="of phrases among the taught answers")
+    parser.add_argument("--taught", type=int, default=30, help="supervised steps before")
+    parser.add_argument("--share", type=float, default=0.5, help="of phrases among the taught answers")
     parser.add_argument("--work", type=Path, default=Path("runs/drift"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/drift.json"))
     args = parser.parse_args()
