@@ -63,6 +63,9 @@ _SOURCES = (
 _OTHER = dataclasses.replace(_FIT, guards=("balance",))
 RECIPES = {
     "embedded": Recipe((30,), _SOURCES, _OTHER, dataclasses.replace(_OTHER, strength=1e-3)),
+    "Qwen2.5-Coder-0.5B-Instruct": Recipe(
+        (16,), (*_SOURCES, "pairwise/llmbar"), *[dataclasses.replace(_FIT, strength=1e-2)] * 2
+    ),
     "Qwen2.5-Coder-1.5B-Instruct": Recipe(
         (18,), (*_SOURCES, "pairwise/llmbar"), *[dataclasses.replace(_FIT, strength=1e-3)] * 2
     ),
