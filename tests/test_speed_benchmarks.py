@@ -92,6 +92,15 @@ def test_flatness_leaves_the_warm_up_out() -> None:
     assert soak.flatness(readings) == pytest.approx(0.02)
 
 
+def test_growth_after_the_warm_up() -> None:
+    columns = ("seconds", "threads", "files", "cpu_seconds", "tokens")
+    rows = ((0, 1, 1, 0, 0), (2, 3, 9, 10, 500), (6, 5, 9, 20, 1500), (10, 4, 8, 30, 2400))
+    found = soak.growth([dict(zip(columns, map(float, r), strict=True)) for r in rows])
+    assert found == pytest.approx({
+        "threads": 1, "files": -1, "tokens_per_cpu_second": 95, "throughput_last_half_against_first": 0.9,
+    })  # fmt: skip
+
+
 def test_a_written_command_has_no_path_of_the_machine() -> None:
     argv = ["--python", "vllm=/home/me/envs/vllm/bin/python", "--runs", "/tmp/mine/", "--out", "benchmarks/results"]
     assert throughput.command("x", argv) == (
