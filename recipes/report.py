@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+import latent_rewards
 from latent_rewards import HFJudge, LikertReward, Reward, VerifierReward
 
 EMBEDDED_NOTE = (
@@ -237,8 +238,8 @@ def write_answers(path: Path, prompts: list[Any], before: HeldOut | None, after:
 
 def package_versions() -> dict[str, str]:
     """Versions of what the figures depend on."""
-    names = ("latent-rewards", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "numpy")
-    return {name: metadata.version(name) for name in names}
+    names = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "numpy")
+    return {"latent-rewards": latent_rewards.__version__} | {name: metadata.version(name) for name in names}
 
 
 def unit_of(reward: Reward) -> str:

@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+import latent_rewards
 from latent_rewards.rowio import InputError
 from latent_rewards.selection import Combination, Pairing, Ties
 
@@ -184,7 +185,8 @@ class BestOfNConfig:
                 "judge": {k: v for k, v in self.judge.items() if k not in ("device", "device_map")},
                 "generator": self.generator,
                 "sampling": self.sampling if self.generator else None,
-                "versions": {p: version(p) for p in ("torch", "transformers", "latent-rewards")},
+                "versions": {p: version(p) for p in ("torch", "transformers")}
+                | {"latent-rewards": latent_rewards.__version__},
             }
         )
 
