@@ -43,7 +43,7 @@ class Design:
     rows: np.ndarray | None = None
     minus: np.ndarray | None = None
     extra: np.ndarray | None = None
-    _held: np.ndarray | None = field(default=None, repr=False)
+    _held: np.ndarray | None = field(default=None, init=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.x) if self.rows is None else len(self.rows)

@@ -152,9 +152,10 @@ def check_data(data: Data, options: FitOptions) -> None:
         raise ValueError(f"features hold NaN or infinite values in {len(bad)} of {len(data)} rows (first row {bad[0]})")
     if not np.isfinite(data.label).all():
         raise ValueError("labels hold NaN or infinite values")
-    if options.objective in ("bce", "kto") and set(np.unique(data.label)) != {0.0, 1.0}:
-        found = np.unique(data.label)[:5].tolist()
-        raise ValueError(f"objective {options.objective!r} needs labels 0 and 1, both present; found {found}")
+    if options.objective in ("bce", "kto"):
+        for column in data.label.reshape(len(data), -1).T:
+            if set(found := np.unique(column)[:5].tolist()) != {0.0, 1.0}:
+                raise ValueError(f"objective {options.objective!r} needs labels 0 and 1, both present; found {found}")
     if options.objective == "bradley_terry" and not len(pair_indices(data.label, data.pair)[0]):
         raise ValueError("objective 'bradley_terry' needs pairs: examples with one pair number and different labels")
     if options.objective in ("regression", "ordinal") and len(np.unique(data.label)) < 2:

@@ -140,6 +140,13 @@ def test_several_labels_are_several_fits(tmp_path, on_disk):
         )
 
 
+def test_each_of_several_labels_needs_both_classes(tmp_path):
+    data = Data.of(write_features(tmp_path, aspects=2), [1])
+    data.label[:, 1] = 1.0
+    with pytest.raises(ValueError, match=r"needs labels 0 and 1, both present; found \[1\.0\]"):
+        fit_head(data, FitOptions())
+
+
 @pytest.mark.parametrize(
     "options",
     [
