@@ -229,7 +229,7 @@ def _run(head: _Head, cuts: nn.Parameter, loss: _Loss, train: _Split, valid: _Sp
                 loss(head, window.take(pick)).backward()
                 steps.step()
         with torch.no_grad():
-            now = sum(float(loss(head, w)) * len(w) for w in valid.windows()) / len(valid) if len(valid) else -1.0
+            now = _mean_loss(loss, head, valid) if len(valid) else -1.0
         if now < best - 1e-5:
             best, waited, kept = now, 0, copy.deepcopy(head.state_dict())
         else:
@@ -237,6 +237,10 @@ def _run(head: _Head, cuts: nn.Parameter, loss: _Loss, train: _Split, valid: _Sp
             if waited >= options.patience:
                 break
     head.load_state_dict(kept)
+
+
+def _mean_loss(loss: _Loss, head: _Head, split: _Split) -> float:
+    return sum(float(loss(head, window)) * len(window) for window in split.windows()) / len(split)
 
 
 def head_scores(x: States, tensors: dict[str, Tensor], architecture: str) -> np.ndarray:

@@ -208,6 +208,16 @@ def test_the_gate_reads_what_is_not_copied() -> None:
     np.testing.assert_allclose(reward.score(*chat), want, rtol=1e-6)
 
 
+def test_a_gate_with_rules_of_its_own_reads_what_is_not_copied() -> None:
+    judge = FakeJudge()
+    inner, prompt = ProbabilityWeightedReward(judge), "Please name the capital city of France for me."
+    gate = GuardedReward(VerifierReward(judge), guards=("echo",), floor=-1000)
+    reward = GuardedReward(inner, guards=(), gate=gate, gate_below=-999.0)
+    copied = f"{prompt} It is Paris."
+    assert gate.score([prompt], [copied])[0] == -1000
+    np.testing.assert_array_equal(reward.score([prompt], [copied]), inner.score([prompt], [copied]))
+
+
 def test_a_gate_by_name() -> None:
     judge = FakeJudge()
     reward = build_reward("guarded", judge, guards=(), gate={"reward": "verifier", "output": "p"}, gate_below=2.0)

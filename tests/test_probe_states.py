@@ -18,7 +18,7 @@ from latent_rewards.examples import Example
 from latent_rewards.features import FeatureInfo, Features, write_shard
 from latent_rewards.judge import Reading
 from latent_rewards.probe_metrics import pair_indices
-from latent_rewards.probe_networks import head_scores
+from latent_rewards.probe_networks import _Head, _Loss, _mean_loss, _Split, head_scores
 from latent_rewards.probe_selection import sweep_layers
 from latent_rewards.probe_states import StoredStates, moments, not_finite
 from latent_rewards.probe_training import Data, FitOptions, _log_length, _pair_weights, _row_weights, fit_head
@@ -168,6 +168,22 @@ def test_networks_learn_the_same_from_disk(options, tmp_path, monkeypatch):
     np.testing.assert_array_equal(after, again)  # the seed decides the order in which runs are read
     assert spearmanr(before, after).statistic > 0.9
     assert np.mean(after[1::2] > after[::2]) > 0.75
+
+
+def test_the_held_out_loss_is_the_same_in_windows(tmp_path, monkeypatch):
+    features = write_features(tmp_path)
+    options = FitOptions(architecture="mlp")
+    head = _Head(WIDTH, 1, options, 1)
+    loss = _Loss(options, np.array([0.0, 1.0]), torch.zeros(1))
+
+    def mean_loss():
+        return float(_mean_loss(loss, head, _Split(Data.of(features, [1]), np.zeros(WIDTH), np.ones(WIDTH), options)))
+
+    with torch.no_grad():
+        before = mean_loss()
+        monkeypatch.setattr(probe_states, "MOST", 0)
+        monkeypatch.setattr(probe_states, "BLOCK", 70 * 4 * WIDTH)
+        assert mean_loss() == pytest.approx(before, rel=1e-5)
 
 
 def test_layer_sweep_from_disk(tmp_path, monkeypatch):

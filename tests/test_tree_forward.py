@@ -416,14 +416,14 @@ def test_batches_pack_to_the_budget(llama: Blocks) -> None:
 
 
 def test_no_batch_waits_for_another_where_subtrees_are_small() -> None:
-    starts = [[i] * 30 for i in range(12)]
-    sequences = [[*start, *([50 + i] * (3 + i))] for start in starts for i in range(4)]
-    nodes = build_tree(sequences, [(len(s) - 1,) for s in sequences], keepable=[0] * len(sequences), min_saving=4)
-    for workers in (1, 2):
-        steps = tree_forward._steps(nodes, list(tree_forward._batches(nodes, 200, workers)))
-        assert len(steps) >= 3 and not any(waits for *_, waits in steps)
-        assert max(sum(len(nodes[i].tokens) for i in batch) for batch, *_ in steps) <= 200
-    assert sorted(i for batch, *_ in steps for i in batch) == list(range(len(nodes)))
+    for prompts in (12, 11):  # whole subtrees fill a batch, or the last of one goes beyond its even share
+        sequences = [[*[p] * 30, *([50 + i] * (3 + i))] for p in range(prompts) for i in range(4)]
+        nodes = build_tree(sequences, [(len(s) - 1,) for s in sequences], keepable=[0] * len(sequences), min_saving=4)
+        for workers in (1, 2):
+            steps = tree_forward._steps(nodes, list(tree_forward._batches(nodes, 200, workers)))
+            assert len(steps) >= 3 and not any(waits for *_, waits in steps)
+            assert max(sum(len(nodes[i].tokens) for i in batch) for batch, *_ in steps) <= 200
+            assert sorted(i for batch, *_ in steps for i in batch) == list(range(len(nodes)))
     narrow = tree_forward._steps(nodes, list(tree_forward._batches(nodes, 40)))
     assert any(waits for *_, waits in narrow), "a subtree larger than a batch is cut"
 
