@@ -17,6 +17,7 @@ import hashlib
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,35 +51,35 @@ class File(NamedTuple):
     licence: str
     random: int
     matched: int
-    chars: int = 2000
+    chars: int = 3500
 
 
 FILES: dict[str, File] = {
-    "pairwise/alpacaeval_lenmatched": File("alpacaeval", "Apache-2.0", 400, 400, 1700),
-    "pairwise/autoj": File("autoj", "none found", 30, 110, 1300),
-    "pairwise/faireval": File("llmeval", "MIT", 64, 64, 1500),
-    "pairwise/hh_harmless": File("hh", "MIT", 20, 80, 800),
+    "pairwise/alpacaeval_lenmatched": File("alpacaeval", "Apache-2.0", 800, 800),
+    "pairwise/autoj": File("autoj", "none found", 1000, 1000),
+    "pairwise/faireval": File("llmeval", "MIT", 64, 64, 4000),
+    "pairwise/hh_harmless": File("hh", "MIT", 2400, 2400, 2000),
     "pairwise/hhh_alignment": File("hhh", "Apache-2.0", 221, 221),
     "pairwise/llmbar": File("llmbar", "MIT", 417, 417),
-    "pairwise/llmbar_casestudy": File("llmbar", "MIT", 20, 65, 900),
-    "pairwise/llmeval2": File("llmeval", "MIT", 60, 54, 1500),
-    "pairwise/qa_feedback": File("qa_feedback", "Apache-2.0", 12, 40, 2000),
-    "pairwise/rm_bench": File("rm_bench", "none found", 30, 110, 1200),
-    "pairwise/rmb": File("rmb", "none found", 30, 100, 1400),
-    "listwise/alpacaeval": File("alpacaeval", "Apache-2.0", 12, 0, 1500),
-    "listwise/gsm8k_solutions": File("gsm8k", "MIT", 30, 0),
-    "listwise/rmb_bon": File("rmb", "none found", 16, 0, 1500),
-    "listwise/topical_chat": File("topical_chat", "MIT", 30, 0, 1500),
+    "pairwise/llmbar_casestudy": File("llmbar", "MIT", 312, 312),
+    "pairwise/llmeval2": File("llmeval", "MIT", 198, 198),
+    "pairwise/qa_feedback": File("qa_feedback", "Apache-2.0", 1400, 1400),
+    "pairwise/rm_bench": File("rm_bench", "none found", 500, 200, 2500),
+    "pairwise/rmb": File("rmb", "none found", 1700, 1700),
+    "listwise/alpacaeval": File("alpacaeval", "Apache-2.0", 150, 0, 2500),
+    "listwise/gsm8k_solutions": File("gsm8k", "MIT", 300, 0),
+    "listwise/rmb_bon": File("rmb", "none found", 200, 0, 2500),
+    "listwise/topical_chat": File("topical_chat", "MIT", 60, 0),
 }
 # Rated answers: layer weights are tuned on them.
 RATED: dict[str, File] = {
-    "single/autoj_single": File("autoj", "none found", 200, 0, 900),
-    "single/qags": File("qags", "MIT", 40, 0, 1600),
-    "single/halueval_general": File("halueval", "MIT", 80, 0, 900),
+    "single/autoj_single": File("autoj", "none found", 500, 0, 2000),
+    "single/qags": File("qags", "MIT", 200, 0, 2000),
+    "single/halueval_general": File("halueval", "MIT", 500, 0, 2000),
 }
 # More training rows: length-matched pairs of lists, a few answers of many prompts; no figure is taken from them.
 EXTRA: dict[str, File] = {
-    "extra/alpacaeval": File("alpacaeval", "Apache-2.0", 80, 0, 1000),
+    "extra/alpacaeval": File("alpacaeval", "Apache-2.0", 2600, 0, 2500),
     "extra/open_ended": File("open_ended", "Apache-2.0", 96, 0, 4000),
 }
 EVERY = FILES | RATED | EXTRA
@@ -123,8 +124,9 @@ def load(name: str, folder: Path, most_chars: int = 4000, rows_each: int | None 
     more = [r for r in rows[file.random :] if is_matched(r)][: max(0, file.matched - have)]
     chosen = [(r, True) for r in first] + [(r, False) for r in more]
     chosen.sort(key=lambda c: prompt_group(c[0]["prompt"]))
-    make: Callable[..., list[Example]] = {"pairwise": pair_examples, "single": rating_examples}.get(
-        name.partition("/")[0], list_examples
+    kind = next(k for k in ("chosen", "responses", "response") if k in rows[0])
+    make: Callable[..., list[Example]] = {"chosen": pair_examples, "responses": list_examples}.get(
+        kind, rating_examples
     )
     examples, of = [], []
     for i, (row, _) in enumerate(chosen):
@@ -153,8 +155,8 @@ def _origin(name: str, folder: Path) -> Iterable[dict]:
     if name == "extra/open_ended":
         return [dict(r) for r in open_ended()]
     if name == "extra/alpacaeval":
-        lists = (_similar(r, 4, EVERY[name].chars) for r in read_jsonl(folder / "listwise/alpacaeval.jsonl.gz"))
-        return [r for r in lists if r]
+        lists = read_jsonl(folder / "listwise/alpacaeval.jsonl.gz")
+        return [pair for row in lists for pair in _matched_pairs(row, EVERY[name].chars)]
     rows = read_jsonl(folder / f"{name}.jsonl.gz")
     return [_first(r, 8 if name.endswith("alpacaeval") else 6) for r in rows]
 
@@ -170,23 +172,30 @@ def _first(row: dict, most: int) -> dict:
     return row | {k: row[k][:most] for k in ("responses", "gold") if k in row}
 
 
-def _similar(row: dict, n: int, chars: int) -> dict | None:
-    """The n consecutive answers by length, all within a fifth, whose grades differ most; None if there are none."""
-    room = chars - len(to_text(row["prompt"]))
-    order = sorted(
-        (i for i, r in enumerate(row["responses"]) if len(r) <= room), key=lambda i: len(row["responses"][i])
+def _matched_pairs(row: dict, chars: int, most: int = 12, uses: int = 3, gap: float = 0.1) -> list[dict]:
+    """A list's pairs whose lengths differ by at most a fifth, those first whose grades differ most.
+
+    Args:
+        row: a list.
+        chars: most characters of prompt and response together.
+        most: pairs of the list.
+        uses: of one response.
+        gap: smallest difference of grades.
+    """
+    gold, room = row["gold"], chars - len(to_text(row["prompt"]))
+    short = [i for i, r in enumerate(row["responses"]) if len(r) <= room]
+    pairs = sorted(
+        ((i, j) for i in short for j in short if gold[i] - gold[j] >= gap), key=lambda p: gold[p[1]] - gold[p[0]]
     )
-    best: tuple[float, list[int]] = (0.1, [])
-    for start in range(len(order) - n + 1):
-        window = order[start : start + n]
-        shortest, longest = (len(row["responses"][window[k]]) for k in (0, -1))
-        spread = float(np.std([row["gold"][i] for i in window]))
-        if shortest >= 0.8 * longest and spread > best[0]:
-            best = (spread, window)
-    window = sorted(best[1])
-    if not window:
-        return None
-    return row | {k: [row[k][i] for i in window] for k in ("responses", "gold")}
+    used: Counter[int] = Counter()
+    out: list[dict] = []
+    for i, j in pairs:
+        made = {"id": f"{row['id']}-{i}v{j}", "prompt": row["prompt"]}
+        made |= {"chosen": row["responses"][i], "rejected": row["responses"][j]}
+        if len(out) < most and is_matched(made) and max(used[i], used[j]) < uses:
+            used.update((i, j))
+            out.append(made)
+    return out
 
 
 def _chars(row: dict) -> int:

@@ -23,7 +23,7 @@ import torch
 from scipy.stats import spearmanr
 from sklearn.model_selection import GroupKFold
 
-from benchmarks.probe_sample import EVERY, EXTRA, FILES, Sample, arguments, collect
+from benchmarks.probe_sample import EVERY, EXTRA, FILES, RATED, Sample, arguments, collect
 from benchmarks.throughput import command
 from latent_rewards import JudgePrompt, readouts
 from latent_rewards.features import Features
@@ -43,16 +43,18 @@ class Recipe:
     """How probes of one judge are trained.
 
     Attributes:
-        layers: read side by side.
-        sources: files that every probe may be trained on, under MIT or Apache-2.0.
-        fit: settings where the benchmark is left out.
+        layers: read side by side where the benchmark is left out.
+        sources: files that such a probe may be trained on.
+        fit: its settings.
         inside: settings in distribution.
+        inside_layers: layers in distribution; none is `layers`.
     """
 
     layers: tuple[int, ...]
     sources: tuple[str, ...]
     fit: FitOptions
     inside: FitOptions
+    inside_layers: tuple[int, ...] = ()
 
 
 _FIT = FitOptions(objective="bradley_terry", strength=1e-4, guards=("erase", "balance"))
@@ -125,28 +127,35 @@ def left_out(benches: dict[str, Bench], name: str, recipe: Recipe, *, dev_only: 
 
 
 def in_distribution(benches: dict[str, Bench], name: str, recipe: Recipe) -> np.ndarray:
-    """Out-of-fold scores of a file by probes trained on its other prompts and on the sources."""
-    test = Data.of(benches[name].features, recipe.layers)
-    names = [name, *(s for s in recipe.sources if s in benches and s != name)]
-    train = rows_of([benches[n] for n in names], recipe.layers)
+    """Out-of-fold scores of a file by probes trained on the other prompts of its family alone; NaN for few prompts."""
+    layers = recipe.inside_layers or recipe.layers
+    test = Data.of(benches[name].features, layers)
     score = np.full(len(test), np.nan)
+    if len(np.unique(test.group)) < 40:
+        return score
+    names = [name, *(n for n, b in benches.items() if n != name and b.family == benches[name].family)]
+    train = rows_of([benches[n] for n in names if n not in RATED], layers)
     for _, held in GroupKFold(5, shuffle=True, random_state=42).split(test.x, groups=test.group):
         rows = train.take(~np.isin(train.group, test.group[held]))
-        tensors = fit_head(rows, recipe.inside, n_layers=len(recipe.layers))
+        tensors = fit_head(rows, recipe.inside, n_layers=len(layers))
         score[held] = head_scores(test.x[held], tensors, "linear")[:, 0]
     return score
 
 
-def list_rho(bench: Bench, score: np.ndarray) -> tuple[float, float, float]:
-    """Mean Spearman within lists of unseen prompts, with its interval; a list of equal scores counts 0."""
+def list_rho(bench: Bench, score: np.ndarray) -> dict[str, object]:
+    """Mean Spearman within lists with its interval, of all and of unseen prompts; a list of equal scores counts 0."""
     label, pair, group = (bench.column(c) for c in ("label", "pair", "group"))
-    found, groups = [], []
-    for number in np.unique(pair[~bench.sample.dev[bench.read]]):
+    found = []
+    for number in np.unique(pair):
         rows = pair == number
         if np.ptp(label[rows]) > 0:
-            found.append(spearmanr(score[rows], label[rows]).statistic if np.ptp(score[rows]) > 0 else 0.0)
-            groups.append(group[rows][0])
-    return bootstrap(np.array(found), np.array(groups))
+            rho = spearmanr(score[rows], label[rows]).statistic if np.ptp(score[rows]) > 0 else 0.0
+            found.append((rho, group[rows][0], ~bench.sample.dev[bench.read][rows][0]))
+    rhos, groups, unseen = (np.array(c) for c in zip(*found, strict=True))
+    out: dict[str, object] = {}
+    for tag, part in (("unseen ", unseen.astype(bool)), ("", np.ones(len(rhos), bool))):
+        out |= {f"{tag}lists": int(part.sum()), f"{tag}rho": bootstrap(rhos[part], groups[part])}
+    return out
 
 
 def report(bench: Bench, scorer: str, score: np.ndarray, only: np.ndarray | None = None, name: str = "") -> dict:
@@ -163,7 +172,7 @@ def report(bench: Bench, scorer: str, score: np.ndarray, only: np.ndarray | None
             f"{tag}balanced": float(np.mean([s.mean() for s in sides])) if all(map(len, sides)) else float("nan"),
         }  # fmt: skip
     if bench.name.startswith("listwise"):
-        row["unseen rho"] = list_rho(bench, score)
+        row |= list_rho(bench, score)
     return row
 
 
@@ -177,8 +186,9 @@ def lines(benches: dict[str, Bench], name: str, prompt: JudgePrompt, recipe: Rec
         PROMPTED: readouts.expected_rating(logprobs, prompt.labels.values).numpy(),
         PROBE: left_out(benches, name, recipe),
     }
-    if name in IN_DISTRIBUTION:
-        scores[INSIDE] = in_distribution(benches, name, recipe)
+    inside = in_distribution(benches, name, recipe)
+    if np.isfinite(inside).all():
+        scores[INSIDE] = inside
     out = [report(bench, k, s) for k, s in scores.items()]
     if name == "pairwise/llmbar":
         hard = bench.adversarial
@@ -194,7 +204,7 @@ def summary(benches: dict[str, Bench], scores: dict[str, dict[str, np.ndarray]])
         (LENGTH, pairwise), (PROMPTED, pairwise), (PROBE, pairwise),
         (LENGTH, IN_DISTRIBUTION), (PROMPTED, IN_DISTRIBUTION), (PROBE, IN_DISTRIBUTION), (INSIDE, IN_DISTRIBUTION),
     ):  # fmt: skip
-        mine = [(benches[n], scores[n][scorer]) for n in names if n in scores]
+        mine = [(benches[n], scores[n][scorer]) for n in names if scorer in scores.get(n, {})]
         if not mine:
             continue
         row: dict = {"scorer": scorer, "files": "all pairwise" if names is pairwise else "AlpacaEval, RMB, Auto-J"}
@@ -216,17 +226,23 @@ def _won(bench: Bench, score: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray,
     return wins(score, bench.better, bench.worse)[rows], bench.group[rows]
 
 
-def choose(benches: dict[str, Bench], recipe: Recipe, layers: list[int], strengths: list[float]) -> list[dict]:
-    """Dev figures of probes of every layer, strength and guard, trained and measured on dev prompts alone."""
+def choose(
+    benches: dict[str, Bench], recipe: Recipe, layers: list[tuple[int, ...]], strengths: list[float]
+) -> list[dict]:
+    """Dev figures of probes of every layer, strength and guard.
+
+    Where the benchmark is left out they are trained and measured on dev prompts alone; in distribution they are trained
+    on all prompts outside the fold and measured on dev prompts.
+    """
     rows = []
-    for layer in layers:
+    for side_by_side in layers:
         for strength in strengths:
             for guards in (("erase", "balance"), ("balance",)):
                 fit = dataclasses.replace(recipe.fit, strength=strength, guards=guards)
-                tried = dataclasses.replace(recipe, layers=(layer,), fit=fit)
+                tried = Recipe(side_by_side, recipe.sources, fit, fit)
                 scores = {n: left_out(benches, n, tried, dev_only=True) for n in benches if n.startswith("pairwise")}
                 dev = {n: _won(benches[n], s, benches[n].matched & ~benches[n].unseen) for n, s in scores.items()}
-                row = {"layer": layer, "strength": strength, "guards": "+".join(guards)}
+                row = {"layers": side_by_side, "strength": strength, "guards": "+".join(guards)}
                 row |= {
                     "dev mean matched": mean_of_parts(list(dev.values())),
                     "n": sum(len(v) for v, _ in dev.values()),
@@ -234,6 +250,11 @@ def choose(benches: dict[str, Bench], recipe: Recipe, layers: list[int], strengt
                 if hard := benches.get("pairwise/llmbar"):
                     part = _won(hard, scores[hard.name], hard.adversarial & ~hard.unseen)
                     row["dev LLMBar adversarial"] = bootstrap(*part)
+                inside = [benches[n] for n in IN_DISTRIBUTION if n in benches]
+                row["dev in distribution"] = mean_of_parts(
+                    [_won(b, in_distribution(benches, b.name, tried), b.matched & ~b.unseen) for b in inside]
+                )
+                print(row, flush=True)
                 rows.append(row)
     return rows
 
@@ -298,7 +319,10 @@ def main() -> None:
         "--layer", type=int, nargs="+", help="layers the probe reads, side by side; default the recipe's"
     )
     parser.add_argument(
-        "--choose", type=float, nargs="+", help="only print dev figures of every layer for these strengths"
+        "--choose",
+        type=float,
+        nargs="+",
+        help="only print dev figures for these strengths: of `--layer`, or every layer",
     )
     parser.add_argument("--recipe", help=f"one of {list(RECIPES)}; default the judge's")
     parser.add_argument("--ship", help="folder for the shipped probe")
@@ -311,7 +335,9 @@ def main() -> None:
     recipe = RECIPES.get(args.recipe or info.judge, DEFAULT)
     recipe = dataclasses.replace(recipe, layers=tuple(args.layer or recipe.layers))
     if args.choose:
-        print(table(choose(benches, recipe, args.layer or args.layers, args.choose)))
+        print(
+            table(choose(benches, recipe, [recipe.layers] if args.layer else [(k,) for k in args.layers], args.choose))
+        )
         return
     scores, rows = {}, []
     for name in args.files:
@@ -336,15 +362,19 @@ def main() -> None:
 def page(found: dict) -> str:
     """The result file."""
     keys = ("file", "scorer", "n", "accuracy", "n matched", "matched", "balanced")
-    keys += ("unseen n", "unseen accuracy", "unseen n matched", "unseen matched", "unseen rho")
+    keys += ("unseen n", "unseen accuracy", "unseen n matched", "unseen matched")
+    in_lists = ("file", "scorer", "lists", "rho", "unseen lists", "unseen rho", "unseen n", "unseen accuracy")
     about = (
         "Accuracy is of the random rows of a file, of all lengths; matched is of pairs whose lengths differ by at most "
-        "a fifth; balanced is the mean over pairs with a longer and with a shorter winner. Settings were chosen on two "
-        "fifths of the prompts; unseen are the others. States are in the judge's own precision, so figures move a "
-        "little with the make-up of the batches."
+        "a fifth; balanced is the mean over pairs with a longer and with a shorter winner; rho is the mean Spearman "
+        "correlation within lists. Settings were chosen on two fifths of the prompts; unseen are the others. States "
+        "are in the judge's own precision, so figures move a little with the make-up of the batches."
     )
-    rows = table([{k: r.get(k) for k in keys} for r in found["rows"]])
-    return f"`{found['command'].strip()}`\n\n{about}\n\n{table(found['summary'])}\n{rows}"
+    parts = [table(found["summary"])]
+    for kind, shown in (("pairwise", keys), ("listwise", in_lists)):
+        if rows := [{k: r.get(k) for k in shown} for r in found["rows"] if r["file"].startswith(kind)]:
+            parts.append(table(rows))
+    return f"`{found['command'].strip()}`\n\n{about}\n\n" + "\n".join(parts)
 
 
 if __name__ == "__main__":

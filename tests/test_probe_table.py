@@ -16,6 +16,7 @@ from latent_rewards.probe_metrics import bootstrap, mean_of_parts
 
 PAIRS = ("pairwise/alpacaeval_lenmatched", "pairwise/hhh_alignment", "pairwise/llmbar")
 RATED = ("single/autoj_single",)
+LENGTH_RHO = -(0.75**0.5)  # of lengths 1, 3, 3 with golds 3, 1, 2; see `data`
 
 
 def write(path, rows):
@@ -62,7 +63,9 @@ def test_probe_table(monkeypatch, data, folder, tmp_path):
     probe = lines["pairwise/alpacaeval_lenmatched", probe_table.INSIDE]
     assert probe["n"] == 40 and 0 < probe["unseen n"] < 40 and probe["accuracy"][0] > 0.8
     assert lines["pairwise/llmbar, adversarial", probe_table.LENGTH]["n"] == 20
-    assert lines["listwise/topical_chat", probe_table.PROBE]["unseen rho"][0] <= 1
+    listed = lines["listwise/topical_chat", probe_table.PROBE]
+    assert listed["lists"] == 9 and 0 < listed["unseen lists"] < 9 and -1 <= listed["rho"][1] <= listed["rho"][0] <= 1
+    assert lines["listwise/topical_chat", probe_table.LENGTH]["rho"][0] == pytest.approx(LENGTH_RHO)
     assert [r["scorer"] for r in found["summary"]][:3] == [probe_table.LENGTH, probe_table.PROMPTED, probe_table.PROBE]
     assert "| pairwise/llmbar |" in (out / "probes-tiny-judge.md").read_text()
     assert (out / "probes-tiny-judge-layers.png").stat().st_size > 10_000
@@ -90,16 +93,15 @@ def test_no_prompt_is_dev_and_unseen(data):
     assert 0.2 < len(dev) / len(dev | unseen) < 0.6
 
 
-def test_similar_answers():
-    row = {
-        "id": 0,
-        "prompt": "p",
-        "responses": ["a" * 10, "b" * 100, "c" * 95, "d" * 90, "e" * 300],
-        "gold": [5, 1, 2, 9, 0],
-    }
-    found = probe_sample._similar(row, 3, 1000)
-    assert found is not None and found["gold"] == [1, 2, 9]
-    assert probe_sample._similar(row, 4, 1000) is None
+def test_matched_pairs_of_a_list():
+    row = {"id": 0, "prompt": "p", "responses": ["a" * 10, "b" * 100, "c" * 95, "d" * 90, "e" * 300, "f" * 97]}
+    row["gold"] = [5, 1, 2, 9, 0, 1.5]
+    found = probe_sample._matched_pairs(row, 1000, gap=1.0)
+    assert [r["id"] for r in found] == ["0-3v1", "0-3v5", "0-3v2", "0-2v1"]  # widest first; "a" and "e" match nothing
+    assert found[0]["chosen"] == "d" * 90 and found[0]["rejected"] == "b" * 100
+    assert [r["id"] for r in probe_sample._matched_pairs(row, 1000, gap=1.0, uses=1)] == ["0-3v1"]
+    assert [r["id"] for r in probe_sample._matched_pairs(row, 97, gap=1.0)] == ["0-3v2"]  # with the prompt
+    assert len(probe_sample._matched_pairs(row, 1000, most=2, gap=1.0)) == 2
 
 
 def test_mean_of_parts():
