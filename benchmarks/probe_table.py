@@ -28,7 +28,7 @@ from benchmarks.throughput import command
 from latent_rewards import JudgePrompt, readouts
 from latent_rewards.features import Features
 from latent_rewards.probe_card import table
-from latent_rewards.probe_metrics import bootstrap, length_matched, mean_of_parts, pair_indices, wins
+from latent_rewards.probe_metrics import bootstrap, length_matched, mean_of_parts, pair_indices, pair_report, wins
 from latent_rewards.probe_networks import head_scores
 from latent_rewards.probe_selection import cross_validate
 from latent_rewards.probe_training import Data, FitOptions, fit_head
@@ -62,17 +62,20 @@ _SOURCES = (
     "pairwise/alpacaeval_lenmatched", "pairwise/hh_harmless", "pairwise/hhh_alignment", "pairwise/llmeval2",
     "pairwise/faireval",
 )  # fmt: skip
-_OTHER = dataclasses.replace(_FIT, guards=("balance",))
+_BALANCE = dataclasses.replace(_FIT, guards=("balance",))
 RECIPES = {
-    "embedded": Recipe((30,), _SOURCES, _OTHER, dataclasses.replace(_OTHER, strength=1e-3)),
+    "embedded": Recipe(
+        (30,), _SOURCES, dataclasses.replace(_BALANCE, strength=5e-3), dataclasses.replace(_BALANCE, strength=3e-5),
+        (16, 17, 18),
+    ),
+    "shipped": Recipe((17,), (*_SOURCES, "extra/alpacaeval"), _BALANCE, _BALANCE),
     "Qwen2.5-Coder-0.5B-Instruct": Recipe(
         (16,), (*_SOURCES, "pairwise/llmbar"), *[dataclasses.replace(_FIT, strength=1e-2)] * 2
     ),
     "Qwen2.5-Coder-1.5B-Instruct": Recipe(
         (18,), (*_SOURCES, "pairwise/llmbar"), *[dataclasses.replace(_FIT, strength=1e-3)] * 2
     ),
-    "shipped": Recipe((17,), _SOURCES, _FIT, dataclasses.replace(_FIT, strength=1e-3)),
-}
+}  # fmt: skip
 DEFAULT = Recipe((16,), (*_SOURCES, "pairwise/llmbar"), _FIT, _FIT)
 IN_DISTRIBUTION = ("pairwise/alpacaeval_lenmatched", "pairwise/rmb", "pairwise/autoj")
 
@@ -130,16 +133,11 @@ def in_distribution(benches: dict[str, Bench], name: str, recipe: Recipe) -> np.
     """Out-of-fold scores of a file by probes trained on the other prompts of its family alone; NaN for few prompts."""
     layers = recipe.inside_layers or recipe.layers
     test = Data.of(benches[name].features, layers)
-    score = np.full(len(test), np.nan)
     if len(np.unique(test.group)) < 40:
-        return score
+        return np.full(len(test), np.nan)
     names = [name, *(n for n, b in benches.items() if n != name and b.family == benches[name].family)]
     train = rows_of([benches[n] for n in names if n not in RATED], layers)
-    for _, held in GroupKFold(5, shuffle=True, random_state=42).split(test.x, groups=test.group):
-        rows = train.take(~np.isin(train.group, test.group[held]))
-        tensors = fit_head(rows, recipe.inside, n_layers=len(layers))
-        score[held] = head_scores(test.x[held], tensors, "linear")[:, 0]
-    return score
+    return out_of_fold(train, recipe.inside, len(layers))[: len(test)]
 
 
 def list_rho(bench: Bench, score: np.ndarray) -> dict[str, object]:
@@ -272,6 +270,39 @@ def sweep(benches: dict[str, Bench], layers: list[int], recipe: Recipe, out: Pat
     draw(rows, out.with_name(f"{out.name}-layers.png"), out.name.removeprefix("probes-"))
 
 
+def out_of_fold(data: Data, fit: FitOptions, n_layers: int) -> np.ndarray:
+    """(N,) scores of rows by probes that saw none of their prompts."""
+    score = np.full(len(data), np.nan)
+    for _, held in GroupKFold(5, shuffle=True, random_state=42).split(data.x, groups=data.group):
+        rows = data.take(~np.isin(data.group, data.group[held]))
+        score[held] = head_scores(data.x[held], fit_head(rows, fit, n_layers=n_layers), "linear")[:, 0]
+    return score
+
+
+def card_figures(benches: dict[str, Bench], data: Data, recipe: Recipe, rows: list[dict]) -> list[dict]:
+    """What a card says of a probe: every benchmark left out in turn, then other prompts of the sources."""
+    base = {r["file"]: r["accuracy"] for r in rows if r["scorer"] == LENGTH}
+    left = [r for r in rows if r["scorer"] == PROBE and r["file"].startswith("pairwise")]
+    keys = ("n", "accuracy", "n matched", "matched", "unseen n matched", "unseen matched")
+    out = [
+        {"file": r["file"], "trained on": "other benchmarks"}
+        | {k: r[k] for k in keys}
+        | {"length baseline": base[r["file"]]}
+        for r in left
+    ]
+    score = out_of_fold(data, recipe.fit, len(recipe.layers))
+    for i, name in enumerate(recipe.sources):
+        part = data.take(data.source == i)
+        found = pair_report(score[data.source == i], part.label, part.pair, part.group, part.length)
+        row = {"file": name, "trained on": "other prompts"}
+        row |= {"n": found["n"], "accuracy": found["accuracy"]}
+        row |= {"n matched": found["n_matched"], "matched": found["matched"]}
+        out.append(
+            row | {"unseen n matched": None, "unseen matched": None, "length baseline": found["length_baseline"]}
+        )
+    return out
+
+
 def ship(benches: dict[str, Bench], prompt: JudgePrompt, recipe: Recipe, found: dict, to: str) -> None:
     """Train the shipped probe on the sources, and write its card."""
     sources = [benches[s] for s in recipe.sources]
@@ -280,23 +311,21 @@ def ship(benches: dict[str, Bench], prompt: JudgePrompt, recipe: Recipe, found: 
     tensors = fit_head(data, recipe.fit, n_layers=len(recipe.layers))
     score = head_scores(data.x, tensors, "linear")[:, 0]
     tensors = {"weight": tensors["weight"] / score.std(), "bias": (tensors["bias"] - score.mean()) / score.std()}
-    keys = ("file", "n", "accuracy", "n matched", "matched", "unseen n matched", "unseen matched")
-    shown = [r for r in found["rows"] if r["scorer"] == PROBE and r["file"].startswith("pairwise")]
-    base = {r["file"]: r["accuracy"][0] for r in found["rows"] if r["scorer"] == LENGTH}
     training = {
         "licence": "apache-2.0",
         "data": [f"{b.name}: {len(b.features)} completions ({EVERY[b.name].licence})" for b in sources],
         "settings": dataclasses.asdict(recipe.fit)
         | {"layers": recipe.layers, "scaled": "training scores have mean 0 and deviation 1"},
-        "metrics": [{k: r[k] for k in keys} | {"length baseline": base[r["file"]]} for r in shown],
+        "metrics": card_figures(benches, data, recipe, found["rows"]),
         "command": found["command"],
         "limits": [
-            "Figures are of probes trained with the same recipe but without the benchmark in question. Settings were "
-            "chosen on two fifths of the prompts; the others are the unseen ones.",
-            "A 135M judge: better than chance on most kinds of text, far from a reward model of useful size. Not for "
-            "training a model that people will use.",
-            "On pairs built so that the worse answer looks better (LLMBar adversarial) it is near chance.",
-            "Texts of more than about 2,000 characters were left out of training and of the figures.",
+            'No figure is of rows that a probe was trained on. "Other benchmarks": probes of the same recipe without '
+            'the benchmark in question. "Other prompts": probes of the same recipe without the prompts in question. '
+            "Settings were chosen on two fifths of the prompts; the others are the unseen ones.",
+            "A 135M judge: it orders answers like those it was trained on, and is near chance on other benchmarks. "
+            "Not for training a model that people will use.",
+            "On pairs built so that the worse answer looks better (LLMBar adversarial) it is at chance.",
+            "Texts of more than about 3,500 characters were left out of training and of the figures.",
         ],
     }
     width = data.x.shape[1] // len(recipe.layers)
