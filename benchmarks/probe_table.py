@@ -129,15 +129,15 @@ def left_out(benches: dict[str, Bench], name: str, recipe: Recipe, *, dev_only: 
     return head_scores(test.x, fit_head(train, recipe.fit, n_layers=len(recipe.layers)), "linear")[:, 0]
 
 
-def in_distribution(benches: dict[str, Bench], name: str, recipe: Recipe) -> np.ndarray:
-    """Out-of-fold scores of a file by probes trained on the other prompts of its family alone; NaN for few prompts."""
+def in_distribution(benches: dict[str, Bench], name: str, recipe: Recipe, prompts: int | None = None) -> np.ndarray:
+    """Out-of-fold scores of a file by probes trained on other prompts of its family alone; NaN for few prompts."""
     layers = recipe.inside_layers or recipe.layers
     test = Data.of(benches[name].features, layers)
     if len(np.unique(test.group)) < 40:
         return np.full(len(test), np.nan)
     names = [name, *(n for n, b in benches.items() if n != name and b.family == benches[name].family)]
     train = rows_of([benches[n] for n in names if n not in RATED], layers)
-    return out_of_fold(train, recipe.inside, len(layers))[: len(test)]
+    return out_of_fold(train, recipe.inside, len(layers), prompts)[: len(test)]
 
 
 def list_rho(bench: Bench, score: np.ndarray) -> dict[str, object]:
@@ -220,6 +220,21 @@ def summary(benches: dict[str, Bench], scores: dict[str, dict[str, np.ndarray]])
     return out
 
 
+def curve(benches: dict[str, Bench], recipe: Recipe, sizes: tuple[int, ...] = (25, 50, 100, 200, 400)) -> list[dict]:
+    """In distribution, by the number of training prompts: how much data a probe wants."""
+    out = []
+    for name in (n for n in IN_DISTRIBUTION if n in benches):
+        bench = benches[name]
+        have = len(np.unique(bench.group)) * 4 // 5
+        for prompts in (*(s for s in sizes if s < have), have):
+            score = in_distribution(benches, name, recipe, prompts)
+            row = {"file": name, "training prompts": prompts, "unseen n": int(bench.unseen[bench.random].sum())}
+            row["unseen accuracy"] = bootstrap(*_won(bench, score, bench.random & bench.unseen))
+            row["unseen matched"] = bootstrap(*_won(bench, score, bench.matched & bench.unseen))
+            out.append(row)
+    return out
+
+
 def _won(bench: Bench, score: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return wins(score, bench.better, bench.worse)[rows], bench.group[rows]
 
@@ -270,11 +285,12 @@ def sweep(benches: dict[str, Bench], layers: list[int], recipe: Recipe, out: Pat
     draw(rows, out.with_name(f"{out.name}-layers.png"), out.name.removeprefix("probes-"))
 
 
-def out_of_fold(data: Data, fit: FitOptions, n_layers: int) -> np.ndarray:
-    """(N,) scores of rows by probes that saw none of their prompts."""
+def out_of_fold(data: Data, fit: FitOptions, n_layers: int, prompts: int | None = None) -> np.ndarray:
+    """(N,) scores of rows by probes that saw none of their prompts, and at most `prompts` others."""
     score = np.full(len(data), np.nan)
     for _, held in GroupKFold(5, shuffle=True, random_state=42).split(data.x, groups=data.group):
-        rows = data.take(~np.isin(data.group, data.group[held]))
+        groups = np.random.default_rng(42).permutation(np.setdiff1d(data.group, data.group[held]))
+        rows = data.take(np.isin(data.group, groups[:prompts]))
         score[held] = head_scores(data.x[held], fit_head(rows, fit, n_layers=n_layers), "linear")[:, 0]
     return score
 
@@ -376,7 +392,7 @@ def main() -> None:
     found = {
         "command": command("probe_table"), "judge": info.judge,
         "revision": info.revision, "prompt_hash": prompt.hash, "recipe": dataclasses.asdict(recipe), "rows": rows,
-        "summary": summary(benches, scores),
+        "summary": summary(benches, scores), "curve": curve(benches, recipe),
     }  # fmt: skip
     out = args.out / f"probes-{info.judge}{f'-{args.recipe}' if args.recipe else ''}"
     out.with_name(f"{out.name}.json").write_text(json.dumps(found, indent=1))
@@ -403,6 +419,8 @@ def page(found: dict) -> str:
     for kind, shown in (("pairwise", keys), ("listwise", in_lists)):
         if rows := [{k: r.get(k) for k in shown} for r in found["rows"] if r["file"].startswith(kind)]:
             parts.append(table(rows))
+    if found["curve"]:
+        parts.append("In distribution, by the number of training prompts:\n\n" + table(found["curve"]))
     return f"`{found['command'].strip()}`\n\n{about}\n\n" + "\n".join(parts)
 
 

@@ -107,7 +107,7 @@ def draw(rows: list[dict], path: Path, judge: str) -> None:
         ax.set_ylabel("pairwise accuracy, 95 % interval")
     ax.set_xlabel("layer")
     ax.set_title(f"Probe on {judge} by layer, cross-validated by prompt")
-    ax.legend(frameon=False)
+    fig.legend(loc="outside lower center", ncols=3, frameon=False)
     fig.savefig(path, dpi=150)
     plt.close(fig)
 

@@ -66,6 +66,7 @@ def test_probe_table(monkeypatch, data, folder, tmp_path):
     listed = lines["listwise/topical_chat", probe_table.PROBE]
     assert listed["lists"] == 9 and 0 < listed["unseen lists"] < 9 and -1 <= listed["rho"][1] <= listed["rho"][0] <= 1
     assert lines["listwise/topical_chat", probe_table.LENGTH]["rho"][0] == pytest.approx(LENGTH_RHO)
+    assert [r["training prompts"] for r in found["curve"]] == [25, 32] and found["curve"][1]["unseen matched"][0] > 0.8
     assert [r["scorer"] for r in found["summary"]][:3] == [probe_table.LENGTH, probe_table.PROMPTED, probe_table.PROBE]
     assert "| pairwise/llmbar |" in (out / "probes-tiny-judge.md").read_text()
     assert (out / "probes-tiny-judge-layers.png").stat().st_size > 10_000
