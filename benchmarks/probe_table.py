@@ -404,6 +404,18 @@ def main() -> None:
         ship(benches, prompt, recipe, found, args.ship)
 
 
+def by_file(rows: list[dict]) -> str:
+    """One line a file, unseen prompts: accuracy on pairs of all lengths, or mean Spearman within lists."""
+    lines: dict[str, dict] = {}
+    for r in rows:
+        in_lists = r["file"].startswith("listwise")
+        line = lines.setdefault(r["file"], {"file": r["file"], "figure": "Spearman" if in_lists else "accuracy"})
+        line["n"] = f"{r['unseen lists']} lists" if in_lists else f"{r['unseen n']} pairs"
+        line[r["scorer"]] = r["unseen rho"] if in_lists else r["unseen accuracy"]
+    keys = ("file", "figure", "n", INSIDE, PROBE, PROMPTED, LENGTH)
+    return table([{k: line.get(k) for k in keys} for line in lines.values()])
+
+
 def page(found: dict) -> str:
     """The result file."""
     keys = ("file", "scorer", "n", "accuracy", "n matched", "matched", "balanced")
@@ -415,7 +427,7 @@ def page(found: dict) -> str:
         "correlation within lists. Settings were chosen on two fifths of the prompts; unseen are the others. States "
         "are in the judge's own precision, so figures move a little with the make-up of the batches."
     )
-    parts = [table(found["summary"])]
+    parts = [table(found["summary"]), by_file(found["rows"])]
     for kind, shown in (("pairwise", keys), ("listwise", in_lists)):
         if rows := [{k: r.get(k) for k in shown} for r in found["rows"] if r["file"].startswith(kind)]:
             parts.append(table(rows))
