@@ -113,6 +113,10 @@ def load(name: str, folder: Path, most_chars: int = 4000, rows_each: int | None 
     """
     file = EVERY[name] if rows_each is None else EVERY[name]._replace(random=rows_each, matched=0)
     rows = [r for r in _origin(name, folder) if _chars(r) <= min(file.chars, most_chars)]
+    if not rows:
+        raise ValueError(
+            f"{name} has no row of at most {min(file.chars, most_chars)} characters; leave it out of --files"
+        )
     rows.sort(key=lambda r: hashlib.sha256(str(r["id"]).encode()).hexdigest())
     if name.endswith("rm_bench"):  # nine style combinations of one item: keep one, of matched length if there is one
         items: dict[str, dict] = {}

@@ -70,13 +70,14 @@ RECIPES = {
     ),
     "shipped": Recipe((17,), (*_SOURCES, "extra/alpacaeval"), _BALANCE, _BALANCE),
     "Qwen2.5-Coder-0.5B-Instruct": Recipe(
-        (16,), (*_SOURCES, "pairwise/llmbar"), *[dataclasses.replace(_FIT, strength=1e-2)] * 2
+        (18,), (*_SOURCES, "pairwise/llmbar"), dataclasses.replace(_BALANCE, strength=1e-2), _FIT, (10,)
     ),
     "Qwen2.5-Coder-1.5B-Instruct": Recipe(
         (18,), (*_SOURCES, "pairwise/llmbar"), *[dataclasses.replace(_FIT, strength=1e-3)] * 2
     ),
 }  # fmt: skip
 DEFAULT = Recipe((16,), (*_SOURCES, "pairwise/llmbar"), _FIT, _FIT)
+FEWEST = 10  # pairs of a file in a mean over files
 IN_DISTRIBUTION = ("pairwise/alpacaeval_lenmatched", "pairwise/rmb", "pairwise/autoj")
 
 
@@ -195,7 +196,7 @@ def lines(benches: dict[str, Bench], name: str, prompt: JudgePrompt, recipe: Rec
 
 
 def summary(benches: dict[str, Bench], scores: dict[str, dict[str, np.ndarray]]) -> list[dict]:
-    """Means over the pairwise files, every file weighing the same: the figures the targets are about."""
+    """Means over the pairwise files of at least `FEWEST` such pairs, every file weighing the same."""
     pairwise = [n for n in scores if n.startswith("pairwise")]
     out = []
     for scorer, names in (
@@ -207,10 +208,10 @@ def summary(benches: dict[str, Bench], scores: dict[str, dict[str, np.ndarray]])
             continue
         row: dict = {"scorer": scorer, "files": "all pairwise" if names is pairwise else "AlpacaEval, RMB, Auto-J"}
         for tag in ("unseen ", ""):
-            parts = [_won(b, s, b.matched & (b.unseen if tag else True)) for b, s in mine]
+            parts = _enough([_won(b, s, b.matched & (b.unseen if tag else True)) for b, s in mine])
             row[f"{tag}n matched"] = sum(len(p[0]) for p in parts)
             row[f"{tag}mean matched"] = mean_of_parts(parts)
-        row["unseen mean accuracy"] = mean_of_parts([_won(b, s, b.random & b.unseen) for b, s in mine])
+        row["unseen mean accuracy"] = mean_of_parts(_enough([_won(b, s, b.random & b.unseen) for b, s in mine]))
         if names is pairwise and "pairwise/llmbar" in benches:
             bench = benches["pairwise/llmbar"]
             for tag in ("unseen ", ""):
@@ -218,6 +219,10 @@ def summary(benches: dict[str, Bench], scores: dict[str, dict[str, np.ndarray]])
                 row[f"{tag}LLMBar adversarial"] = bootstrap(*part)
         out.append(row)
     return out
+
+
+def _enough(parts: list[tuple[np.ndarray, np.ndarray]]) -> list[tuple[np.ndarray, np.ndarray]]:
+    return [p for p in parts if len(p[0]) >= FEWEST]
 
 
 def curve(benches: dict[str, Bench], recipe: Recipe, sizes: tuple[int, ...] = (25, 50, 100, 200, 400)) -> list[dict]:
@@ -254,11 +259,11 @@ def choose(
                 fit = dataclasses.replace(recipe.fit, strength=strength, guards=guards)
                 tried = Recipe(side_by_side, recipe.sources, fit, fit)
                 scores = {n: left_out(benches, n, tried, dev_only=True) for n in benches if n.startswith("pairwise")}
-                dev = {n: _won(benches[n], s, benches[n].matched & ~benches[n].unseen) for n, s in scores.items()}
+                dev = _enough([_won(benches[n], s, benches[n].matched & ~benches[n].unseen) for n, s in scores.items()])
                 row = {"layers": side_by_side, "strength": strength, "guards": "+".join(guards)}
                 row |= {
-                    "dev mean matched": mean_of_parts(list(dev.values())),
-                    "n": sum(len(v) for v, _ in dev.values()),
+                    "dev mean matched": mean_of_parts(dev),
+                    "n": sum(len(v) for v, _ in dev),
                 }
                 if hard := benches.get("pairwise/llmbar"):
                     part = _won(hard, scores[hard.name], hard.adversarial & ~hard.unseen)
@@ -424,8 +429,9 @@ def page(found: dict) -> str:
     about = (
         "Accuracy is of the random rows of a file, of all lengths; matched is of pairs whose lengths differ by at most "
         "a fifth; balanced is the mean over pairs with a longer and with a shorter winner; rho is the mean Spearman "
-        "correlation within lists. Settings were chosen on two fifths of the prompts; unseen are the others. States "
-        "are in the judge's own precision, so figures move a little with the make-up of the batches."
+        "correlation within lists. Means are over files of at least ten such pairs, each weighing the same. Settings "
+        "were chosen on two fifths of the prompts; unseen are the others. States are in the judge's own precision, so "
+        "figures move a little with the make-up of the batches."
     )
     parts = [table(found["summary"]), by_file(found["rows"])]
     for kind, shown in (("pairwise", keys), ("listwise", in_lists)):

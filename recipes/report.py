@@ -15,8 +15,8 @@ import latent_rewards
 from latent_rewards import HFJudge, LikertReward, Reward, VerifierReward
 
 EMBEDDED_NOTE = (
-    "The embedded judge is tiny: on real pairs its prompted scores are at chance and its probe is little better\n"
-    "(benchmarks/results/probes-embedded.md).\n"
+    "The embedded judge is tiny: on real pairs its prompted scores are at chance, and its probe knows little beyond\n"
+    "the kinds of answers it was trained on (benchmarks/results/probes-embedded.md).\n"
     "This run shows the mechanics, not a better policy. The README says which judges to use for real."
 )
 
