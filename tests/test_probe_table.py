@@ -13,6 +13,7 @@ from benchmarks import layer_weights_table, probe_sample, probe_table
 from latent_rewards import HFJudge, ProbeReward
 from latent_rewards.examples import prompt_group
 from latent_rewards.probe_metrics import bootstrap, mean_of_parts
+from latent_rewards.probe_training import FitOptions
 
 PAIRS = ("pairwise/alpacaeval_lenmatched", "pairwise/hhh_alignment", "pairwise/llmbar")
 RATED = ("single/autoj_single",)
@@ -53,7 +54,8 @@ def run(module, monkeypatch, data, *args):
 def test_probe_table(monkeypatch, data, folder, tmp_path):
     out, shipped = tmp_path / "results", tmp_path / "shipped"
     out.mkdir()
-    monkeypatch.setattr(probe_table, "DEFAULT", probe_table.Recipe((2,), PAIRS[:2], probe_table._FIT, probe_table._FIT))
+    fit = FitOptions(objective="bradley_terry", strength=1e-4, guards=("erase", "balance"))
+    monkeypatch.setattr(probe_table, "DEFAULT", probe_table.Recipe((2,), PAIRS[:2], fit, fit))
     common = ("--judge", folder, "--root", tmp_path / "features", "--layers", 1, 2, 3)
     files = (*PAIRS, "listwise/topical_chat")
     args = (*common, "--files", *files, "--out", out, "--sweep", "--ship", shipped)
