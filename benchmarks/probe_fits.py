@@ -52,9 +52,7 @@ RECIPES = {
     "Qwen2.5-Coder-0.5B-Instruct": Recipe(
         (18,), (*_SOURCES, "pairwise/llmbar"), dataclasses.replace(_BALANCE, strength=1e-2), _FIT, (10,)
     ),
-    "Qwen2.5-Coder-1.5B-Instruct": Recipe(
-        (18,), (*_SOURCES, "pairwise/llmbar"), *[dataclasses.replace(_FIT, strength=1e-3)] * 2
-    ),
+    "Qwen2.5-Coder-1.5B-Instruct": Recipe((20,), (*_SOURCES, "pairwise/llmbar"), _FIT, _FIT),
 }  # fmt: skip
 DEFAULT = Recipe((16,), (*_SOURCES, "pairwise/llmbar"), _FIT, _FIT)
 FEWEST = 10  # pairs of a file in a mean over files
