@@ -74,7 +74,13 @@ def test_probe_table(monkeypatch, data, folder, tmp_path):
     assert (out / "probes-tiny-judge-layers.png").stat().st_size > 10_000
     score = ProbeReward(HFJudge(folder, device="cpu"), shipped).score(["Say 1"] * 2, ["It is 1.", "no 1 "])
     assert np.isfinite(score).all()
-    trained_on = json.loads((shipped / "probe.json").read_text())["training"]["data"]
+    training = json.loads((shipped / "probe.json").read_text())["training"]
+    trained_on, metrics = training["data"], training["metrics"]
+    assert [r["file"] for r in metrics if r["trained on"] == "other prompts"] == list(PAIRS[:2])
+    inside = next(r for r in metrics if r["trained on"] == "other prompts")
+    assert inside["n"] == 40 and inside["accuracy"][0] > 0.7  # chance is 0.5
+    table = (out / "probes-tiny-judge.md").read_text()
+    assert "| pairwise/hhh_alignment | accuracy |" in table and "| listwise/topical_chat | Spearman |" in table
     assert len(trained_on) == 2 and all("MIT" in line or "Apache-2.0" in line for line in trained_on)
 
 
