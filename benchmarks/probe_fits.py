@@ -6,12 +6,12 @@ import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.model_selection import GroupKFold
 
 from benchmarks.probe_sample import EVERY, RATED, Sample
 from latent_rewards.features import Features
 from latent_rewards.probe_metrics import length_matched, pair_indices, wins
 from latent_rewards.probe_networks import head_scores
+from latent_rewards.probe_selection import out_of_fold
 from latent_rewards.probe_training import Data, FitOptions, fit_head
 
 OPEN = ("MIT", "Apache-2.0")
@@ -116,17 +116,7 @@ def in_distribution(benches: dict[str, Bench], name: str, recipe: Recipe, prompt
         return np.full(len(test), np.nan)
     names = [name, *(n for n, b in benches.items() if n != name and b.family == benches[name].family)]
     train = rows_of([benches[n] for n in names if n not in RATED], layers)
-    return out_of_fold(train, recipe.inside, len(layers), prompts)[: len(test)]
-
-
-def out_of_fold(data: Data, fit: FitOptions, n_layers: int, prompts: int | None = None) -> np.ndarray:
-    """(N,) scores of rows by probes that saw none of their prompts, and at most `prompts` others."""
-    score = np.full(len(data), np.nan)
-    for _, held in GroupKFold(5, shuffle=True, random_state=42).split(data.x, groups=data.group):
-        groups = np.random.default_rng(42).permutation(np.setdiff1d(data.group, data.group[held]))
-        rows = data.take(np.isin(data.group, groups[:prompts]))
-        score[held] = head_scores(data.x[held], fit_head(rows, fit, n_layers=n_layers), "linear")[:, 0]
-    return score
+    return out_of_fold(train, recipe.inside, n_layers=len(layers), prompts=prompts)[: len(test)]
 
 
 def won(bench: Bench, score: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 
-from benchmarks.probe_fits import LENGTH, OPEN, PROBE, Bench, Recipe, out_of_fold, rows_of
+from benchmarks.probe_fits import LENGTH, OPEN, PROBE, Bench, Recipe, rows_of
 from benchmarks.probe_sample import EVERY
 from latent_rewards import JudgePrompt
 from latent_rewards.probe_metrics import pair_report
 from latent_rewards.probe_networks import head_scores
+from latent_rewards.probe_selection import out_of_fold
 from latent_rewards.probe_training import Data, fit_head
 from latent_rewards.probes import Probe, ProbeConfig
 
@@ -24,7 +25,7 @@ def card_figures(benches: dict[str, Bench], data: Data, recipe: Recipe, rows: li
         | {"length baseline": base[r["file"]]}
         for r in left
     ]
-    score = out_of_fold(data, recipe.fit, len(recipe.layers))
+    score = out_of_fold(data, recipe.fit, n_layers=len(recipe.layers))
     for i, name in enumerate(recipe.sources):
         part = data.take(data.source == i)
         found = pair_report(score[data.source == i], part.label, part.pair, part.group, part.length)

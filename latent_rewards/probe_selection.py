@@ -26,23 +26,9 @@ def cross_validate(
     Returns:
         one dict per strength: `strength` and the entries of `pair_report` (or `r`, Pearson, for ratings without pairs).
     """
-    from sklearn.model_selection import GroupKFold
-
-    groups = len(np.unique(data.group))
-    if groups < folds:
-        raise ValueError(f"{groups} different prompts cannot make {folds} folds")
-    splits = list(
-        GroupKFold(folds, shuffle=True, random_state=options.seed).split(np.zeros(len(data)), groups=data.group)
-    )
     out = []
     for strength in strengths:
-        score = np.full(len(data), np.nan)
-        for train, test in splits:
-            check_disjoint(data.group[train], data.group[test])
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                tensors = fit_head(data.take(train), dataclasses.replace(options, strength=strength), n_layers=n_layers)
-            score[test] = head_scores(data.x[test], tensors, options.architecture).mean(1)
+        score = out_of_fold(data, dataclasses.replace(options, strength=strength), folds=folds, n_layers=n_layers)
         row: dict[str, Any] = {"strength": float(strength)}
         if (data.pair >= 0).any():
             row |= pair_report(score, data.label, data.pair, data.group, data.length)
@@ -50,6 +36,33 @@ def cross_validate(
             row |= {"n": len(data), "r": float(np.corrcoef(score, data.label)[0, 1])}
         out.append(row)
     return out
+
+
+def out_of_fold(
+    data: Data, options: FitOptions, *, folds: int = 5, n_layers: int = 1, prompts: int | None = None
+) -> np.ndarray:
+    """(N,) scores of rows by heads that saw none of their prompts, and at most `prompts` others.
+
+    Raises:
+        ValueError: fewer prompts than folds.
+    """
+    from sklearn.model_selection import GroupKFold
+
+    groups = np.unique(data.group)
+    if len(groups) < folds:
+        raise ValueError(f"{len(groups)} different prompts cannot make {folds} folds")
+    score = np.full(len(data), np.nan)
+    split = GroupKFold(folds, shuffle=True, random_state=options.seed).split(np.zeros(len(data)), groups=data.group)
+    for train, test in split:
+        check_disjoint(data.group[train], data.group[test])
+        if prompts is not None:
+            some = np.random.default_rng(options.seed).permutation(np.unique(data.group[train]))[:prompts]
+            train = train[np.isin(data.group[train], some)]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tensors = fit_head(data.take(train), options, n_layers=n_layers)
+        score[test] = head_scores(data.x[test], tensors, options.architecture).mean(1)
+    return score
 
 
 def sweep_layers(

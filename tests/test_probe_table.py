@@ -5,15 +5,18 @@ from __future__ import annotations
 import gzip
 import json
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from benchmarks import layer_weights_table, probe_sample, probe_table
+from benchmarks import layer_weights_table, probe_fits, probe_sample, probe_table
 from latent_rewards import HFJudge, ProbeReward
 from latent_rewards.examples import prompt_group
 from latent_rewards.probe_metrics import bootstrap, mean_of_parts
-from latent_rewards.probe_training import FitOptions
+from latent_rewards.probe_networks import head_scores
+from latent_rewards.probe_selection import out_of_fold
+from latent_rewards.probe_training import Data, FitOptions, fit_head
 
 PAIRS = ("pairwise/alpacaeval_lenmatched", "pairwise/hhh_alignment", "pairwise/llmbar")
 RATED = ("single/autoj_single",)
@@ -122,3 +125,27 @@ def test_mean_of_parts():
         bootstrap(value, group)[1:]
     )
     assert np.isnan(mean_of_parts([])).all()
+
+
+def test_out_of_fold_scores_learn_nothing_from_noise():
+    rng = np.random.default_rng(0)
+    n = 200
+    label, group = np.tile([1.0, 0.0], n), np.repeat(np.arange(n), 2)
+    x = rng.normal(size=(2 * n, 300)).astype(np.float32)
+    data = Data(x, label, group, group, np.full(2 * n, 10), np.zeros(2 * n, int))
+    fit = FitOptions(objective="bradley_terry", strength=1.0)
+    score = out_of_fold(data, fit)
+    assert 0.35 < np.mean(score[::2] > score[1::2]) < 0.65
+    seen = head_scores(x, fit_head(data, fit), "linear")[:, 0]
+    assert np.mean(seen[::2] > seen[1::2]) > 0.95  # what a leak would show
+    assert not np.allclose(out_of_fold(data, fit, prompts=50), score)
+
+
+def test_a_benchmark_is_never_trained_on_its_own_family():
+    data = Data(np.zeros((4, 2), np.float32), *(np.zeros(4) for _ in range(5)))
+    own = SimpleNamespace(family="a", features=None)
+    fit = FitOptions()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(probe_fits.Data, "of", lambda *_: data)
+        with pytest.raises(ValueError, match="at least one array"):
+            probe_fits.left_out({"x": own, "y": own}, "x", probe_table.Recipe((1,), ("x", "y"), fit, fit))
