@@ -149,3 +149,16 @@ def test_a_benchmark_is_never_trained_on_its_own_family():
         patch.setattr(probe_fits.Data, "of", lambda *_: data)
         with pytest.raises(ValueError, match="at least one array"):
             probe_fits.left_out({"x": own, "y": own}, "x", probe_table.Recipe((1,), ("x", "y"), fit, fit))
+
+
+def test_means_leave_out_tiny_files():
+    many, few = (np.ones(10), np.arange(10)), (np.zeros(9), np.arange(9))
+    assert [len(v) for v, _ in probe_fits.enough([few, many, few])] == [10]
+
+
+def test_one_line_a_file_is_of_unseen_prompts():
+    pairs = {"file": "pairwise/a", "unseen n": 7, "n": 20, "unseen accuracy": (0.7, 0.6, 0.8), "accuracy": (0.1, 0, 0)}
+    lists = {"file": "listwise/b", "unseen lists": 3, "lists": 9, "unseen rho": (0.4, 0.3, 0.5), "rho": (0.2, 0, 0)}
+    text = probe_table.by_file([r | {"scorer": probe_table.PROBE} for r in (pairs, lists)])
+    assert "| pairwise/a | accuracy | 7 pairs | - | 0.700 [0.60, 0.80] |" in text
+    assert "| listwise/b | Spearman | 3 lists | - | 0.400 [0.30, 0.50] |" in text
