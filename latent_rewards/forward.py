@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from latent_rewards.decoder import find_decoder, refuse_if_not_causal
+from latent_rewards.decoder import find_decoder, longest_text, refuse_if_not_causal
 from latent_rewards.rope_switch import RopeSwitch
 
 logger = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ class Blocks:
     def __init__(self, model: Any) -> None:
         self.model = model
         self.config = model.config.get_text_config(decoder=True)
-        self.decoder, self.layers = find_decoder(model, self.config.num_hidden_layers)
+        self.decoder, self.layers = find_decoder(model, self.config)
         self.rope = RopeSwitch(self.decoder, self.config)
         norms = [getattr(self.decoder, name) for name in _NORM_NAMES if hasattr(self.decoder, name)]
         self.norm: nn.Module = norms[0] if norms else nn.Identity()
@@ -57,6 +57,11 @@ class Blocks:
     def n_layers(self) -> int:
         """Number of decoder blocks, L."""
         return len(self.layers)
+
+    @functools.cached_property
+    def longest_text(self) -> int:
+        """Most tokens that the model can read."""
+        return longest_text(self.decoder, self.config)
 
     @functools.cached_property
     def head_weight(self) -> Tensor:

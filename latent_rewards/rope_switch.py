@@ -61,6 +61,12 @@ class RopeSwitch:
         yield from groups.values()
 
 
+def stretch(config: Any) -> float:
+    """How many times longer than `max_position_embeddings` texts may be: what "dynamic" frequencies are there for."""
+    ropes = [rope for rope in _rope_dicts(config) if "dynamic" in str(rope.get("rope_type", rope.get("type")))]
+    return max([1.0, *(float(rope.get("factor") or 1.0) for rope in ropes)])
+
+
 def _rope_dicts(config: Any) -> Iterator[dict[str, Any]]:
     """The rotary parameters of a config: one dict, or one for each type of layer."""
     for name in ("rope_parameters", "rope_scaling"):
