@@ -27,6 +27,7 @@ import transformers
 
 from benchmarks.tiny_models import ARCHITECTURES, EDGE, VARIANTS, byte_tokenizer, tiny_model
 from latent_rewards import HFJudge, JudgePrompt, Need, Request
+from latent_rewards.labels import Labels
 
 RESULTS = Path(__file__).parent / "results"
 TOLERANCE = 1e-4  # nats
@@ -38,10 +39,9 @@ BODY = "Task: {{ prompt }}\nReply: {{ completion }}\nQuestion: is it good?"
 
 def prompts() -> list[JudgePrompt]:
     """Labels of one token, and of two to three, in the byte tokenizer."""
-    labels: list[tuple[str, ...]] = [("A", "B", "C"), ("Yes", "No")]
     return [
-        JudgePrompt(name="-".join(names), kind="label", body=BODY, labels=names, values=tuple(range(len(names))))
-        for names in labels
+        JudgePrompt("one", "label", BODY, labels=Labels.from_mapping({"A": 0, "B": 1, "C": 2})),
+        JudgePrompt("several", "label", BODY, labels=Labels.from_mapping({"Yes": 1, "No": 0})),
     ]
 
 
@@ -50,7 +50,7 @@ def texts(judge: HFJudge, edge: int) -> list[dict[str, str]]:
     row = {"prompt": "Name three rivers of Europe.", "completion": ""}
     shortest = len(judge.encoder.encode([prompts()[0].render(row)])[0].ids)
     story = "The Danube ends in the Black Sea, the Rhine in the North Sea; the rest is mud. " * 12
-    lengths = [shortest + 8, shortest + 30, *(edge + step for step in (-3, -1, 0, 1, 2)), edge + 150]
+    lengths = [shortest + 8, edge - 1, edge, edge + 1, edge + 150]
     rows = [row | {"completion": story[: n - shortest]} for n in lengths if n > shortest]
     return [*rows, {"prompt": "Write a haiku.", "completion": "Gulls."}]
 
@@ -59,11 +59,13 @@ def texts(judge: HFJudge, edge: int) -> list[dict[str, str]]:
 def plain_log_probs(model: Any, judge: HFJudge, prompt: JudgePrompt, rows: list[dict[str, str]]) -> torch.Tensor:
     """(B, K) by one forward of one text per label token, each on a model that has read nothing before."""
     trie, out = judge.trie(prompt), []
+    stateful = bool(judge.blocks.rope)
     for encoded in judge.encoder.encode([prompt.render(row) for row in rows]):
         steps = []
         for context in trie.contexts:
             ids = torch.tensor([[*encoded.ids, *context]])
-            logits = copy.deepcopy(model)(input_ids=ids, use_cache=False).logits[0, -1].float()
+            fresh = copy.deepcopy(model) if stateful else model
+            logits = fresh(input_ids=ids, use_cache=False).logits[0, -1].float()
             steps.append(torch.log_softmax(logits, -1))
         picked = [z[None, list(ids)] for z, ids in zip(steps, trie.children, strict=True)]
         out.append(trie.log_probs(picked, [torch.zeros(1)] * len(steps))[0])
@@ -101,23 +103,23 @@ def compare(model: Any, edge: int = EDGE, ways: dict[str, dict[str, Any]] = WAYS
 
 @contextmanager
 def limit(seconds: int) -> Iterator[None]:
-    """TimeoutError after so many seconds."""
+    """TimeoutError after so many seconds of this process's own time."""
 
     def stop(*_: Any) -> None:
         raise TimeoutError(f"took longer than {seconds} s")
 
-    signal.signal(signal.SIGALRM, stop)
-    signal.alarm(seconds)
+    signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         yield
     finally:
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def examine(name: str, seconds: int) -> dict[str, Any]:
     """One line of the table."""
     architecture, options = VARIANTS.get(name, (name, {}))
-    started = time.time()
+    started = time.process_time()
     try:
         with limit(seconds):
             model = tiny_model(architecture, **options)
@@ -128,7 +130,7 @@ def examine(name: str, seconds: int) -> dict[str, Any]:
             out = compare(model)
     except Exception as err:
         out = {"failed": f"{type(err).__name__}: {err}"}
-    return out | {"class": type(model).__name__, "seconds": round(time.time() - started, 1)}
+    return out | {"class": type(model).__name__, "seconds": round(time.process_time() - started, 1)}
 
 
 def cell(text: str, width: int = 160) -> str:
@@ -171,7 +173,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", metavar="NAME", help="architectures or variants; default all")
     parser.add_argument("--again", action="store_true", help="measure those that the result file has, too")
-    parser.add_argument("--seconds", type=int, default=180, help="most seconds for one architecture")
+    parser.add_argument("--seconds", type=int, default=120, help="most seconds of CPU time for one architecture")
     args = parser.parse_args()
     transformers.logging.set_verbosity_error()
     logging.getLogger("latent_rewards").setLevel(logging.ERROR)

@@ -34,7 +34,7 @@ _SIZES: dict[str, Any] = {
     "attention_window_size": EDGE, "window_size": EDGE, "is_decoder": True,
 }  # fmt: skip
 _LATENT = ("axk1", "axk2", "deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa", "minicpm3",
-           "youtu", "mistral4")  # fmt: skip
+           "youtu", "mistral4", "longcat_flash")  # fmt: skip
 OPTIONS: dict[str, dict[str, Any]] = {
     **{name: {"head_dim": 8} for name in _LATENT},
     "mamba2": {"num_heads": 16, "head_dim": 8, "n_groups": 1, "expand": 2},
