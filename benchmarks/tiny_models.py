@@ -36,8 +36,11 @@ _SIZES: dict[str, Any] = {
 _LATENT = ("axk1", "axk2", "deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa", "minicpm3",
            "youtu", "mistral4", "longcat_flash")  # fmt: skip
 OPTIONS: dict[str, dict[str, Any]] = {
-    **{name: {"head_dim": 8} for name in _LATENT},
+    **{name: {"head_dim": 8, "num_key_value_heads": 4} for name in _LATENT},
     "mamba2": {"num_heads": 16, "head_dim": 8, "n_groups": 1, "expand": 2},
+    "bamba": {"attn_layer_indices": [1, 3]},
+    "granitemoehybrid": {"layer_types": ["mamba", "attention"] * 2},
+    "dots1": {"num_key_value_heads": 4, "n_shared_experts": 1},
     "zaya": {"num_experts_per_tok": 1},
     "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
     "llama4_text": {"floor_scale": EDGE, "attn_scale": 0.1},
@@ -50,10 +53,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "zamba2": {"layer_types": ["mamba", "hybrid"] * 3, "num_hidden_layers": 6},
     "gemma3n_text": {"layer_types": ["sliding_attention", "full_attention"] * 2, "num_kv_shared_layers": 0,
                      "hidden_size_per_layer_input": 16, "vocab_size_per_layer_input": 320, "laurel_rank": 8,
-                     "activation_sparsity_pattern": 0.0},
+                     "activation_sparsity_pattern": [0.0] * 4},
     "gemma4_text": {"hidden_size_per_layer_input": 16, "vocab_size_per_layer_input": 320, "num_kv_shared_layers": 0},
     "dots3_note_text": {"num_key_value_heads": 4},
-    "dots1": {"num_key_value_heads": 4},
     "phi3": {
         "original_max_position_embeddings": EDGE, "sliding_window": None,
         "rope_parameters": {
