@@ -12,6 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from latent_rewards.decoder import find_decoder, longest_text, refuse_if_not_causal
+from latent_rewards.rope_switch import RopeSwitch
+
 logger = logging.getLogger(__name__)
 
 _NORM_NAMES = ("norm", "final_layernorm", "final_layer_norm", "ln_f", "norm_f", "final_norm", "layer_norm")
@@ -43,13 +46,8 @@ class Blocks:
     def __init__(self, model: Any) -> None:
         self.model = model
         self.config = model.config.get_text_config(decoder=True)
-        self.decoder = model.get_decoder()
-        lists = [m for m in self.decoder.modules() if isinstance(m, nn.ModuleList)]
-        n = self.config.num_hidden_layers
-        found = [m for m in lists if len(m) == n]
-        if not found:
-            raise ValueError(f"{type(model).__name__}: no list of {n} decoder blocks found; this judge cannot be read")
-        self.layers: nn.ModuleList = found[0]
+        self.decoder, self.layers = find_decoder(model, self.config)
+        self.rope = RopeSwitch(self.decoder, self.config)
         norms = [getattr(self.decoder, name) for name in _NORM_NAMES if hasattr(self.decoder, name)]
         self.norm: nn.Module = norms[0] if norms else nn.Identity()
         self.head: Any = model.get_output_embeddings()
@@ -59,6 +57,11 @@ class Blocks:
     def n_layers(self) -> int:
         """Number of decoder blocks, L."""
         return len(self.layers)
+
+    @functools.cached_property
+    def longest_text(self) -> int:
+        """Most tokens that the model can read."""
+        return longest_text(self.decoder, self.config)
 
     @functools.cached_property
     def head_weight(self) -> Tensor:
@@ -71,12 +74,17 @@ class Blocks:
         """Where token ids go."""
         return self.model.get_input_embeddings().weight.device
 
+    def decode(self, **batch: Any) -> Any:
+        """The decoder's output, whatever was read before."""
+        self.rope.reset()
+        return self.decoder(**batch, use_cache=False)
+
     @torch.no_grad()
     def self_check(self) -> None:
-        """One small forward: no NaN, no sharded weights, and our head equals the model's own.
+        """Small forwards: no NaN, no sharded weights, no look ahead, and our head equals the model's own.
 
         Raises:
-            ValueError: weights are missing, sharded or NaN; the message says what to do.
+            ValueError: weights are missing, sharded or NaN, or the model is not causal; the message says what to do.
         """
         empty = [n for n, p in self.model.named_parameters() if p.numel() == 0 or hasattr(p, "ds_id")]
         if empty:
@@ -84,6 +92,7 @@ class Blocks:
                 f"judge weights are sharded or empty ({empty[0]} and {len(empty) - 1} more), as happens to a model "
                 "loaded inside a ZeRO-3 run; load the judge before the trainer, or use a judge server"
             )
+        refuse_if_not_causal(type(self.model).__name__, self.decoder, self.config.vocab_size, self.device)
         ids = torch.arange(1, 5, device=self.device)[None] % self.config.vocab_size
         out = self.model(input_ids=ids, output_hidden_states=True, use_cache=False)
         logits = out.logits[0].float()
@@ -224,10 +233,11 @@ def _forward(
     width = max(map(len, rows))
     ids = torch.tensor([[*r, *[0] * (width - len(r))] for r in rows], device=blocks.device)
     mask = torch.tensor([[1] * len(r) + [0] * (width - len(r)) for r in rows], device=blocks.device)
+    padded = {} if min(map(len, rows)) == width else {"attention_mask": mask}
     r_P = torch.tensor([w[0] for w in where], device=blocks.device)
     p_P = torch.tensor([w[1] for w in where], device=blocks.device)
     with catch_inner(blocks, layers, lambda hidden: hidden[r_P.to(hidden.device), p_P.to(hidden.device)]) as inner:
-        out = blocks.decoder(input_ids=ids, attention_mask=mask, use_cache=False)
+        out = blocks.decode(input_ids=ids, **padded)
     last = out.last_hidden_state
     return States(last[r_P.to(last.device), p_P.to(last.device)] if final else None, inner)
 
@@ -273,6 +283,7 @@ def reference_states(
     logits, final, inner = [], [], {layer: [] for layer in layers if layer < blocks.n_layers}  # type: ignore[var-annotated]
     for ids, at in zip(sequences, positions, strict=True):
         batch = torch.tensor([list(ids)], device=blocks.device)
+        blocks.rope.reset()
         out = blocks.model(input_ids=batch, output_hidden_states=True, use_cache=False)
         for p in at:
             logits.append(out.logits[0, p].float())

@@ -323,7 +323,7 @@ class HFJudge:
     def _limit(self) -> int:
         if self.max_length is not None:
             return self.max_length
-        return int(getattr(self.blocks.config, "max_position_embeddings", None) or 1 << 30)
+        return self.blocks.longest_text
 
     def _encode(self, prompt: JudgePrompt, rows: Sequence[Row]) -> tuple[list[Encoded], list[str | None]]:
         dialogues = []
