@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from latent_rewards.head import Head
+from latent_rewards.pretrained import check_model
 
 logger = logging.getLogger(__name__)
 
@@ -38,10 +39,11 @@ class Blocks:
         model: any `PreTrainedModel` for causal language modelling.
 
     Raises:
-        ValueError: the model has no list of decoder blocks that can be found.
+        ValueError: no causal LM, an adapter that cannot be read, or no list of decoder blocks that can be found.
     """
 
     def __init__(self, model: Any) -> None:
+        check_model(model)
         self.model = model
         self.config = model.config.get_text_config(decoder=True)
         self.decoder = model.get_decoder()
@@ -112,6 +114,7 @@ class Blocks:
     def log_normaliser(self, states: Tensor, *, chunk: int = 16_384) -> Tensor:
         """(P,) log-sum-exp over the whole vocabulary, float32, without a (P, V) tensor in float32 at once."""
         return self.head.log_normaliser(states, chunk=chunk)
+
 
 @torch.no_grad()
 def read_states(
@@ -213,9 +216,9 @@ def _not_finite(model: Any) -> str:
     """What to say of a judge whose logits are not numbers."""
     dtype = next(model.parameters()).dtype
     way_out = (
-        "float16 ends at 65504, which many models trained in bfloat16 exceed: load it with dtype='bfloat16' or 'float32'"
+        "float16 ends at 65504, which many models of bfloat16 exceed: load it with dtype='bfloat16' or 'float32'"
         if dtype == torch.float16
-        else "its weights hold NaN or values that overflow; compare the files with their source, or try dtype='float32'"
+        else "its weights hold NaN or values that overflow; compare the files with their source, or try 'float32'"
     )
     return f"the judge gives NaN or infinite logits on a short text, in {str(dtype).removeprefix('torch.')}; {way_out}"
 

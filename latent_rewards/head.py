@@ -29,19 +29,11 @@ class Head:
         model: a causal LM, PEFT-wrapped or not.
         decoder: the part of it whose output the head reads.
         config: of the text.
-
-    Raises:
-        ValueError: the model has no LM head.
     """
 
     def __init__(self, model: Any, decoder: nn.Module, config: Any) -> None:
         self.model, self.decoder, self.config = model, decoder, config
-        self.module: Any = getattr(model, "get_output_embeddings", lambda: None)()
-        if not isinstance(self.module, nn.Module):
-            raise ValueError(
-                f"{type(model).__name__} has no LM head, so it gives no next-token probabilities to read; give a causal "
-                "LM (AutoModelForCausalLM). A reward model goes to TRL itself: GRPOTrainer(reward_funcs=<its name>)"
-            )
+        self.module: Any = model.get_output_embeddings()
         self.why_own = _why_not_rows(model, self.module)
 
     @property
@@ -74,6 +66,8 @@ class Head:
             ValueError: neither way gives the model's logits.
         """
         name, unit = type(self.model).__name__, self._unit(states)
+        if self.why_own is None and self.weight.shape[-1] != states.shape[-1]:
+            self.why_own = f"its rows are {self.weight.shape[-1]} wide, the decoder's states {states.shape[-1]}"
         rows = self.rows(states) if self.why_own is None else None
         try:
             own: Tensor | None = self.own(states)
@@ -155,8 +149,8 @@ class Head:
 def same_logits(ours: Tensor, theirs: Tensor, unit: float) -> bool:
     """Whether two (T, V) logits differ by rounding alone.
 
-    In float32 that is some 1e-4 at logits of 30. Coarser types hide small differences of single logits, but not one that
-    is systematic: the slope of the difference over the logits averages the rounding away.
+    In float32 that is some 1e-4 at logits of 30. Coarser types hide small differences of single logits, but not one
+    that is systematic: the slope of the difference over the logits averages the rounding away.
 
     Args:
         ours: float32, of a product in float32.
@@ -186,7 +180,8 @@ def shape_logits(config: Any, logits: Tensor) -> Tensor:
 
 def _why_not_rows(model: nn.Module, head: nn.Module) -> str | None:
     """Why the head is not plainly its weight times the state; None where nothing speaks against it."""
-    kind, weight = type(head), getattr(head, "weight", None)
+    kind = type(head)
+    weight: Any = getattr(head, "weight", None)
     spread = hasattr(weight, "full_tensor")  # gathered by hooks
     changed = "forward" in vars(head) and not hasattr(head, "_hf_hook")  # Accelerate's moves tensors only
     if not issubclass(kind, nn.Linear) or kind.forward is not nn.Linear.forward or changed:
@@ -210,7 +205,7 @@ def _bypassed(module: nn.Module, answer: Any) -> Iterator[None]:
     """While active, calling the module gives `answer`; its hooks, which have had their say, stay quiet."""
     names = ("forward", "_forward_hooks", "_forward_pre_hooks")
     before = {name: vars(module)[name] for name in names if name in vars(module)}
-    module.forward = lambda *_, **__: answer  # type: ignore[method-assign]
+    module.forward = lambda *_, **__: answer
     module._forward_hooks, module._forward_pre_hooks = OrderedDict(), OrderedDict()
     try:
         yield
