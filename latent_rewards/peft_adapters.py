@@ -85,20 +85,15 @@ def check_adapter(config: Any, name: str) -> None:
         )
 
 
-def check_active(model: Any) -> None:
-    """`check_adapter` for the active adapters of a loaded model.
+def check_loaded(model: Any) -> None:
+    """`check_adapter` for the adapters of a loaded model.
 
     Raises:
         ValueError: one of them cannot be read.
     """
     configs = getattr(model, "peft_config", None)
-    if not isinstance(configs, dict):
-        return
-    active = getattr(model, "active_adapters", ())
-    active = active() if callable(active) else active
-    for name in active:
-        if name in configs:
-            check_adapter(configs[name], f"{type(model).__name__} (adapter {name!r})")
+    for name, config in configs.items() if isinstance(configs, dict) else ():
+        check_adapter(config, f"{type(model).__name__} (adapter {name!r})")
 
 
 def apply_adapter(model: Any, source: Source) -> Any:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from latent_rewards.peft_adapters import check_active, text_of
+from latent_rewards.peft_adapters import check_loaded, text_of
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +108,7 @@ def check_model(model: Any) -> None:
     Raises:
         ValueError: it is not.
     """
-    check_active(model)
+    check_loaded(model)
     inner = model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model
     kind, config = type(inner).__name__, model.config
     if getattr(config, "is_encoder_decoder", False):
