@@ -27,8 +27,13 @@ SIZES: dict[str, Any] = dict(
 
 
 def furthest(model: Any, tokenizer: Any) -> tuple[float, HFJudge]:
-    """Largest difference between label log-probabilities of a judge and of the model's plain forward, in nats."""
+    """A judge of the model, and how far it is from the model itself."""
     judge = HFJudge(model, tokenizer=tokenizer)
+    return distance(judge, model), judge
+
+
+def distance(judge: HFJudge, model: Any) -> float:
+    """Largest difference between label log-probabilities of a judge and of a model's plain forward, in nats."""
     got = judge.read(VERIFIER, TEXTS, Need(labels=True)).label_logprobs
     trie = judge.trie(VERIFIER)
     want = []
@@ -40,7 +45,7 @@ def furthest(model: Any, tokenizer: Any) -> tuple[float, HFJudge]:
             ]
         logits = [z[:, list(ids)] for z, ids in zip(steps, trie.children, strict=True)]
         want.append(trie.log_probs(logits, [torch.logsumexp(z, -1) for z in steps])[0])
-    return (got - torch.stack(want)).abs().max().item(), judge
+    return (got - torch.stack(want)).abs().max().item()
 
 
 def shake(model: Any, size: float, *names: str) -> None:
