@@ -117,8 +117,9 @@ def apply_adapter(model: Any, source: Source) -> Any:
     mapping = getattr(model, "_checkpoint_conversion_mapping", None) or {}
     device = str(model.get_input_embeddings().weight.device)
     result = wrapped.load_adapter(adapter, "default", torch_device=device, key_mapping=mapping, **hub)
-    # PEFT saves resized embeddings twice, once under a name that it does not read.
-    extra = [key for key in result.unexpected_keys if ".modules_to_save." not in key]
+    # PEFT saves resized embeddings twice, once under a name that it does not read, and a tied head's trained rows too.
+    twice = (".modules_to_save.", ".lm_head.token_adapter.")
+    extra = [key for key in result.unexpected_keys if not any(part in key for part in twice)]
     wrong = [*result.missing_keys, *extra]
     if wrong:
         raise ValueError(
