@@ -5,7 +5,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import peft
 import pytest
 import torch
 import transformers
@@ -35,12 +34,14 @@ def base(make_model: Any, tokenizers: Any, tmp_path: Path) -> Any:
 
 def train(base: Path, folder: Path, config: Any, tokens: int = 0, template: str | None = OWN) -> Any:
     """Save an adapter as a trainer does, `tokens` added to vocabulary and embeddings; the model as it was trained."""
+    from peft import get_peft_model
+
     tokenizer: Any = transformers.AutoTokenizer.from_pretrained(base)
     model: Any = transformers.AutoModelForCausalLM.from_pretrained(base)
     if tokens:
         tokenizer.add_tokens([f"<new {i}>" for i in range(tokens)])
         model.resize_token_embeddings(len(model.get_input_embeddings().weight) + tokens)
-    tuned: Any = peft.get_peft_model(model, config)
+    tuned: Any = get_peft_model(model, config)
     shake(tuned, 0.05, "lora_B", "modules_to_save", "trainable_tokens_delta", "lora_embedding_B", "ia3")
     tuned.save_pretrained(folder)
     if template is not None:
@@ -49,8 +50,15 @@ def train(base: Path, folder: Path, config: Any, tokens: int = 0, template: str 
     return tuned.eval()
 
 
+def made(kind: str, **options: Any) -> Any:
+    """A PEFT config."""
+    import peft
+
+    return getattr(peft, kind)(**{"task_type": "CAUSAL_LM", **options})
+
+
 def lora(**options: Any) -> Any:
-    return peft.LoraConfig(**{"r": 4, "task_type": "CAUSAL_LM", "target_modules": ["q_proj"], **options})
+    return made("LoraConfig", **{"r": 4, "target_modules": ["q_proj"], **options})
 
 
 def judges(base: Path, adapter: Path) -> list[HFJudge]:
@@ -58,19 +66,19 @@ def judges(base: Path, adapter: Path) -> list[HFJudge]:
     return [HFJudge(str(base), adapter=str(adapter), **options), HFJudge(str(adapter), **options)]
 
 
-KINDS = {
-    "LoRA": lora(),
-    "LoRA on embedding and head": lora(target_modules=["q_proj", "embed_tokens", "lm_head"]),
-    "DoRA": lora(use_dora=True),
-    "IA3": peft.IA3Config(task_type="CAUSAL_LM", target_modules=["k_proj"], feedforward_modules=[]),
-    "head saved whole": lora(modules_to_save=["lm_head"]),
-    "VeRA": peft.VeraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], r=4),
-}
+SLOW = pytest.mark.slow
+KINDS = [
+    lambda: lora(target_modules=["q_proj", "embed_tokens", "lm_head"]),
+    lambda: made("IA3Config", target_modules=["k_proj"], feedforward_modules=[]),
+    pytest.param(lambda: lora(use_dora=True), marks=SLOW),
+    pytest.param(lambda: lora(modules_to_save=["lm_head"]), marks=SLOW),
+    pytest.param(lambda: made("VeraConfig", target_modules=["q_proj"], r=4), marks=SLOW),
+]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_both_ways_give_the_trained_model(base: Any, tmp_path: Path, kind: str) -> None:
-    tuned = train(base(), tmp_path / "adapter", KINDS[kind])
+@pytest.mark.parametrize("config", KINDS, ids=["LoRA", "IA3", "DoRA", "head saved whole", "VeRA"])
+def test_both_ways_give_the_trained_model(base: Any, tmp_path: Path, config: Any) -> None:
+    tuned = train(base(), tmp_path / "adapter", config())
     for judge in judges(base(), tmp_path / "adapter"):
         assert distance(judge, tuned) < 2e-5
 
@@ -78,15 +86,17 @@ def test_both_ways_give_the_trained_model(base: Any, tmp_path: Path, kind: str) 
 @pytest.mark.parametrize(
     "family, config",
     [
-        ("llama", lora(modules_to_save=["embed_tokens", "lm_head"])),
-        ("qwen2", lora(modules_to_save=["embed_tokens"])),  # tied: the file has the head's rows as they were
-        ("qwen2", lora(modules_to_save=["embed_tokens"], ensure_weight_tying=True)),
-        ("llama", lora()),  # PEFT saves resized embeddings by itself
+        pytest.param("llama", {"modules_to_save": ["embed_tokens", "lm_head"]}, marks=SLOW),
+        ("qwen2", {"modules_to_save": ["embed_tokens"]}),  # tied: the file has the head's rows as they were
+        pytest.param("qwen2", {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True}, marks=SLOW),
+        ("llama", {}),  # PEFT saves resized embeddings by itself
     ],
     ids=["both", "tied", "tied together", "by itself"],
 )
-def test_added_tokens_get_the_rows_they_were_trained_with(base: Any, tmp_path: Path, family: str, config: Any) -> None:
-    tuned = train(base(family), tmp_path / "adapter", config, tokens=3)
+def test_added_tokens_get_the_rows_they_were_trained_with(
+    base: Any, tmp_path: Path, family: str, config: dict[str, Any]
+) -> None:
+    tuned = train(base(family), tmp_path / "adapter", lora(**config), tokens=3)
     for judge in judges(base(family), tmp_path / "adapter"):
         assert distance(judge, tuned) < 2e-5
         assert len(judge.encoder.tokenizer) == len(judge.blocks.head.weight), "the base's and three more"
@@ -182,8 +192,8 @@ def test_a_tokenizer_that_is_not_the_bases_is_refused(base: Any, tmp_path: Path,
 def test_adapters_that_are_refused(base: Any, tmp_path: Path) -> None:
     adapter = tmp_path / "adapter"
     for config, match in (
-        (peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4), "PROMPT_TUNING adapter puts learned"),
-        (peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4), "PREFIX_TUNING adapter puts learned"),
+        (made("PromptTuningConfig", num_virtual_tokens=4), "PROMPT_TUNING adapter puts learned"),
+        (made("PrefixTuningConfig", num_virtual_tokens=4), "PREFIX_TUNING adapter puts learned"),
         (lora(alora_invocation_tokens=[5, 6]), "only after its invocation tokens"),
     ):
         shutil.rmtree(adapter, ignore_errors=True)
