@@ -50,7 +50,8 @@ class HFJudge:
         tp_plan: transformers' tensor-parallel plan, e.g. "auto": the judge is spread over the ranks of this run, which
             must read together; wrap it in `LockstepJudge`.
         quantization: "4bit", "8bit" or a transformers quantisation config.
-        adapter: PEFT adapter of the judge, merged at load.
+        adapter: PEFT adapter of the judge, merged at load; its own tokenizer and chat template are used, where they
+            were saved with it.
         attn_implementation: as in `from_pretrained`.
         max_length: most tokens the judge reads; default the model's own limit.
         on_overflow: for longer texts: "none" (no score), "error", or "truncate" (cut the middle of the completion).
@@ -317,7 +318,7 @@ class HFJudge:
         return out
 
     def _load_tokenizer(self) -> Any:
-        options = {k: self._load_options[k] for k in ("revision", "trust_remote_code")}
+        options = {k: self._load_options[k] for k in ("revision", "trust_remote_code", "adapter")}
         return loading.load_tokenizer(self.model_name, **options)
 
     def _limit(self) -> int:
