@@ -6,7 +6,7 @@ import json
 import re
 from typing import Any, NamedTuple
 
-_BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")
+BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")  # what stands for a byte of a character that the vocabulary lacks
 
 
 class Variant(NamedTuple):
@@ -41,7 +41,7 @@ def bare_copy(
     kept = [t for t in raw["added_tokens"] if t["content"] not in without]
     raw["added_tokens"] = kept
     if pieces:
-        raw["model"] = _without(raw["model"], {t for t in without if not _BYTE.fullmatch(t)})
+        raw["model"] = _without(raw["model"], {t for t in without if not BYTE.fullmatch(t)})
     if not variant.first:
         for step in _steps(raw["pre_tokenizer"], "pretokenizers"):
             if step["type"] == "Metaspace" and step.get("prepend_scheme") == "first":
@@ -50,8 +50,8 @@ def bare_copy(
         left = [s for s in _steps(raw["normalizer"], "normalizers") if s["type"] != "Prepend"]
         raw["normalizer"] = {"type": "Sequence", "normalizers": left}
     copy = Tokenizer.from_str(json.dumps(raw))
-    ids: dict[int, int] = {copy.token_to_id(t["content"]): t["id"] for t in kept}
-    return copy, {mine: true for mine, true in ids.items() if mine != true}
+    ids = ((copy.token_to_id(t["content"]), int(t["id"])) for t in kept)
+    return copy, {mine: true for mine, true in ids if mine is not None and mine != true}
 
 
 def _steps(part: dict[str, Any] | None, key: str) -> list[dict[str, Any]]:

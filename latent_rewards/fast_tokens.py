@@ -69,7 +69,7 @@ class FastSpelling(Spelling):
         return [
             Control(i, *span, i in self._normalized)
             for i, span in zip(found.ids, found.offsets, strict=True)
-            if i in self.control and i != self._unknown
+            if i in self.control and i not in self._fallback
         ]
 
     def encode(self, rows: Sequence[Sequence[Piece]], borders: Sequence[Sequence[int]]) -> list[Tokens]:
@@ -98,7 +98,7 @@ class FastSpelling(Spelling):
                 continue
             start, end = offsets[at]
             word = text[start:end].strip()
-            if i == self._unknown and word.lower() != self.control[i].lower():
+            if i in self._fallback and word.lower() != self.control[i].lower():
                 continue
             start += len(text[start:end]) - len(text[start:end].lstrip())
             piece = bisect.bisect_right(ends, start)

@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from latent_rewards.bare import Variant
+from latent_rewards.bare import BYTE, Variant
 
 
 class Piece(NamedTuple):
@@ -55,7 +55,9 @@ class Spelling(abc.ABC):
         self.tokenizer = tokenizer
         self._added = {**added, **dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))}
         self.control = {i: t for i, t in self._added.items() if t.replace("\u2581", " ").strip()}
-        self._unknown = tokenizer.unk_token_id
+        # What the model falls back to for characters it does not know; some vocabularies list that as control tokens.
+        self._bytes = {i for i, t in self._added.items() if BYTE.fullmatch(t)}
+        self._fallback = self._bytes | {tokenizer.unk_token_id}
         self._known: dict[str, list[Control]] = {}
 
     @abc.abstractmethod
@@ -103,8 +105,8 @@ class Spelling(abc.ABC):
 
     def complaint(self, ids: Sequence[int], read: Sequence[int], mine: Sequence[int]) -> str | None:
         """Why ids do not stand for the text whose plain tokenisation is `read`: lost characters, foreign control."""
-        found = [i for i in ids if i in self.control and i != self._unknown]
-        if found != [i for i in mine if i != self._unknown]:
+        found = [i for i in ids if i in self.control and i not in self._fallback]
+        if found != list(mine):
             extra = next((i for i in found if i not in mine), found[0] if found else None)
             name = self.control.get(extra) if extra is not None else None
             return (
@@ -117,7 +119,7 @@ class Spelling(abc.ABC):
     def read_back(self, ids: Sequence[int]) -> str:
         """Text of ids; an added token stands for what it is written with, whatever the decoder makes of it."""
         out = []
-        for added, run in itertools.groupby(ids, key=lambda i: i in self._added):
+        for added, run in itertools.groupby(ids, key=lambda i: i in self._added and i not in self._bytes):
             tokens = list(run)
             out.append("".join(self._added[i] for i in tokens) if added else self.decode(tokens))
         return "".join(out)
