@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -24,9 +25,23 @@ class SlowSpelling(Spelling):
         return [list(self.tokenizer(t, add_special_tokens=False, verbose=False)["input_ids"]) for t in texts]
 
     def bare(self, texts: Sequence[str]) -> list[list[int]]:
-        """See `Spelling`."""
-        words = (self.tokenizer.tokenize(t, split_special_tokens=True) for t in texts)
-        return [list(self.tokenizer.convert_tokens_to_ids(w)) for w in words]
+        """See `Spelling`; what the vocabulary itself takes for a control token is cut in two, in a line of its own."""
+        return [self._bare(t) for t in texts]
+
+    def _bare(self, text: str) -> list[int]:
+        ids = self._split(text)
+        if not any(i in self.control and i not in self._fallback for i in ids):
+            return ids
+        cuts = [0, *(m.start() + 1 for m in re.finditer(f"(?={self._pattern.pattern})", text)), len(text)]
+        line, out = self._split("\n"), []
+        for i, j in itertools.pairwise(cuts):
+            after = self._split("\n" + text[i:j])
+            out += after[len(line) :] if i and after[: len(line)] == line else self._split(text[i:j])
+        return out
+
+    def _split(self, text: str) -> list[int]:
+        words = self.tokenizer.tokenize(text, split_special_tokens=True)
+        return list(self.tokenizer.convert_tokens_to_ids(words))
 
     def decode(self, ids: Sequence[int]) -> str:
         """See `Spelling`."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import abc
 import itertools
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -107,8 +108,7 @@ class Spelling(abc.ABC):
         """Why ids do not stand for the text whose plain tokenisation is `read`: lost characters, foreign control."""
         found = [i for i in ids if i in self.control and i not in self._fallback]
         if found != list(mine):
-            extra = next((i for i in found if i not in mine), found[0] if found else None)
-            name = self.control.get(extra) if extra is not None else None
+            name = next((self.control[i] for i in (Counter(found) - Counter(mine))), "of ours")
             return (
                 f"the text spells the control token {name!r}, which this judge's tokenizer cannot write as plain text"
             )

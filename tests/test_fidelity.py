@@ -28,9 +28,7 @@ def encoders(tmp_path_factory: Any) -> dict[str, Encoder]:
 
 def whole(encoder: Encoder, prompt: JudgePrompt, row: dict[str, Any]) -> list[int]:
     """Ids of the tokenizer on the whole dialogue."""
-    messages = [
-        {"role": t.role, "content": "".join(s.text for s in t.segments)} for t in prompt.render(row).turns
-    ]
+    messages = [{"role": t.role, "content": "".join(s.text for s in t.segments)} for t in prompt.render(row).turns]
     tokenizer = encoder.tokenizer
     more = {"add_generation_prompt": True, "return_dict": False} if hasattr(tokenizer, "chat_template") else {}
     return list(tokenizer.apply_chat_template(messages, tokenize=True, **more))
