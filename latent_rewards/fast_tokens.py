@@ -5,12 +5,13 @@ from __future__ import annotations
 import bisect
 import itertools
 import json
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 from latent_rewards.bare import Variant, bare_copy
 from latent_rewards.tokens import Control, Piece, Spelling, Tokens
 
+Span = Callable[[int], tuple[int, int]]  # first and last (exclusive) character of a token of the text
 _CHUNK = 256  # texts the backend holds at a time
 
 
@@ -80,23 +81,24 @@ class FastSpelling(Spelling):
             texts = ["".join(p.text for p in row) for row in part]
             found = self._whole.encode_batch(texts, add_special_tokens=False)
             for row, text, encoding, at in zip(part, texts, found, borders[first : first + _CHUNK], strict=True):
-                ids, offsets = encoding.ids, encoding.offsets
-                problem = None
-                if self._foreign(row, text, ids, offsets):
+                ids, problem = encoding.ids, None
+                span = cast(Span, encoding.token_to_chars)
+                if self._foreign(row, text, ids, span):
                     read = ids
                     ids, offsets = self._apart(row)
+                    span = offsets.__getitem__
                     problem = self.complaint(ids, read, [c.id for p in row if p.ours for c in self.controls(p.text)])
-                out.append(Tokens(ids, [_where(offsets, b) for b in at], problem))
+                out.append(Tokens(ids, [_where(len(ids), span, b) for b in at], problem))
         return out
 
-    def _foreign(self, row: Sequence[Piece], text: str, ids: list[int], offsets: list[tuple[int, int]]) -> bool:
+    def _foreign(self, row: Sequence[Piece], text: str, ids: list[int], span: Span) -> bool:
         """Whether a control token comes out of text that is not ours, or one of ours does not come out."""
         ends = list(itertools.accumulate(len(p.text) for p in row))
         mine = []
         for at, i in enumerate(ids):
             if i not in self.control:
                 continue
-            start, end = offsets[at]
+            start, end = span(at)
             word = text[start:end].strip()
             if i in self._fallback and word.lower() != self.control[i].lower():
                 continue
@@ -133,7 +135,7 @@ class FastSpelling(Spelling):
         return [([renamed.get(i, i) for i in e.ids], e.offsets) for e in found]
 
 
-def _where(offsets: list[tuple[int, int]], border: int) -> tuple[int, int]:
-    """Tokens that end at or before a character, and the first token that starts at it or later."""
-    before = bisect.bisect_right(offsets, border, key=lambda span: span[1])
-    return before, max(before, bisect.bisect_left(offsets, border, key=lambda span: span[0]))
+def _where(n: int, span: Span, border: int) -> tuple[int, int]:
+    """Tokens, of n, that end at or before a character, and the first token that starts at it or later."""
+    before = bisect.bisect_right(range(n), border, key=lambda i: span(i)[1])
+    return before, bisect.bisect_left(range(n), border, before, key=lambda i: span(i)[0])

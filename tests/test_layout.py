@@ -87,7 +87,8 @@ def test_a_template_that_loses_text_is_named(template: str, what: str) -> None:
 
 
 DATED = (
-    "{% if strftime_now is defined %}{% set day = strftime_now('%d %b %Y') %}{% else %}{% set day = 'never' %}{% endif %}"
+    "{% if strftime_now is defined %}{% set day = strftime_now('%d %b %Y') %}"
+    "{% else %}{% set day = 'never' %}{% endif %}"
     '<turn>date {{ day }} | {{ strftime_now("%Y-%m-%d %-d %B %A %H:%M") }}</turn>\n' + HEAD + TURN + TAIL
 )
 
@@ -168,9 +169,11 @@ def test_a_thought_is_closed_before_the_start_of_an_answer() -> None:
     [
         ("", "<turn>assistant", "no thought in the chat template"),
         ("{% if enable_thinking %}<think>\n{% endif %}", "<turn>assistant\n", "no thought"),
-        ("{% if enable_thinking is not defined or enable_thinking %}<think>\n{% else %}<think>\n\n</think>\n\n{% endif %}",
-         "<think>\n\n</think>\n\n", "switched by enable_thinking=False"),
-        ("{% if thinking is not defined or thinking %}<think>\n{% endif %}", "assistant\n", "switched by thinking=False"),
+        ("{% if enable_thinking is not defined or enable_thinking %}<think>\n"
+         "{% else %}<think>\n\n</think>\n\n{% endif %}", "<think>\n\n</think>\n\n",
+         "switched by enable_thinking=False"),
+        ("{% if thinking is not defined or thinking %}<think>\n{% endif %}", "assistant\n",
+         "switched by thinking=False"),
         ("</think>", "assistant\n</think>", "no thought"),
         ("<|START_THINKING|>x<|END_THINKING|>", "<|END_THINKING|>", "no thought"),
     ],
