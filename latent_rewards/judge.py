@@ -32,8 +32,8 @@ _SLACK = (
     8  # completions of one prompt may begin alike; a shared prefix that reaches so far into them is still the prompt
 )
 _SESSION_STATE = {
-    "_lock", "_encoder", "_blocks", "_forward", "_tries", "_remembered", "_revision", "forwards", "rows_read",
-    "seconds",
+    "_lock", "_encoder", "_blocks", "_forward", "_tries", "_checked", "_remembered", "_revision", "forwards",
+    "rows_read", "seconds",
 }  # fmt: skip
 
 
@@ -117,6 +117,7 @@ class HFJudge:
         self._blocks: Blocks | None = None
         self._forward: TreeForward | None = None
         self._tries: dict[str, LabelTrie] = {}
+        self._checked: set[str] = set()
         self._remembered: OrderedDict[str, tuple[Need, Reading]] = OrderedDict()
         self._revision: str | None = None
         self.forwards = 0
@@ -335,9 +336,10 @@ class HFJudge:
                 raise ValueError(f"row {i}: {err}") from err
         limit = self._limit() - (self.trie(prompt).depth if prompt.labels else 0)
         encoded = self.encoder.encode(dialogues)
-        reasons: list[str | None] = [None] * len(rows)
+        size = self._check_ids(prompt)
+        reasons = [e.problem or _beyond(e.ids, size) for e in encoded]
         for i, e in enumerate(encoded):
-            if len(e.ids) <= limit:
+            if len(e.ids) <= limit or reasons[i] is not None:
                 continue
             reason = f"{len(e.ids)} tokens, but this judge reads at most {limit}"
             if self.on_overflow == "error":
@@ -346,6 +348,18 @@ class HFJudge:
             encoded[i] = cut or e
             reasons[i] = None if cut else reason
         return encoded, reasons
+
+    def _check_ids(self, prompt: JudgePrompt) -> int:
+        """Rows of the judge's embedding; once per prompt, that they suffice for the template and the labels."""
+        size = int(self.blocks.model.get_input_embeddings().weight.shape[0])
+        if prompt.hash not in self._checked:
+            if reason := _beyond(sorted(self.encoder.own_ids(prompt)), size):
+                raise ValueError(
+                    f"the chat template or the labels of prompt {prompt.name!r} need {reason}; use the tokenizer that "
+                    "belongs to the model, or model.resize_token_embeddings(len(tokenizer)) and train the new rows"
+                )
+            self._checked.add(prompt.hash)
+        return size
 
     def _part(self, prompt: JudgePrompt, encoded: list[Encoded], need: Need, reasons: list[str | None]) -> _Part:
         trie = self.trie(prompt) if need.labels or need.layer_logits else LabelTrie(0, (), ())
@@ -434,7 +448,13 @@ def _cut_middle(encoded: Encoded, surplus: int) -> Encoded | None:
     keep = end - start - surplus
     left = start + (keep + 1) // 2
     ids = encoded.ids[:left] + encoded.ids[left + surplus :]
-    return Encoded(ids, (start, end - surplus), encoded.head)
+    return replace(encoded, ids=ids, completion=(start, end - surplus))
+
+
+def _beyond(ids: Sequence[int], size: int) -> str | None:
+    """Names the first token id that an embedding of `size` rows lacks."""
+    high = next((i for i in ids if i >= size), None)
+    return None if high is None else f"token id {high}, but the judge's embedding has {size} rows"
 
 
 def _content_key(prompt: JudgePrompt, encoded: list[Encoded]) -> str:

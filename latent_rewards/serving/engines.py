@@ -161,10 +161,11 @@ class Engine:
                 dialogues.append(prompt.render(row))
             except ValueError as err:
                 raise ValueError(f"row {i}: {err}") from err
-        ids = [encoded.ids for encoded in self.encoder.encode(dialogues)]
+        encoded = self.encoder.encode(dialogues)
         limit = (self.max_length or 1 << 30) - trie.depth - 1
-        long = [f"{len(x)} tokens, but this judge reads at most {limit}" if len(x) > limit else None for x in ids]
-        return ids, long
+        long = "{} tokens, but this judge reads at most {}"
+        reasons = [e.problem or (long.format(len(e.ids), limit) if len(e.ids) > limit else None) for e in encoded]
+        return [e.ids for e in encoded], reasons
 
     def _read(self, trie: LabelTrie, texts: list[list[int]]) -> tuple[torch.Tensor, list[str | None]]:
         """(n, K) label log-probabilities of distinct texts, and why one has none."""
