@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import itertools
+import json
 import logging
 import re
 import threading
@@ -17,6 +19,7 @@ from jinja2 import TemplateError
 
 from latent_rewards.labels import LabelTrie
 from latent_rewards.prompts import Dialogue, JudgePrompt, Segment
+from latent_rewards.template import ways_to_fill
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +87,16 @@ class Encoder:
             while n_cached > _MAX_CACHED:
                 n_cached -= len(self._cache.popitem(last=False)[1]) + 16
         return out
+
+    def layout_hash(self, prompt: JudgePrompt) -> str:
+        """16 hex digits of all that the judge reads beside the judged text, for every way to fill the prompt's slots.
+
+        The chat template is part of it, with what it takes from its variables and from the clock.
+        """
+        rows = [{slot: "x" if full else "" for slot, full in filled} for filled in ways_to_fill(prompt.slots)]
+        layouts = [self._layout(prompt.render(row)) for row in rows]
+        parts = [[part.text if isinstance(part, Segment) else part for part in layout] for layout in layouts]
+        return hashlib.sha256(json.dumps([self._head(), parts]).encode()).hexdigest()[:16]
 
     def trie(self, prompt: JudgePrompt) -> LabelTrie:
         """Label paths in this tokenizer.

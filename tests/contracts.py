@@ -37,6 +37,7 @@ class FakeJudge:
     """
 
     name = "fake"
+    fingerprint = "fake"
     capabilities = frozenset({"labels", "hidden", "layer_logits", "generate"})
 
     def __init__(self, *, layers: int = 3, answers: Sequence[str] = ("Good. [RESULT] 4", "Fair. [RESULT] 2")) -> None:

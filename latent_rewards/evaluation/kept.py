@@ -32,6 +32,11 @@ class KeptJudge:
         self.readings = Readings(judge, Cache(cache, rank=_OWN))
 
     @property
+    def fingerprint(self) -> str:
+        """The judge's, whose readings these are."""
+        return self.judge.fingerprint
+
+    @property
     def n_layers(self) -> int:
         """Number of decoder blocks, L."""
         return self.judge.n_layers
