@@ -243,21 +243,28 @@ class ProbeReward(LatentReward):
         return super().requests(rows)
 
     def _verify(self) -> None:
-        """Compare the judge's revision with the probe's; loads the judge."""
-        config = self.probe.config
-        found = getattr(self.judge, "revision", None)
-        if found is None:
-            logger.warning("judge %r tells no revision; the probe was trained on %s", self.judge.name, config.revision)
-        elif found != config.revision:
-            message = (
-                f"judge {self.judge.name!r} has revision {found}, but the probe was trained on {config.judge!r} with "
-                f"revision {config.revision}; use that judge, train the probe anew, or pass strict=False if the "
-                "weights differ only in precision"
-            )
-            if self.strict:
-                raise ValueError(message)
-            logger.warning("%s", message)
+        check_revision(self.judge, self.probe.config, strict=self.strict)
         self._verified = True
+
+
+def check_revision(judge: Judge, config: ProbeConfig, *, strict: bool) -> None:
+    """Compare the judge's revision with the probe's; loads the judge.
+
+    Raises:
+        ValueError: they differ, and `strict`; names both.
+    """
+    found = getattr(judge, "revision", None)
+    if found is None:
+        logger.warning("judge %r tells no revision; the probe was trained on %s", judge.name, config.revision)
+    elif found != config.revision:
+        message = (
+            f"judge {judge.name!r} has revision {found}, but the probe was trained on {config.judge!r} with revision "
+            f"{config.revision}; use that judge, train the probe anew, or pass strict=False if the weights differ only "
+            "in precision"
+        )
+        if strict:
+            raise ValueError(message)
+        logger.warning("%s", message)
 
 
 def shipped_folder() -> Path:
