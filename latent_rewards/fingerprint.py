@@ -36,7 +36,8 @@ def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         value = tensors[name].detach()
         whole.update(f"{name} {tuple(value.shape)} {value.dtype} ".encode())
-        whole.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        if value.numel():  # torch cannot view nothing
+            whole.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return whole.hexdigest()[:32]
 
 
