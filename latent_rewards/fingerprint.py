@@ -41,6 +41,14 @@ def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
     return whole.hexdigest()[:32]
 
 
+def changed(old: Any, new: Any, key: str = "") -> list[str]:
+    """One "key: old -> new" for every leaf in which two configurations differ."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        names = dict.fromkeys((*old, *new))
+        return [c for n in names for c in changed(old.get(n), new.get(n), f"{key}.{n}" if key else str(n))]
+    return [] if old == new else [f"{key}: {old!r} -> {new!r}"]
+
+
 def judge_key(judge: Judge) -> str:
     """The judge's own `fingerprint`: equal keys mean equal readings, up to rounding.
 
@@ -54,6 +62,11 @@ def judge_key(judge: Judge) -> str:
             "do), without which its scores cannot be told from another judge's; give it one"
         )
     return found
+
+
+def facts_of(judge: Judge) -> dict[str, Any]:
+    """The judge's `facts`, so that a difference can be named; of a judge that tells none its fingerprint alone."""
+    return getattr(judge, "facts", None) or {"fingerprint": judge_key(judge)}
 
 
 def layout_of(judge: Judge, prompt: JudgePrompt) -> str | None:

@@ -14,7 +14,7 @@ from latent_rewards.best_of_n.config import BestOfNConfig
 from latent_rewards.best_of_n.groups import ForwardReader, Group, Plan, batches
 from latent_rewards.best_of_n.shards import ShardStore
 from latent_rewards.evaluation.scorers import build
-from latent_rewards.fingerprint import judge_key
+from latent_rewards.fingerprint import facts_of
 from latent_rewards.generation import Generator, Sampling, build_generator
 from latent_rewards.judge import HFJudge, Judge
 from latent_rewards.loading import default_device
@@ -96,11 +96,10 @@ class Engine:
 
     def facts(self) -> dict[str, Any]:
         """What the scores depend on besides the configuration, for the manifest. Loads the models."""
-        judge = getattr(self.judge, "facts", None) or {"fingerprint": judge_key(self.judge)}
         return {
             "rewards": {n: {"prompt": r.prompt.name, **r.facts} for n, r in self.rewards.items()},
-            "judge_revision": getattr(self.judge, "revision", None), "judge_facts": judge, "resolved": self.resolved,
-            "generation": self.generator.facts if self.generator else None,
+            "judge_revision": getattr(self.judge, "revision", None), "judge_facts": facts_of(self.judge),
+            "resolved": self.resolved, "generation": self.generator.facts if self.generator else None,
         }  # fmt: skip
 
     def score(self, some: list[Group], scorer: Scorer) -> list[dict[str, Any]]:
