@@ -157,9 +157,9 @@ BASE: dict[str, dict[str, Any]] = {
 OTHER: dict[str, Any] = {
     "prompt": "four_rubric", "scale": 2.0, "shift": 1.0, "clip": (0.25, 0.5), "on_missing": "raise",
     "output": "log_odds", "lens": "raw", "weights": [1.0, 2.0, 3.0, 4.0], "drop_last": True, "guided": True,
-    "feedback": False, "temperature": 0.1, "n_samples": 3, "max_new_tokens": 7, "seed": 9, "statistic": "one", "of": "cross_layer",
-    "floor": -5.0, "guards": ("blank", "echo"), "gate": "weighted", "gate_below": 0.25, "gate_slope": None,
-    "relevance": 0.25, "against": "shuffled", "weight": 0.5, "how": "mean", "location": [1.0, 2.0],
+    "feedback": False, "temperature": 0.1, "n_samples": 3, "max_new_tokens": 7, "seed": 9, "statistic": "one",
+    "of": "cross_layer", "floor": -5.0, "guards": ("blank", "echo"), "gate": "weighted", "gate_below": 0.25,
+    "gate_slope": None, "relevance": 0.25, "against": "shuffled", "weight": 0.5, "how": "mean", "location": [1.0, 2.0],
     "scales": [1.0, 2.0], "aspect": "second",
 }  # fmt: skip
 OTHER_OF: dict[str, dict[str, Any]] = {
