@@ -28,7 +28,7 @@ from latent_rewards import (
 )
 from latent_rewards import rewards as rewards_module
 from latent_rewards.calibration import CalibratedReward, Calibration
-from latent_rewards.evaluation import benchmarks
+from latent_rewards.evaluation import benchmarks, scorers
 from latent_rewards.evaluation.cache import Cache
 from latent_rewards.evaluation.readings import Readings
 from latent_rewards.evaluation.stability import drift
@@ -247,3 +247,18 @@ def test_bounds_by_hand() -> None:
     ]  # fmt: skip
     for reward, bounds in want:
         assert reward.bounds == (None if bounds is None else pytest.approx(bounds)), reward.__name__
+
+
+def test_an_evaluation_scales_and_clips_like_the_reward(tmp_path: Path) -> None:
+    judge, rows = FakeJudge(answers=("[RESULT] 4", "[RESULT] 2")), [{"prompt": "p", "completion": c} for c in "abcdef"]
+    readings = Readings(judge, Cache(tmp_path))
+    for name, key in (("weighted", "mine"), ("verifier", "mine"), ("guarded", "mine"), ("likert5", "mine/mean")):
+        reward: Any = build_reward(name, judge, scale=-0.2, shift=1.0, clip=(-0.5, 0.9))
+        work = readings.fill_answers(reward, rows) if name == "likert5" else readings.fill(
+            [(r.prompt, r.need) for r in reward.requests(rows)], rows
+        )  # fmt: skip
+        assert sum(work) == len(rows)
+        column = scorers.columns("mine", reward, readings, rows, greedy=False)[key]
+        want = reward.score(["p"] * len(rows), list("abcdef"))
+        np.testing.assert_allclose(column.scores, want, atol=1e-5)
+        assert column.range in (None, reward.bounds) and (name == "likert5" or len(set(want)) > 1)
