@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from latent_rewards import loading
+from latent_rewards import fingerprint, loading
 from latent_rewards.assemble import assemble, assemble_alone, states_needed
 from latent_rewards.encoding import Encoded, Encoder
 from latent_rewards.forward import Blocks, States
@@ -32,7 +32,7 @@ _SLACK = (
     8  # completions of one prompt may begin alike; a shared prefix that reaches so far into them is still the prompt
 )
 _SESSION_STATE = {
-    "_lock", "_encoder", "_blocks", "_forward", "_tries", "_checked", "_remembered", "_revision", "forwards",
+    "_lock", "_encoder", "_blocks", "_forward", "_tries", "_checked", "_remembered", "_revision", "_facts", "forwards",
     "rows_read", "seconds",
 }  # fmt: skip
 
@@ -120,6 +120,7 @@ class HFJudge:
         self._checked: set[str] = set()
         self._remembered: OrderedDict[str, tuple[Need, Reading]] = OrderedDict()
         self._revision: str | None = None
+        self._facts: dict[str, Any] | None = None
         self.forwards = 0
         self.rows_read = 0
         self.seconds = 0.0
@@ -183,6 +184,32 @@ class HFJudge:
         if self._revision is None:
             self._revision = loading.model_revision(self.blocks.model, self.model_name)
         return self._revision
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """All that changes readings by more than rounding, as plain data; loads the model.
+
+        In: the weights (the hub's commit; else every bit of them, adapter included), precision, configuration,
+        tokenizer, chat template as it renders, length limit. `attn_implementation` and `batch_invariant` are in, too:
+        kernels differ in the masks that they know, and bit-identical readings must not mix with others. Out, since they
+        move a reading by rounding alone and a run may go on elsewhere: device and its map, `batch_tokens`,
+        `cache_bytes`, `share_prefixes`, `compile`, the version of torch; and name and folder, which change nothing.
+        """
+        with self._lock:
+            if self._facts is None:
+                exact = self._given is None and self._load_options["adapter"] is None
+                commit = getattr(self.blocks.model.config, "_commit_hash", None) if exact else None
+                model = fingerprint.model_facts(self.blocks.model, commit)
+                self._facts = {"tokenizer": fingerprint.tokenizer_hash(self.encoder.tokenizer), "model": model}
+        return fingerprint.software() | self._facts | {
+            "layout": self.encoder.layout_hash(JudgePrompt.load("weighted")), "max_length": self._limit(),
+            "on_overflow": self.on_overflow, "batch_invariant": self.batch_invariant,
+        }  # fmt: skip
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of `facts`: what caches keep this judge's readings under."""
+        return fingerprint.digest(self.facts)
 
     @property
     def n_layers(self) -> int:

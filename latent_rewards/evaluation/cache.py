@@ -20,7 +20,7 @@ CREATE TABLE IF NOT EXISTS cost (stage TEXT PRIMARY KEY, texts INTEGER, tokens I
 
 
 def content_key(judge: str, prompt: str, row: Mapping[str, Any]) -> bytes:
-    """Key of one judged text: judge revision and settings, prompt hash, and all that fills the prompt's slots."""
+    """Key of one judged text: fingerprint of who reads it, hash of prompt and layout, and all that fills the slots."""
     text = json.dumps([judge, prompt, row], sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:16]
 

@@ -152,10 +152,11 @@ def _add_state_routes(app: FastAPI, service: Service) -> None:
         need_ready(service)
         judge = service.judges[0]
         return schemas.Info(
-            judge=judge.name, revision=judge.revision, layers=judge.n_layers, width=judge.blocks.config.hidden_size,
-            capabilities=sorted(judge.capabilities), max_rows=service.settings.max_rows,
+            judge=judge.name, revision=judge.revision, fingerprint=judge.fingerprint, layers=judge.n_layers,
+            width=judge.blocks.config.hidden_size, capabilities=sorted(judge.capabilities),
             rewards={name: reward.prompt.name for name, reward in service.rewards[0].items()},
-            max_text_chars=service.settings.max_text_chars, version=latent_rewards.__version__,
+            max_rows=service.settings.max_rows, max_text_chars=service.settings.max_text_chars,
+            version=latent_rewards.__version__,
         )  # fmt: skip
 
 
