@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from latent_rewards.judge import HFJudge
+from latent_rewards.layouts import BadRow
 from latent_rewards.prompts import JudgePrompt
 
 app = typer.Typer(help="Train, look at and publish probes.", no_args_is_help=True)
@@ -24,7 +25,7 @@ Out = Annotated[Path, typer.Argument(help="Folder to write; new or empty.")]
 
 @app.command()
 def train(
-    data: Annotated[list[Path], typer.Argument(help="JSON Lines files: pairs, lists or ratings.")],
+    data: Annotated[list[Path], typer.Argument(help="JSON Lines or Parquet files: pairs, lists or ratings.")],
     out: Annotated[Path, typer.Option(help="Folder of the probe; features go into it too.")],
     judge: Judge = "embedded",
     prompt: Prompt = "weighted",
@@ -38,7 +39,7 @@ def train(
     seed: int = 42,
 ) -> None:
     """Train a probe on data files and say how good it is, against the prompted judge and against length alone."""
-    from latent_rewards.examples import gather
+    from latent_rewards.examples import gather, sources
     from latent_rewards.probe_card import table
     from latent_rewards.probe_run import RunOptions, train_probe
     from latent_rewards.probe_training import FitOptions
@@ -50,9 +51,11 @@ def train(
         guards=tuple(g for g in guards.split(",") if g),  # type: ignore[misc]
     )  # fmt: skip
     run = RunOptions(layers=chosen, select=select, test_share=test_share)  # type: ignore[arg-type]
-    about = {"data": [str(p) for p in data], "command": "latent-rewards " + shlex.join(sys.argv[1:])}
+    bad: list[BadRow] = []
+    examples = gather(data, limit=limit, bad=bad)
+    about = {"data": sources(data, bad), "command": "latent-rewards " + shlex.join(sys.argv[1:])}
     probe, rows = train_probe(
-        HFJudge(judge), JudgePrompt.load(prompt), gather(data, limit=limit), features_folder=out / "features", fit=fit,
+        HFJudge(judge), JudgePrompt.load(prompt), examples, features_folder=out / "features", fit=fit,
         run=run, training=about,
     )  # fmt: skip
     probe.save(out)

@@ -20,7 +20,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 from latent_rewards import HFJudge, JudgePrompt
-from latent_rewards.examples import gather
+from latent_rewards.examples import gather, sources
+from latent_rewards.layouts import BadRow
 from latent_rewards.probe_card import table
 from latent_rewards.probe_run import RunOptions, train_probe
 from latent_rewards.probe_training import FitOptions
@@ -63,9 +64,11 @@ def main(args: ProbeArguments) -> None:
         test_share=args.test_share, concatenate=args.mix_layers,
     )  # fmt: skip
     judge = HFJudge(args.judge, dtype=args.dtype, max_length=args.max_length)
-    training = {"licence": args.licence, "data": args.data, "command": f"python {' '.join(sys.argv)}"}
+    bad: list[BadRow] = []
+    examples = gather(args.data, limit=args.limit, bad=bad)
+    training = {"licence": args.licence, "data": sources(args.data, bad), "command": f"python {' '.join(sys.argv)}"}
     probe, rows = train_probe(
-        judge, JudgePrompt.load(args.prompt), gather(args.data, limit=args.limit), features_folder=out / "features",
+        judge, JudgePrompt.load(args.prompt), examples, features_folder=out / "features",
         fit=fit, run=run, training=training,
     )  # fmt: skip
     probe.save(out)

@@ -25,8 +25,9 @@ from scipy.stats import spearmanr
 
 from latent_rewards import HFJudge, JudgePrompt
 from latent_rewards.cross_layer import LayerWeights, TuneOptions, tune_layers
-from latent_rewards.examples import gather
+from latent_rewards.examples import gather, sources
 from latent_rewards.features import collect_features
+from latent_rewards.layouts import BadRow
 from latent_rewards.probe_card import table
 from latent_rewards.readouts import cross_layer, expected_rating
 
@@ -52,7 +53,8 @@ def main(args: TuneArguments) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     out, prompt = Path(args.output_dir), JudgePrompt.load(args.prompt)
     judge = HFJudge(args.judge, dtype=args.dtype, max_length=args.max_length)
-    examples, values = gather(args.data, limit=args.limit), prompt.labels.values
+    bad: list[BadRow] = []
+    examples, values = gather(args.data, limit=args.limit, bad=bad), prompt.labels.values
     folder = out / "features"
     features = collect_features(judge, prompt, examples, [], folder=folder, layer_logits=("normed", "raw"))
     read = features.column("read").astype(bool)
@@ -73,7 +75,7 @@ def main(args: TuneArguments) -> None:
         found[lens] = (facts["mse_uniform" if facts["uniform"] else "mse_tuned"], weights, facts)
     lens = min(found, key=lambda k: found[k][0])
     _, weights, facts = found[lens]
-    record = {"data": args.data, "command": f"python {' '.join(sys.argv)}", "figures": rows, **facts}
+    record = {"data": sources(args.data, bad), "command": f"python {' '.join(sys.argv)}", "figures": rows, **facts}
     kept = LayerWeights(
         weights, judge.name, judge.revision, prompt.hash, lens, args.drop_last, facts["uniform"], record
     )
