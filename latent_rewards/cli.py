@@ -21,16 +21,14 @@ from latent_rewards.cli_best_of_n import best_of_n
 from latent_rewards.cli_evaluate import evaluate
 from latent_rewards.cli_serve import serve
 from latent_rewards.judge import HFJudge
-from latent_rewards.layouts import holds_prompt
 from latent_rewards.prompts import JudgePrompt, prompt_folder
 from latent_rewards.rewards import REWARDS, Reward, build_reward
 from latent_rewards.rowio import RAW, InputError, Source, open_source
 from latent_rewards.rowout import check_output, open_output
 from latent_rewards.scorer import SHOWN, Scorer, required_slots
+from latent_rewards.transcripts import PEEK, hold_prompts
 
 _LOADING = (ValueError, OSError, ImportError, RuntimeError, AssertionError)  # what transformers and torch raise
-
-_PEEK = 16
 
 app = typer.Typer(
     help="Scores from the probabilities and hidden states of a frozen judge model.",
@@ -176,17 +174,11 @@ def _check_columns(rewards: dict[str, Reward], columns: dict[str, str], source: 
         raise InputError(f"the input already has the columns {taken}; name the new ones with --score-column")
     for slot in sorted({slot for r in rewards.values() for slot in required_slots(r)}):
         column = columns.get(slot, slot)
-        if slot == "prompt" and _hold_prompts(source, columns["completion"]):
+        if slot == "prompt" and hold_prompts(next(source.chunks(PEEK)).rows, columns["completion"]):
             continue
         if column not in source.columns and set(source.columns) - {RAW}:
             how = f"; name it with --{slot}-column" if slot in columns else ""
             raise InputError(f"no column {column!r}, which the judge prompt needs; there are {source.columns}{how}")
-
-
-def _hold_prompts(source: Source, column: str) -> bool:
-    """Whether the first rows have completions that are whole dialogues, which need no prompt beside them."""
-    head = next(iter(source.chunks(_PEEK))).rows
-    return any(holds_prompt(row.get(column)) for row in head)
 
 
 @contextlib.contextmanager

@@ -193,6 +193,8 @@ class Finisher:
         rows = group.record["rows"]
         row = dict(rows[i] if self.plan.layout == "pairs" else rows[0])
         row.pop(self.config.completions_column, None)
+        if row.get(self.config.prompt_column) is None:  # it was inside the completions
+            row[self.config.prompt_column] = group.record.get("prompt")
         return row
 
 
