@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shlex
 import sys
@@ -14,6 +13,7 @@ import typer
 from latent_rewards.judge import HFJudge
 from latent_rewards.layouts import BadRow
 from latent_rewards.prompts import JudgePrompt
+from latent_rewards.rowout import to_json
 
 app = typer.Typer(help="Train, look at and publish probes.", no_args_is_help=True)
 export_app = typer.Typer(help="Write a standard sequence-classification reward model.", no_args_is_help=True)
@@ -52,14 +52,18 @@ def train(
     )  # fmt: skip
     run = RunOptions(layers=chosen, select=select, test_share=test_share)  # type: ignore[arg-type]
     bad: list[BadRow] = []
-    examples = gather(data, limit=limit, bad=bad)
+    try:
+        examples = gather(data, limit=limit, bad=bad)
+    except (ValueError, OSError) as err:
+        typer.echo(f"Error: {err}", err=True)
+        raise typer.Exit(2) from err
     about = {"data": sources(data, bad), "command": "latent-rewards " + shlex.join(sys.argv[1:])}
     probe, rows = train_probe(
         HFJudge(judge), JudgePrompt.load(prompt), examples, features_folder=out / "features", fit=fit,
         run=run, training=about,
     )  # fmt: skip
     probe.save(out)
-    (out / "sweep.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    (out / "sweep.json").write_text(to_json(rows, indent=1), encoding="utf-8")
     typer.echo(table(probe.config.training["metrics"]) if probe.config.training.get("metrics") else "no test prompts")
     typer.echo(f"ProbeReward(HFJudge({judge!r}), {str(out)!r})")
 

@@ -12,7 +12,6 @@ configuration. A second run with the same data reuses the features.
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import sys
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from latent_rewards.layouts import BadRow
 from latent_rewards.probe_card import table
 from latent_rewards.probe_run import RunOptions, train_probe
 from latent_rewards.probe_training import FitOptions
+from latent_rewards.rowout import to_json
 
 
 @dataclass
@@ -72,10 +72,10 @@ def main(args: ProbeArguments) -> None:
         fit=fit, run=run, training=training,
     )  # fmt: skip
     probe.save(out)
-    (out / "sweep.json").write_text(json.dumps(rows, indent=1))
+    (out / "sweep.json").write_text(to_json(rows, indent=1))
     packages = {p: version(p) for p in ("torch", "transformers", "scikit-learn")}
     about = {"judge_revision": judge.revision, "prompt_hash": probe.prompt.hash, "packages": packages}
-    (out / "run.json").write_text(json.dumps({"arguments": dataclasses.asdict(args), **about}, indent=1))
+    (out / "run.json").write_text(to_json({"arguments": dataclasses.asdict(args), **about}, indent=1))
     if rows:
         draw(rows, out / "layers.png", judge.name)
     print(table(probe.config.training["metrics"]))

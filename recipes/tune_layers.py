@@ -12,7 +12,6 @@ and tuned weights, through the raw and the normed lens. Writes the better lens's
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import sys
 from collections.abc import Sequence
@@ -30,6 +29,7 @@ from latent_rewards.features import collect_features
 from latent_rewards.layouts import BadRow
 from latent_rewards.probe_card import table
 from latent_rewards.readouts import cross_layer, expected_rating
+from latent_rewards.rowout import to_json
 
 
 @dataclass
@@ -81,7 +81,7 @@ def main(args: TuneArguments) -> None:
     )
     kept.save(out)
     about = {"arguments": dataclasses.asdict(args), "judge_revision": judge.revision, "lens": lens, "figures": rows}
-    (out / "results.json").write_text(json.dumps(about, indent=1))
+    (out / "results.json").write_text(to_json(about, indent=1))
     draw({k: v[1] for k, v in found.items()}, out / "weights.png", judge.name)
     print(table(rows))
     print(f"{lens} lens kept{' (uniform: tuning did not help)' if facts['uniform'] else ''}, saved in {out}")
