@@ -224,13 +224,25 @@ def _length_direction(c: np.ndarray, covariance: np.ndarray) -> tuple[np.ndarray
 def _row_weights(data: Data, options: FitOptions) -> np.ndarray:
     weight = np.ones(len(data))
     if "balance" in options.guards:
-        bins = np.searchsorted(np.quantile(data.length, np.arange(0.1, 1, 0.1)), data.length)
-        cells = bins * 2 + (data.label > np.median(data.label) if data.label.ndim == 1 else 0)
-        for b in np.unique(bins):
-            inside = bins == b
-            for cell in np.unique(cells[inside]):
-                weight[cells == cell] = inside.sum() / (2 * (cells == cell).sum())
+        for s in np.unique(data.source):
+            rows = np.flatnonzero(data.source == s)
+            weight[rows] = _balanced(data.length[rows], data.label[rows])
     return _by_source(weight, data.source, options)
+
+
+def _balanced(length: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """(N,) weights with which, in every tenth of the lengths, high and low labels weigh the same."""
+    weight, high = np.ones(len(length)), np.zeros(len(length), dtype=int)
+    if label.ndim == 1:
+        middle = np.median(label)
+        high = (label > middle if (label > middle).any() else label >= middle).astype(int)  # most may have the highest
+    bins = np.searchsorted(np.quantile(length, np.arange(0.1, 1, 0.1)), length)
+    cells = bins * 2 + high
+    for b in np.unique(bins):
+        inside = bins == b
+        for cell in np.unique(cells[inside]):
+            weight[cells == cell] = inside.sum() / (2 * (cells == cell).sum())
+    return weight
 
 
 def _pair_weights(gap: np.ndarray, source: np.ndarray, options: FitOptions) -> np.ndarray:
