@@ -26,6 +26,7 @@ from latent_rewards.rewards import REWARDS, Reward, build_reward
 from latent_rewards.rowio import RAW, InputError, Source, open_source
 from latent_rewards.rowout import check_output, open_output
 from latent_rewards.scorer import SHOWN, Scorer, required_slots
+from latent_rewards.transcripts import PEEK, hold_prompts
 
 _LOADING = (ValueError, OSError, ImportError, RuntimeError, AssertionError)  # what transformers and torch raise
 
@@ -173,6 +174,8 @@ def _check_columns(rewards: dict[str, Reward], columns: dict[str, str], source: 
         raise InputError(f"the input already has the columns {taken}; name the new ones with --score-column")
     for slot in sorted({slot for r in rewards.values() for slot in required_slots(r)}):
         column = columns.get(slot, slot)
+        if slot == "prompt" and hold_prompts(next(source.chunks(PEEK)).rows, columns["completion"]):
+            continue
         if column not in source.columns and set(source.columns) - {RAW}:
             how = f"; name it with --{slot}-column" if slot in columns else ""
             raise InputError(f"no column {column!r}, which the judge prompt needs; there are {source.columns}{how}")

@@ -40,15 +40,12 @@ def length_direction(data: Data, mean: np.ndarray, scale: np.ndarray) -> tuple[n
 
 
 def row_weights(data: Data, options: FitOptions) -> np.ndarray:
-    """(N,) with "balance", good and bad rows weigh alike in each tenth of the lengths; and sources, if asked for."""
+    """(N,) with "balance", good and bad rows weigh alike in each tenth of a source's lengths; and sources, if asked."""
     weight = np.ones(len(data))
     if "balance" in options.guards:
-        bins = np.searchsorted(np.quantile(data.length, np.arange(0.1, 1, 0.1)), data.length)
-        cells = bins * 2 + (data.label > np.median(data.label) if data.label.ndim == 1 else 0)
-        for b in np.unique(bins):
-            inside = bins == b
-            for cell in np.unique(cells[inside]):
-                weight[cells == cell] = inside.sum() / (2 * (cells == cell).sum())
+        for s in np.unique(data.source):
+            rows = np.flatnonzero(data.source == s)
+            weight[rows] = _balanced(data.length[rows], data.label[rows])
     return _by_source(weight, data.source, options)
 
 
@@ -79,6 +76,21 @@ def pair_weights(gap: np.ndarray, source: np.ndarray, options: FitOptions) -> np
                 if rows.any():
                     weight[rows] = (source == s).sum() / (2 * rows.sum())
     return _by_source(weight, source, options)
+
+
+def _balanced(length: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """(N,) weights with which, in every tenth of the lengths, high and low labels weigh the same."""
+    weight, high = np.ones(len(length)), np.zeros(len(length), dtype=int)
+    if label.ndim == 1:
+        middle = np.median(label)
+        high = (label > middle if (label > middle).any() else label >= middle).astype(int)  # most may have the highest
+    bins = np.searchsorted(np.quantile(length, np.arange(0.1, 1, 0.1)), length)
+    cells = bins * 2 + high
+    for b in np.unique(bins):
+        inside = bins == b
+        for cell in np.unique(cells[inside]):
+            weight[cells == cell] = inside.sum() / (2 * (cells == cell).sum())
+    return weight
 
 
 def _by_source(weight: np.ndarray, source: np.ndarray, options: FitOptions) -> np.ndarray:

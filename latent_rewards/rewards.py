@@ -170,6 +170,7 @@ class Reward:
             ValueError: a row lacks something the prompt needs; the message has the row number.
         """
         started = time.perf_counter()
+        _check_lists(prompts=prompts, completions=completions)
         self._read_together(list(prompts or []), list(completions), kwargs)
         scores, facts = self._score(list(prompts or []), list(completions), kwargs)
         rewards = self._finish(scores)
@@ -207,8 +208,10 @@ class Reward:
             (B,) float64; NaN where no score could be read.
 
         Raises:
+            TypeError: one text instead of a list.
             ValueError: lengths differ, or a row lacks something the prompt needs; the message has the row number.
         """
+        _check_lists(prompts=prompts, completions=completions)
         scores, _ = self._score(list(prompts), list(completions), dict(columns))
         return self._finish(scores)
 
@@ -216,6 +219,7 @@ class Reward:
         self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Sequence[Any]
     ) -> tuple[np.ndarray, list[str | None]]:
         """As `score`, and for each row without a score why it has none."""
+        _check_lists(prompts=prompts, completions=completions)
         scores, facts = self._score(list(prompts), list(completions), dict(columns))
         final = self._finish(scores)
         return final, [why if np.isnan(x) else None for x, why in zip(final, facts["reasons"], strict=True)]
@@ -236,6 +240,7 @@ class Reward:
         for slot in self.prompt.slots:
             if slot in given or columns.get(slot) is None:
                 continue
+            _check_lists(**{slot: columns[slot]})
             column = list(columns[slot])
             if len(column) != len(completions):
                 raise ValueError(f"column {slot!r} has {len(column)} entries for {len(completions)} completions")
@@ -496,6 +501,15 @@ class AsyncReward:
         for function, values in extra:
             function(*values)
         return out
+
+
+def _check_lists(**given: Any) -> None:
+    """Refuse one text or message where a list of them is due: its letters or keys would be taken for rows."""
+    for name, value in given.items():
+        if isinstance(value, str | bytes | Mapping):
+            raise TypeError(
+                f"{name} must be a list with one entry per row, got one {type(value).__name__}: {value!r:.60}"
+            )
 
 
 def _defer(calls: list[tuple[Callable[..., None], tuple[Any, ...]]], function: Callable[..., None]) -> Any:

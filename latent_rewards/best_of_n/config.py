@@ -14,6 +14,7 @@ from typing import Any, Literal
 import latent_rewards
 from latent_rewards.fingerprint import changed
 from latent_rewards.rowio import InputError
+from latent_rewards.rowout import to_json
 from latent_rewards.selection import Combination, Pairing, Ties
 
 SCHEMA = "latent-rewards/best-of-n/1"
@@ -194,7 +195,7 @@ class BestOfNConfig:
 
 def _plain(value: Any) -> Any:
     """As it comes back from JSON."""
-    return json.loads(json.dumps(value, default=str))
+    return json.loads(to_json(value))
 
 
 class Manifest:

@@ -125,7 +125,7 @@ class Engine:
             start += group.size
             out.append(
                 {
-                    "row": group.number, "rows": group.rows, "completions": group.completions,
+                    "row": group.number, "rows": group.rows, "prompt": group.prompt, "completions": group.completions,
                     "scores": {name: column[part] for name, column in scores.items()}, "reasons": reasons[part],
                 }
             )  # fmt: skip

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from latent_rewards.rowout import to_json
+
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS parts (key BLOB, part TEXT, value BLOB, PRIMARY KEY (key, part)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS cost (stage TEXT PRIMARY KEY, texts INTEGER, tokens INTEGER, seconds REAL) WITHOUT ROWID;
@@ -136,7 +138,7 @@ def _pack(value: np.ndarray | list[Any]) -> bytes:
     if isinstance(value, np.ndarray):
         shape = np.array([value.ndim, *value.shape], dtype="<i4").tobytes()
         return b"a" + shape + np.ascontiguousarray(value, dtype="<f4").tobytes()
-    return b"j" + zlib.compress(json.dumps(value).encode())
+    return b"j" + zlib.compress(to_json(value).encode())
 
 
 def _unpack(blob: bytes) -> Any:

@@ -12,7 +12,7 @@ from fastapi import FastAPI, Request
 from pydantic import Field
 
 from latent_rewards.serving.dialogues import last_answer, plain_prompt, split_query
-from latent_rewards.serving.schemas import Loose, Text
+from latent_rewards.serving.schemas import Loose, Text, finite
 from latent_rewards.serving.service import RequestError, Service
 
 
@@ -33,7 +33,7 @@ class GetRewardResponse(Loose):
 
     rewards: list[float]
     scores: list[float] | None = None
-    extra_logs: dict[str, list[float]]
+    extra_logs: dict[str, list[float | None]]
 
 
 class RemoteRM(Loose):
@@ -78,7 +78,7 @@ def add_routes(app: FastAPI, service: Service, while_connected: Any, errors: dic
         if not service.batcher.ready:
             raise RequestError(503, "not_ready", "the judge is loading", retry=2)
         values, reasons, readings = await while_connected(request, service.score(rows, [name]))
-        for i in np.flatnonzero(np.isnan(values[name])):
+        for i in np.flatnonzero(~np.isfinite(values[name])):
             # These stacks have no way to leave a row out, and a number that was not read is worse than an error.
             raise RequestError(422, "no_score", f"row {i}: {reasons[i]}", row=int(i))
         return name, values[name], readings.get(name)
@@ -99,7 +99,7 @@ def add_routes(app: FastAPI, service: Service, while_connected: Any, errors: dic
                 raise RequestError(422, "bad_row", f"row {i}: {err}", row=i) from err
         name, values, reading = await scores(request, rows, reward)
         mass = None if reading is None else reading.label_mass
-        logs = {} if mass is None else {"label_mass": [float(m) for m in mass]}
+        logs = {} if mass is None else {"label_mass": finite(mass)}
         unit = unit_interval(service.rewards[0][name].bounds, values)
         scaled = None if unit is None else unit.tolist()
         return GetRewardResponse(rewards=values.tolist(), scores=scaled, extra_logs=logs)
