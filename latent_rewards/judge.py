@@ -41,8 +41,9 @@ class HFJudge:
     """A Hugging Face causal LM as a frozen judge: loaded on first use, thread-safe, picklable (drops the weights).
 
     Args:
-        model: hub id, folder, "embedded" (SmolLM2-135M-Instruct), or a loaded model (then give `tokenizer`; such a
-            judge cannot be pickled).
+        model: hub id or folder of a causal LM, of a VLM (its text is read) or of a PEFT adapter (its base is loaded,
+            too), "embedded" (SmolLM2-135M-Instruct), or a loaded model (then give `tokenizer`; such a judge cannot be
+            pickled).
         revision: hub commit, tag or branch.
         dtype: "auto" (the checkpoint's; on CPU bfloat16 where the processor has it, else float32), or a torch dtype.
         device: where it runs; default the accelerator of this rank, else CPU.

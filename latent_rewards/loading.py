@@ -181,9 +181,17 @@ def load_tokenizer(model: str, *, revision: str | None, trust_remote_code: bool,
         base = AutoTokenizer.from_pretrained(source.model, trust_remote_code=trust_remote_code, **hub)
         if not base.chat_template:
             base.chat_template = processor_template(source.model, **hub)
-    except (OSError, ValueError):
+    except OSError:
         if source.adapter is None:
             raise
+        base = None
+    except ValueError as err:
+        if source.adapter is None:
+            said = str(err).splitlines()[0]
+            raise ValueError(
+                f"{source.model} has no tokenizer that transformers can load ({said}); save it beside the weights with "
+                "tokenizer.save_pretrained, or give HFJudge(model, tokenizer=tokenizer)"
+            ) from err
         base = None
     own = base if source.adapter is None else adapter_tokenizer(base, source, trust_remote_code=trust_remote_code)
     if own is None:

@@ -128,6 +128,7 @@ def apply_adapter(model: Any, source: Source) -> Any:
         )
     merge = getattr(wrapped.base_model, "merge_and_unload", None)
     merged = wrapped if merge is None else merge()
+    merged.config._commit_hash = None  # these are not that commit's weights any more
     if after > before:
         _check_rows(merged, before, after, source)
     return merged

@@ -53,6 +53,11 @@ def load_causal_lm(name: str, options: dict[str, Any]) -> Any:
     known = {k: options[k] for k in ("revision", "trust_remote_code") if k in options}
     config = AutoConfig.from_pretrained(name, **known)
     check_config(config, name)
+    if "Pooling" in (text_of(name, "modules.json", **{k: v for k, v in known.items() if k == "revision"}) or ""):
+        raise ValueError(
+            f"{name} is an embedding model of sentence-transformers (modules.json), whose head is not trained; "
+            f"{_NOT_A_JUDGE}"
+        )
     try:
         model, info = auto_class(config, name).from_pretrained(
             name, output_loading_info=True, ignore_mismatched_sizes=True, **options

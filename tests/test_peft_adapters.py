@@ -209,6 +209,19 @@ def test_adapters_that_are_refused(base: Any, tmp_path: Path) -> None:
         judges(base(), adapter)[0].blocks  # noqa: B018
 
 
+def test_a_judge_with_an_adapter_is_not_its_bases_commit(base: Any, tmp_path: Path) -> None:
+    from latent_rewards.loading import model_revision
+    from latent_rewards.peft_adapters import Source as From
+    from latent_rewards.peft_adapters import apply_adapter
+
+    train(base(), tmp_path / "adapter", lora())
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(base())
+    model.config._commit_hash = "abc"
+    assert model_revision(model, "org/base") == "abc"
+    merged = apply_adapter(model, From("org/base", None, str(tmp_path / "adapter")))
+    assert model_revision(merged, "org/base") not in ("abc", "None") and len(model_revision(merged, "org/base")) == 16
+
+
 def test_names_that_leave_open_what_is_meant(base: Any, tmp_path: Path) -> None:
     adapter = tmp_path / "adapter"
     train(base(), adapter, lora())

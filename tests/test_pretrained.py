@@ -79,6 +79,17 @@ def test_weights_tell_where_the_config_does_not(make_model: Any, tokenizers: Any
         refused(folder, r"1 weights .* would be random \(lm_head.weight\); the model was saved without its LM head")
 
 
+def test_an_embedding_model_that_calls_itself_a_causal_lm(folder: str, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    kinds = [
+        {"idx": i, "type": f"sentence_transformers.models.{kind}"} for i, kind in enumerate(("Transformer", "Pooling"))
+    ]
+    (copy / "modules.json").write_text(json.dumps(kinds))
+    refused(copy, r"an embedding model of sentence-transformers")
+    (copy / "modules.json").write_text(json.dumps(kinds[:1]))
+    assert HFJudge(str(copy), device="cpu").n_layers == 3
+
+
 def test_models_that_are_no_decoders(tokenizers: Any, tmp_path: Path) -> None:
     t5 = transformers.T5Config(d_model=32, d_kv=8, d_ff=48, num_layers=1, num_heads=4, vocab_size=300)
     refused(
@@ -163,6 +174,24 @@ def test_files_that_are_cut_short(folder: str, tmp_path: Path) -> None:
     for content in (whole[:-1000], whole[:50], b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"):
         file.write_bytes(content)
         refused(copy, r"model.safetensors cannot be read .*it is cut short or no weights; fetch it anew")
+
+
+def test_a_folder_without_tokenizer(folder: str, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    (copy / "tokenizer.json").unlink()
+    with pytest.raises(
+        ValueError, match=r"copy has no tokenizer that transformers can load .*save it beside the weights"
+    ):
+        _ = HFJudge(str(copy)).encoder
+
+
+def test_a_teacher_of_a_distillation_is_whole_too(folder: str, tmp_path: Path) -> None:
+    from latent_rewards.distillation_trainer import load_teachers
+
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    rename(copy, lambda k: "module." + k)
+    with pytest.raises(ValueError, match="weights of LlamaForCausalLM are not in its files"):
+        load_teachers({"teacher": str(copy)})
 
 
 def test_tied_heads_and_computed_buffers_are_not_missing(make_model: Any, tokenizers: Any, tmp_path: Path) -> None:
