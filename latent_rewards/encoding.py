@@ -62,8 +62,7 @@ class Encoder:
         self._own = OwnTemplate(tokenizer, chat_template_kwargs) if lays_out_itself(tokenizer) else None
         if self._own is None:
             self._template = ChatTemplate(tokenizer, chat_template_kwargs)
-            fast = getattr(tokenizer, "backend_tokenizer", None) is not None
-            self._tokens: Spelling = FastSpelling(tokenizer) if fast else SlowSpelling(tokenizer)
+            self._tokens: Spelling = _fast(tokenizer) or SlowSpelling(tokenizer)
         self._lock = threading.RLock()
         self._cache: OrderedDict[tuple[Any, ...], tuple[array[int], tuple[int, int], int, str | None]] = OrderedDict()
         self._layouts: dict[Any, Layout] = {}
@@ -204,6 +203,15 @@ class Encoder:
                 self._layouts.clear()
             self._layouts[shape] = self._template.layout(dialogue)
         return self._layouts[shape]
+
+
+def _fast(tokenizer: Any) -> Spelling | None:
+    """Reads a tokenizer by its backend, unless it has none or does more than that."""
+    if getattr(tokenizer, "backend_tokenizer", None) is None:
+        return None
+    made, probe = FastSpelling(tokenizer), "How good? 10\n\n  Yes."
+    same = list(tokenizer(probe, add_special_tokens=False, verbose=False)["input_ids"]) == made.whole([probe])[0]
+    return made if same else None
 
 
 def _shape(dialogue: Dialogue) -> tuple[Any, ...]:

@@ -30,22 +30,24 @@ class FastSpelling(Spelling):
         self._bare: dict[Any, Any] = {}
         special = {i for i, t in tokens.items() if t["special"]} | set(tokenizer.all_special_ids)
         special |= {i for i, t in self._added.items() if t in (getattr(tokenizer, "chat_control_tokens", None) or ())}
-        self.control = {i: t for i, t in self.control.items() if not self._is_plain(i, t, i in special)}
+        greedy = {i for i, t in tokens.items() if t["lstrip"] or t["rstrip"]}
+        self.control = {i: t for i, t in self.control.items() if not self._is_plain(i, t, i in special, i in greedy)}
 
-    def _is_plain(self, token: int, text: str, special: bool) -> bool:
+    def _is_plain(self, token: int, text: str, special: bool, greedy: bool) -> bool:
         """Whether an added token is an ordinary word or letter, and no harm in anybody's text.
 
-        One that decodes to something else than itself (letters of the byte alphabet, as in DeepSeek's vocabularies) is
-        spelt in bytes where the vocabulary has them. A special one is ordinary if the vocabulary holds it anyway, such
-        as "!" for padding.
+        One that loses characters, since it takes the space around it along (`greedy`) or decodes to something else than
+        itself (letters of the byte alphabet, as in DeepSeek's vocabularies), is spelt otherwise where the vocabulary
+        can. A special one is ordinary if the vocabulary holds it anyway, such as "!" for padding.
         """
         word = text.replace("\u2581", " ").strip()
         if len(text) > 1 and not all(c.isalnum() or c.isspace() for c in word):
             return False
-        (alone,) = self.bare([text]) if special or self.decode([token]).strip() != word else ([],)
+        loses = greedy or self.decode([token]).strip() != word
+        (alone,) = self.bare([text]) if special or loses else ([],)
         if special:
             return alone == [token]
-        return not alone or self.decode(alone).strip() != word
+        return not loses or self.decode(alone).strip() != word
 
     def whole(self, texts: Sequence[str]) -> list[list[int]]:
         """See `Spelling`."""

@@ -47,7 +47,8 @@ class ChatTemplate:
         self.tokenizer = tokenizer
         self.kwargs = {"enable_thinking": False} if kwargs is None else dict(kwargs)
         self._given = kwargs is not None
-        self.text = _template_text(tokenizer)
+        own = self.kwargs.get("chat_template")
+        self.text = own if isinstance(own, str) else _template_text(tokenizer)
         self._vocabulary = set(getattr(tokenizer, "all_special_tokens", ())) | {
             str(getattr(t, "content", t)) for t in (getattr(tokenizer, "added_tokens_decoder", None) or {}).values()
         }
@@ -123,7 +124,7 @@ class ChatTemplate:
     def _apply(self, messages: list[dict[str, Any]], kwargs: Mapping[str, Any]) -> str:
         text = self.text or ""
         dated = {"chat_template": _date_macro() + text} if "strftime_now" in text else {}
-        options = {"tokenize": False, "add_generation_prompt": True, **dated, **kwargs}
+        options = {"tokenize": False, "add_generation_prompt": True, **kwargs, **dated}
         return str(self.tokenizer.apply_chat_template(messages, **options))
 
 

@@ -115,6 +115,7 @@ def test_a_day_that_the_user_gives_counts() -> None:
     template = llama + "{{ date_string }}" + HEAD + TURN + TAIL
     assert text(encoder(template)).startswith("26 Jul 2024")
     assert text(encoder(template, chat_template_kwargs={"date_string": "1 May 2025"})).startswith("1 May 2025")
+    assert text(encoder(DROPS, chat_template_kwargs={"chat_template": template})).startswith("26 Jul 2024")
 
 
 def test_layout_hash_knows_what_surrounds_a_text() -> None:
@@ -192,9 +193,12 @@ def test_a_template_that_needs_tokens_the_model_lacks(make_model: Any) -> None:
     tok = byte_level()
     model = make_model("llama", tok)
     size = len(tok)
-    tok.add_tokens([f"<extra_{i}>" for i in range(4)])
+    tok.add_tokens([*(f"<extra_{i}>" for i in range(4)), "Rhine"])
     judge = HFJudge(model, tokenizer=tok)
-    assert not judge.read(WEIGHTED, [{"prompt": "p", "completion": "<extra_3>"}], Need(labels=True)).reasons[0]
+    rows = [{"prompt": "p", "completion": c} for c in ("<extra_3>", "the Rhine")]
+    reading = judge.read(WEIGHTED, rows, Need(labels=True))
+    assert reading.reasons[0] is None and reading.label_logprobs.isnan().any(1).tolist() == [False, True]
+    assert reading.reasons[1] == f"token id {size + 4}, but the judge's embedding has {size} rows"
     tok.chat_template = tok.chat_template.replace("<turn>assistant", "<extra_3>assistant")
     with pytest.raises(ValueError, match=rf"prompt 'weighted' need token id {size + 3}, but the judge's embedding has"):
         HFJudge(model, tokenizer=tok).read(WEIGHTED, [ROW], Need(labels=True))
