@@ -43,7 +43,7 @@ def sample_answers(
         B lists of n texts.
     """
     rope = RopeSwitch(model, model.config.get_text_config(decoder=True))
-    options = {
+    options: dict[str, Any] = {
         "n": n, "temperature": temperature, "max_new_tokens": max_new_tokens, "seed": seed, "top_p": top_p,
         "top_k": top_k,
     }  # fmt: skip
