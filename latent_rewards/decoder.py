@@ -57,13 +57,13 @@ def refuse_if_not_causal(name: str, decoder: Any, vocab: int, device: torch.devi
     row = [(7 * i + 3) % vocab for i in range(12)]
     ids = torch.tensor([row, [*row[:-1], (row[-1] + 1) % vocab]], device=device)
     try:
-        states: Tensor = decoder(input_ids=ids, use_cache=False).last_hidden_state[:, :-1].float()
+        states: Tensor = decoder(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
     except (AttributeError, IndexError, TypeError, ValueError) as err:
         raise ValueError(
             f"{name}: its decoder does not read token ids alone ({err}); this judge cannot be read"
         ) from err
-    moved = float((states[0] - states[1]).norm() / states[0].norm().clamp(min=1e-20))
-    if moved > 1e-2:
+    moved = float((states[0] - states[1]).float().norm() / states[0].float().norm().clamp(min=1e-20))
+    if moved > (1e-4 if states.dtype == torch.float32 else 1e-2):
         raise ValueError(
             f"{name} is not a causal language model as configured: a later token changes earlier states by "
             f"{moved:.1e} (relative), so it cannot judge; take a decoder model, or set what makes it one, such as "

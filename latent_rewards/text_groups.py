@@ -36,6 +36,14 @@ class Group:
         """Index of the longest text that has something to read."""
         return max(range(len(self.sequences)), key=lambda i: bool(self.positions[i]) * len(self.sequences[i]))
 
+    def ends(self) -> Group:
+        """The same with a text for every position, that ends there."""
+        reads = [(i, p) for i, at in enumerate(self.positions) for p in at]
+        texts = [self.sequences[i][: p + 1] for i, p in reads]
+        return Group(
+            self.regime, self.shares, texts, [[p] for _, p in reads], [self.source[i] for i, _ in reads], self.targets
+        )
+
 
 def group_texts(
     sequences: Sequence[Sequence[int]], positions: Sequence[Sequence[int]], rope: RopeSwitch, longest: int

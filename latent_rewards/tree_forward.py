@@ -73,6 +73,7 @@ class TreeForward:
         self.few_rows = blocks.device.type == "cpu"
         self.tokens_run = 0
         self._why = "its attention cannot share prefixes" if share_prefixes else "share_prefixes=False"
+        self._length_matters = False
         self._warned: set[str] = set()
         self._lock = threading.Lock()
         self._replicas: list[Blocks] = []
@@ -179,14 +180,14 @@ class TreeForward:
             if not reason:
                 return states
             self._alone_from_now_on(reason)
-        return self._read_whole(group, wanted, 1)
+        return self._read_whole(group.ends() if self._length_matters else group, wanted, 1)
 
     def _read_whole(self, group: Group, wanted: Wanted, batch_tokens: int) -> States:
         options: dict[str, Any] = {"layers": wanted.layers, "final": wanted.final, "batch_tokens": batch_tokens}
         return read_states(self.blocks, group.sequences, group.positions, **options)
 
     def _alone_from_now_on(self, reason: str) -> None:
-        self.pads = False
+        self.pads, self._length_matters = False, True
         name = type(self.blocks.model).__name__
         self._warn(f"{name}: padded batches do not work here ({reason}); reading each text alone")
 
@@ -342,7 +343,7 @@ class TreeForward:
                 logger.warning("%s: shared prefixes do not work here (%s); reading without them", name, reason)
         elif share_prefixes:
             logger.warning("%s: its attention cannot share prefixes; reading without them", name)
-        if self.pads and (reason := self._check.difference(self._read_padded)):
+        if reason := self._check.difference(self._read_padded):
             self._alone_from_now_on(reason)
         self.tokens_run = 0
 
