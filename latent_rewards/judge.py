@@ -9,12 +9,14 @@ import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 
 from latent_rewards import fingerprint, loading
 from latent_rewards.assemble import assemble, assemble_alone, states_needed
+from latent_rewards.describe import LOW_MASS, describe
 from latent_rewards.encoding import Encoded, Encoder
 from latent_rewards.forward import Blocks, States
 from latent_rewards.invariant_forward import InvariantForward
@@ -32,8 +34,8 @@ _SLACK = (
     8  # completions of one prompt may begin alike; a shared prefix that reaches so far into them is still the prompt
 )
 _SESSION_STATE = {
-    "_lock", "_encoder", "_blocks", "_forward", "_tries", "_checked", "_remembered", "_revision", "_facts", "forwards",
-    "rows_read", "seconds",
+    "_lock", "_encoder", "_blocks", "_forward", "_tries", "_checked", "_told", "_remembered", "_revision", "_facts",
+    "forwards", "rows_read", "seconds",
 }  # fmt: skip
 
 
@@ -119,6 +121,7 @@ class HFJudge:
         self._forward: TreeForward | None = None
         self._tries: dict[str, LabelTrie] = {}
         self._checked: set[str] = set()
+        self._told: set[str] = set()
         self._remembered: OrderedDict[str, tuple[Need, Reading]] = OrderedDict()
         self._revision: str | None = None
         self._facts: dict[str, Any] | None = None
@@ -226,6 +229,20 @@ class HFJudge:
         if need.labels or need.layer_logits:
             self.trie(prompt)
 
+    def describe(self, prompt: str | Path | JudgePrompt = "weighted") -> str:
+        """What is used of this judge and how, and a self-check of three texts: one screen, for people.
+
+        Args:
+            prompt: a prompt with labels, as in `JudgePrompt.load`.
+
+        Raises:
+            ValueError: the judge or the prompt cannot be used; the message says why.
+        """
+        loaded = JudgePrompt.load(prompt)
+        if loaded.labels is None:
+            raise ValueError(f"prompt {loaded.name!r} has no labels to read (kind {loaded.kind!r})")
+        return describe(self, loaded)
+
     def register(self, prompt: JudgePrompt, need: Need) -> None:
         """Remember that some reward will ask this of this prompt, so that one forward serves all of them."""
         with self._lock:
@@ -304,6 +321,7 @@ class HFJudge:
             readings = dict(zip(parts, self._read(list(parts.values())), strict=True))
             for i, part in part_of.items():
                 out[i] = readings[part]
+                self._warn_of_low_mass(requests[i].prompt, readings[part])
                 if requests[i].rows:
                     self._remembered[keys[i]] = (parts[part].need, readings[part])
             self.seconds += time.perf_counter() - started
@@ -311,6 +329,20 @@ class HFJudge:
             while len(self._remembered) > max(4, len(self._needs), len(requests)):
                 self._remembered.popitem(last=False)
         return [reading for reading in out if reading is not None]
+
+    def _warn_of_low_mass(self, prompt: JudgePrompt, reading: Reading) -> None:
+        """Say once for each prompt that the judge was about to say something else than a label."""
+        if reading.label_mass is None or prompt.hash in self._told:
+            return
+        mass = reading.label_mass[~reading.label_mass.isnan()][:3]
+        if len(mass):
+            self._told.add(prompt.hash)
+        if len(mass) and float(mass.mean()) < LOW_MASS:
+            logger.warning(
+                "%s, prompt %r: the labels hold %.2g of the next token's probability on its first %d texts; what the "
+                "judge would say instead: judge.describe(prompt), or latent-rewards score --describe",
+                self.name, prompt.name, float(mass.mean()), len(mass),
+            )  # fmt: skip
 
     def _with_registered(self, prompt: JudgePrompt, need: Need) -> Need:
         registered = self._needs.get(prompt.hash, Need())
