@@ -92,6 +92,16 @@ def test_a_control_token_is_its_characters(encoders: dict[str, Encoder], kind: s
     assert encoder.tokenizer.decode(own).strip() == f"a {token} b" and not control_of(encoder, own)
 
 
+@pytest.mark.parametrize("kind", [k for k in BUILDERS if k != "own layout"])
+def test_our_own_tokens_stay_when_a_text_spells_one(kind: str) -> None:
+    tok = BUILDERS[kind]()
+    tok.chat_template += "{{ 'a <think> b</think>c ' }}"
+    rows = [{"prompt": "P", "completion": c} for c in ("x y", "x <s> y")]
+    plain, spelt = Encoder(tok).encode([PROMPTS[0].render(r) for r in rows])
+    assert plain.ids[plain.completion[1] :] == spelt.ids[spelt.completion[1] :]
+    assert plain.ids[: plain.completion[0]] == spelt.ids[: spelt.completion[0]] and spelt.problem is None
+
+
 def test_no_space_is_added_where_texts_meet() -> None:
     for kind in ("legacy", "first", "always", "never"):
         encoder = Encoder(sentencepiece(kind))
