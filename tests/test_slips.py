@@ -24,8 +24,9 @@ from latent_rewards.best_of_n.shards import ShardStore
 from latent_rewards.choice_of_n import choose_n
 from latent_rewards.evaluation.bootstrap import mean_estimate, statistic_estimate
 from latent_rewards.examples import pair_examples
+from latent_rewards.probe_guards import pair_weights, row_weights
 from latent_rewards.probe_metrics import bootstrap, mean_of_parts, pair_report
-from latent_rewards.probe_training import Data, FitOptions, _pair_weights, _row_weights, fit_head
+from latent_rewards.probe_training import Data, FitOptions, fit_head
 from latent_rewards.rewards import group_statistics
 from latent_rewards.routing_evaluation import mean_out_of_fold, predict_out_of_fold
 
@@ -48,11 +49,11 @@ def test_balance_weighs_longer_and_shorter_winners_alike_within_each_source():
     # Source 0: three longer winners, one shorter. Source 1: one and three. Together they are balanced already.
     gap = np.array([1.0, 2.0, 0.5, -1.0, 1.0, -2.0, -1.0, -0.5])
     source = np.repeat([0, 1], 4)
-    weight = _pair_weights(gap, source, FitOptions(guards=("balance",)))
+    weight = pair_weights(gap, source, FitOptions(guards=("balance",)))
     np.testing.assert_allclose(weight, [2 / 3] * 3 + [2, 2] + [2 / 3] * 3)
-    assert _pair_weights(gap, source, FitOptions()).tolist() == [1] * 8
+    assert pair_weights(gap, source, FitOptions()).tolist() == [1] * 8
     several = FitOptions(balance_sources=True)
-    weight = _pair_weights(gap[:6], source[:6], several)  # four rows and two weigh the same
+    weight = pair_weights(gap[:6], source[:6], several)  # four rows and two weigh the same
     assert weight[:4].sum() == pytest.approx(weight[4:].sum()) and weight.sum() == pytest.approx(6)
 
 
@@ -62,7 +63,7 @@ def test_balance_of_single_rows_evens_the_classes_within_source_and_length():
     # A second source, in which most of the short ones are bad: together the two have as many good ones as bad.
     label, length, n = np.concatenate([label, 1 - label]), np.tile(length, 2), np.arange(40)
     data = Data(np.zeros((40, 1), np.float32), label, n, n, length, np.repeat([0, 1], 20))
-    weight = _row_weights(data, FitOptions(guards=("balance",)))
+    weight = row_weights(data, FitOptions(guards=("balance",)))
     for start in range(0, 40, 10):
         rows = slice(start, start + 10)
         good = label[rows] == 1
