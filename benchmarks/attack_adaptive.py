@@ -23,6 +23,7 @@ from latent_rewards.evaluation.attacks import best_response
 from latent_rewards.evaluation.benchmarks.rows import Item
 from latent_rewards.evaluation.config import EvaluateConfig
 from latent_rewards.prompts import to_text
+from latent_rewards.rowout import to_json
 
 REWARDS = ["weighted", "weighted_relevant", "probe", "probe_answered", "probe_relevant"]
 
@@ -58,7 +59,7 @@ def main() -> None:
             if k != "honest"
         }
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    args.out.write_text(json.dumps({"commit": commit, "prompts": len(rows), "success": results}, indent=1) + "\n")
+    args.out.write_text(to_json({"commit": commit, "prompts": len(rows), "success": results}, indent=1) + "\n")
     print(json.dumps(results))
 
 

@@ -34,6 +34,7 @@ from latent_rewards.guards import broken_guards
 from latent_rewards.probe_networks import head_scores
 from latent_rewards.probe_training import Data, FitOptions, fit_head
 from latent_rewards.probes import Probe, ProbeConfig
+from latent_rewards.rowout import to_json
 
 FILES = ("llmbar", "llmbar_casestudy", "alpacaeval_lenmatched", "hhh_alignment", "llmeval2", "hh_harmless")
 MEASURED = ("pairwise/autoj", "pairwise/rmb", "pairwise/rm_bench")
@@ -73,13 +74,13 @@ def main() -> None:
     )  # fmt: skip
     probe = Probe(config, tensors, prompt)
     args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "gate.json").write_text(json.dumps(facts, indent=1) + "\n")
+    (args.out / "gate.json").write_text(to_json(facts, indent=1) + "\n")
     print(json.dumps(facts))
     probe.save(args.out / "probe")
     if args.ship:
         shipped = Path(relevance.__file__).parent / "shipped"
         probe.save(shipped / "embedded_gate")
-        (shipped / "relevance.json").write_text(json.dumps(words, indent=1) + "\n")
+        (shipped / "relevance.json").write_text(to_json(words, indent=1) + "\n")
 
 
 def parts_of(more: int) -> dict[str, list[Example]]:

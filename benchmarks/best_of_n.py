@@ -30,6 +30,7 @@ from latent_rewards.best_of_n.groups import ForwardReader, batches, layout_of, m
 from latent_rewards.best_of_n.run import make_folder, specs
 from latent_rewards.best_of_n.shards import ShardStore
 from latent_rewards.best_of_n.work import Engine, Worker
+from latent_rewards.rowout import to_json
 
 
 def write_pairs(path: Path, pairs: int) -> None:
@@ -46,7 +47,7 @@ def write_pairs(path: Path, pairs: int) -> None:
                 "prompt": row["prompt"][:90],
                 "completion": f"{other['response'][:60]}{'.' * (p // len(rows))}",
             }
-            out.write(json.dumps(pair, ensure_ascii=False) + "\n")
+            out.write(to_json(pair) + "\n")
 
 
 def resident() -> int:
@@ -87,14 +88,14 @@ def main() -> None:
         if not store.done(i):
             entry = measure(worker, engine, plan, source, i, alone=i % args.every == 0)
             with log.open("a") as file:
-                file.write(json.dumps(entry) + "\n")
+                file.write(to_json(entry) + "\n")
     started = time.process_time()
     summary = Finisher(config, plan, store, folder).finish()
     finishing = time.process_time() - started
     result = report([json.loads(line) for line in log.open()], planning + finishing, args, summary)
-    print(json.dumps(result, indent=1))
+    print(to_json(result, indent=1))
     if args.out:
-        args.out.write_text(json.dumps(result, indent=1) + "\n")
+        args.out.write_text(to_json(result, indent=1) + "\n")
 
 
 def warm_up(engine: Engine, plan: Any, source: Any) -> None:

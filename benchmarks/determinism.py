@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import random
 import subprocess
 import time
@@ -27,6 +26,7 @@ from benchmarks.throughput import cpu_kind
 from latent_rewards import HFJudge, JudgePrompt, Need
 from latent_rewards.evaluation import benchmarks
 from latent_rewards.prompts import to_text
+from latent_rewards.rowout import to_json
 
 # file -> most pairs, and most characters of a prompt with one response: short texts, so that the run fits a CPU
 FILES = {
@@ -296,7 +296,7 @@ def main() -> None:
         (_, a), (_, b) = measured.values()
         results["between_dtypes"] = change(a, b, pairs_of(groups))
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(results, indent=1) + "\n")
+    args.out.write_text(to_json(results, indent=1) + "\n")
     args.out.with_suffix(".md").write_text(as_text(results))
 
 

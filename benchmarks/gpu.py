@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import random
 import time
 from collections.abc import Callable
@@ -26,6 +25,7 @@ import transformers
 
 from benchmarks.throughput import Shape, command, commit, floor_flops
 from latent_rewards.forward import Blocks
+from latent_rewards.rowout import to_json
 from latent_rewards.tree_forward import TreeForward
 
 # hidden, intermediate, layers, heads, key-value heads; head width 128 and vocabulary as published.
@@ -242,7 +242,7 @@ def write(report: dict[str, Any], folder: Path) -> None:
     """benchmarks/results/gpu-<device>.json."""
     folder.mkdir(parents=True, exist_ok=True)
     name = "".join(c if c.isalnum() else "-" for c in report["device"].lower())
-    (folder / f"gpu-{name}.json").write_text(json.dumps(report, indent=1) + "\n")
+    (folder / f"gpu-{name}.json").write_text(to_json(report, indent=1) + "\n")
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:

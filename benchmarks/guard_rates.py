@@ -5,13 +5,13 @@ LATENT_REWARDS_DATA=<folder> python -m benchmarks.guard_rates
 
 from __future__ import annotations
 
-import json
 import sys
 from collections import Counter
 from pathlib import Path
 
 from latent_rewards.evaluation import benchmarks
 from latent_rewards.guards import broken_guards
+from latent_rewards.rowout import to_json
 
 
 def main() -> None:
@@ -21,7 +21,7 @@ def main() -> None:
         broken = [broken_guards(i.prompt, i.responses[0]) for i in items]
         out[name] = {"n": len(items), "flagged": sum(map(bool, broken)) / len(items)}
         out[name]["rules"] = dict(Counter(rule for rules in broken for rule in rules))
-    text = json.dumps(out, indent=1)
+    text = to_json(out, indent=1)
     Path("benchmarks/results/guard-rates.json").write_text(text)
     sys.stdout.write(text + "\n")
 

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from latent_rewards.evaluation import report
+from latent_rewards.rowout import to_json
 
 
 def paired(results: dict[str, Any], against: str) -> list[list[str]]:
@@ -73,7 +73,7 @@ def main() -> None:
     body = report.markdown(results).split("\n")
     args.out.parent.mkdir(parents=True, exist_ok=True)
     Path(f"{args.out}.md").write_text("\n".join([body[0], "", *lines, *body[1:]]), encoding="utf-8")
-    Path(f"{args.out}.json").write_text(json.dumps(results, ensure_ascii=False), encoding="utf-8")
+    Path(f"{args.out}.json").write_text(to_json(results), encoding="utf-8")
     if (args.run / args.picture).is_file():
         with Image.open(args.run / args.picture) as picture:  # of few colours: a third of the size in the repository
             picture.convert("RGB").quantize(128).save(f"{args.out}.png", optimize=True)

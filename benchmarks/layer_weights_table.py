@@ -9,7 +9,6 @@ Writes `benchmarks/results/layer-weights-<judge>.{json,md}`.
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from latent_rewards.features import Features
 from latent_rewards.probe_card import table
 from latent_rewards.probe_metrics import bootstrap, mean_of_parts, pair_indices, wins
 from latent_rewards.readouts import cross_layer, expected_rating
+from latent_rewards.rowout import to_json
 
 TUNED_ON = (*RATED, "listwise/topical_chat")
 LENSES = ("normed", "raw")
@@ -121,7 +121,7 @@ def main() -> None:
     result |= {"revision": info.revision, "prompt_hash": prompt.hash}
     result |= {k: f(files, scores) for k, f in (("ratings", ratings), ("pairs", pairs), ("differences", differences))}
     out = args.out / f"layer-weights-{info.judge}"
-    out.with_name(f"{out.name}.json").write_text(json.dumps(result, indent=1))
+    out.with_name(f"{out.name}.json").write_text(to_json(result, indent=1))
     text = f"`{result['command'].strip()}`\n"
     if result["ratings"]:
         text += "\nSpearman's rho with the ratings:\n\n" + table(result["ratings"])

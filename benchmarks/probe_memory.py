@@ -27,6 +27,7 @@ from latent_rewards.examples import Example
 from latent_rewards.features import FeatureInfo, Features, write_shard
 from latent_rewards.judge import Reading
 from latent_rewards.probe_training import Data, FitOptions, fit_head
+from latent_rewards.rowout import to_json
 from latent_rewards.seal import sealed
 
 SHARD = 512
@@ -95,7 +96,7 @@ def main() -> None:
     if args.json:
         print(json.dumps(found))
     else:
-        Path("benchmarks/results/probe-memory.json").write_text(json.dumps(found, indent=1) + "\n")
+        Path("benchmarks/results/probe-memory.json").write_text(to_json(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

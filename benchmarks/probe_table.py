@@ -13,7 +13,6 @@ Sources, layer, strength and guards were chosen on dev prompts (`benchmarks.prob
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 from pathlib import Path
 
@@ -44,6 +43,7 @@ from latent_rewards import JudgePrompt, readouts
 from latent_rewards.probe_card import table
 from latent_rewards.probe_metrics import bootstrap, mean_of_parts, wins
 from latent_rewards.probe_selection import cross_validate
+from latent_rewards.rowout import to_json
 
 
 def list_rho(bench: Bench, score: np.ndarray) -> dict[str, object]:
@@ -183,7 +183,7 @@ def sweep(benches: dict[str, Bench], layers: list[int], recipe: Recipe, out: Pat
     for layer in layers:
         data = rows_of([benches[s] for s in recipe.sources if s in benches], (layer,))
         rows += [{"layer": layer, **r} for r in cross_validate(data, recipe.fit, strengths=[recipe.fit.strength])]
-    out.with_name(f"{out.name}-layers.json").write_text(json.dumps(rows, indent=1))
+    out.with_name(f"{out.name}-layers.json").write_text(to_json(rows, indent=1))
     draw(rows, out.with_name(f"{out.name}-layers.png"), out.name.removeprefix("probes-"))
 
 
@@ -225,7 +225,7 @@ def main() -> None:
         "summary": summary(benches, scores), "curve": curve(benches, recipe),
     }  # fmt: skip
     out = args.out / f"probes-{info.judge}{f'-{args.recipe}' if args.recipe else ''}"
-    out.with_name(f"{out.name}.json").write_text(json.dumps(found, indent=1))
+    out.with_name(f"{out.name}.json").write_text(to_json(found, indent=1))
     out.with_name(f"{out.name}.md").write_text(text := page(found))
     print(text)
     if args.sweep:

@@ -9,7 +9,6 @@ wide) at several lengths: PyTorch's flash kernel in bfloat16 and in float32, and
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +21,7 @@ from benchmarks.throughput import HERE, command, commit, cpu_kind, machine
 from benchmarks.workloads import workloads
 from latent_rewards import HFJudge, ProbabilityWeightedReward
 from latent_rewards.cpu_attention import causal_attention
+from latent_rewards.rowout import to_json
 
 
 def profile(pairs: list[tuple[str, str]]) -> dict[str, float]:
@@ -81,7 +81,7 @@ def main() -> None:
             "forward": profile(workloads()["unrelated"][: args.pairs]),
             "attention": [attention(n) for n in args.lengths],
         }  # fmt: skip
-    text = json.dumps(report, indent=1)
+    text = to_json(report, indent=1)
     (args.out / f"profile-{cpu_kind()}.json").write_text(text + "\n")
     print(text)
 

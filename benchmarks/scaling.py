@@ -10,7 +10,6 @@ flat in the number of rewards and in the batch budget. Each point is the least C
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -23,6 +22,7 @@ import torch
 from benchmarks.throughput import command, commit, cpu_kind, machine
 from latent_rewards import CrossLayerReward, HFJudge, ProbabilityWeightedReward
 from latent_rewards.rewards import Reward
+from latent_rewards.rowout import to_json
 from latent_rewards.tree_forward import TreeForward
 
 HEAD, PROMPT, COMPLETION, G = 96, 512, 64, 8
@@ -161,9 +161,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     args.out.mkdir(parents=True, exist_ok=True)
     part = "" if set(args.only) == set(SWEEPS) else "-" + "-".join(args.only)
     stem = args.out / f"scaling-{cpu_kind()}-{args.threads}t{part}"
-    stem.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
+    stem.with_suffix(".json").write_text(to_json(report, indent=1) + "\n")
     draw(curves, stem.with_suffix(".png"), f"SmolLM2-135M, {args.threads} thread(s), commit {report['commit']}")
-    print(json.dumps(report["checks"], indent=1))
+    print(to_json(report["checks"], indent=1))
     return report
 
 

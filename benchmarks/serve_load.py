@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import re
 import subprocess
 import sys
@@ -29,6 +28,7 @@ import numpy as np
 from benchmarks.throughput import command, commit, machine
 from latent_rewards import HFJudge, build_reward
 from latent_rewards.data import open_ended
+from latent_rewards.rowout import to_json
 from latent_rewards.serving.client import RewardClient
 
 
@@ -156,7 +156,7 @@ def main() -> None:
         "share_of_in_process_per_cpu_s": seen["rows_per_cpu_s"] / per_cpu,
         "share_of_in_process_per_s": seen["rows_per_s"] / per_s,
     }  # fmt: skip
-    text = json.dumps(report, indent=1)
+    text = to_json(report, indent=1)
     print(text)
     if options.output:
         options.output.with_suffix(".json").write_text(text + "\n", encoding="utf-8")

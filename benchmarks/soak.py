@@ -11,7 +11,6 @@ the last half of that time against the first.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import time
@@ -22,6 +21,7 @@ import torch
 
 from benchmarks.throughput import command, commit, cpu_kind, machine
 from latent_rewards import HFJudge
+from latent_rewards.rowout import to_json
 from latent_rewards.tree_forward import TreeForward
 
 WARM_UP = 0.2
@@ -133,7 +133,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         "spread_after_warm_up": spread, "flat": spread <= 0.02, "after_warm_up": more, "readings": readings,
     }  # fmt: skip
     args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / f"soak-{cpu_kind()}.json").write_text(json.dumps(report, indent=1) + "\n")
+    (args.out / f"soak-{cpu_kind()}.json").write_text(to_json(report, indent=1) + "\n")
     draw(readings, args.out / f"soak-{cpu_kind()}.png", f"{texts} texts, spread after warm-up {spread:.1%}")
     print(f"{texts} texts in {args.minutes} min; resident memory within {spread:.1%} after the warm-up; {more}")
     return report

@@ -29,6 +29,7 @@ import numpy as np
 from benchmarks.contestants import CONTESTANTS
 from benchmarks.workloads import build, spread
 from latent_rewards.prefix_tree import build_tree
+from latent_rewards.rowout import to_json
 
 HERE = Path(__file__).parent
 FULL = ("gemm", "vllm", "ours", "ours-compiled", "ours-half", "ours-half-compiled")
@@ -60,7 +61,7 @@ class Worker:
     def ask(self, work: str, rows: list[int], timeout: float = 3600) -> dict[str, Any]:
         """Run some pairs of a workload and wait for the figures."""
         assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps({"work": work, "rows": rows}) + "\n")
+        self.process.stdin.write(to_json({"work": work, "rows": rows}) + "\n")
         self.process.stdin.flush()
         return self._answer(timeout)
 
@@ -142,7 +143,7 @@ def reference(path: Path, work: dict[str, Any], n: int, threads: int) -> dict[st
             rows = spread(len(content["pairs"]), n)
             out[name] = {"rows": rows, **worker.ask(name, rows)["scores"]}
         worker.close()
-        kept.write_text(json.dumps(out))
+        kept.write_text(to_json(out))
     return json.loads(kept.read_text())
 
 
@@ -310,7 +311,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     work = json.loads(path.read_text())
     truth = reference(path, work, args.reference, args.threads)
     if args.gguf:
-        path.write_text(json.dumps(work | {"gguf": str(args.gguf.resolve())}))
+        path.write_text(to_json(work | {"gguf": str(args.gguf.resolve())}))
     workers, skipped = start(args, path)
     try:
         runs = measure(workers, work, args)

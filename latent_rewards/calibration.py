@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from latent_rewards.examples import prompt_group
-from latent_rewards.rewards import Reward
+from latent_rewards.fingerprint import tensors_hash
+from latent_rewards.rewards import Reward, bounds_of, with_prompt_of
 from latent_rewards.seal import sealed, unsealed
 
 Method = Literal["affine", "platt", "temperature", "isotonic", "quantile"]
@@ -128,7 +130,20 @@ class CalibratedReward(Reward):
         self.reward = reward
         self.calibration = calibration if isinstance(calibration, Calibration) else Calibration.load(calibration)
         options.setdefault("name", f"{reward.__name__}-{self.calibration.method}")
-        super().__init__(reward.judge, prompt=reward.prompt, **options)
+        super().__init__(reward.judge, **with_prompt_of(reward, options))
+
+    def options(self) -> dict[str, Any]:
+        """What is calibrated, and the whole fitted map."""
+        arrays = {"x": self.calibration.x, "y": self.calibration.y}
+        hashed = tensors_hash({k: torch.from_numpy(np.asarray(v, dtype=float)) for k, v in arrays.items()})
+        return {"reward": self.reward.facts, "method": self.calibration.method, "map": hashed}
+
+    @property
+    def score_range(self) -> tuple[float, float]:
+        """The ends of the map, as far as the reward's bounds reach."""
+        with np.errstate(invalid="ignore"):  # a slope of 0 on infinite ends
+            low, high = np.sort(self.calibration.predict(bounds_of(self.reward)))
+        return float(low), float(high)
 
     def _score(
         self, prompts: list[Any], completions: list[Any], columns: Mapping[str, Any]

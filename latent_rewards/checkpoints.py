@@ -16,6 +16,7 @@ from torch import Tensor
 from latent_rewards import loading
 from latent_rewards.forward import Blocks
 from latent_rewards.judge import HFJudge
+from latent_rewards.pretrained import auto_class
 
 
 class Source:
@@ -27,11 +28,17 @@ class Source:
     def __init__(self, judge: HFJudge) -> None:
         self._files: dict[str, Path] = {}
         self._loaded: Mapping[str, Tensor] = {}
-        in_memory = judge._given is not None or judge._load_options.get("adapter")
+        source = {k: judge._load_options[k] for k in ("revision", "adapter")}
+        in_memory = judge._given is not None or loading.judge_source(judge.model_name, **source).adapter is not None
         if in_memory or judge._blocks is not None:
             model = judge.blocks.model
             self.revision = judge.revision
         if in_memory:
+            if getattr(model, "peft_config", None):
+                raise ValueError(
+                    f"{judge!r} has an adapter that is not merged, so its weights are not those of a plain checkpoint; "
+                    "give model.merge_and_unload()"
+                )
             self._loaded = model.state_dict()
         else:
             options = judge._load_options
@@ -139,8 +146,8 @@ def _tensor_files(folder: Path) -> dict[str, Path]:
 
 def _skeleton(folder: Path, *, trust_remote_code: bool) -> Any:
     """The model without weights, to learn its names."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        return auto_class(config, str(folder)).from_config(config, trust_remote_code=trust_remote_code)

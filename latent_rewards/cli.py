@@ -26,6 +26,7 @@ from latent_rewards.rewards import REWARDS, Reward, build_reward
 from latent_rewards.rowio import RAW, InputError, Source, open_source
 from latent_rewards.rowout import check_output, open_output
 from latent_rewards.scorer import SHOWN, Scorer, required_slots
+from latent_rewards.transcripts import PEEK, hold_prompts
 
 _LOADING = (ValueError, OSError, ImportError, RuntimeError, AssertionError)  # what transformers and torch raise
 
@@ -64,8 +65,13 @@ def prompts() -> None:
 
 @app.command()
 def score(
-    input: Annotated[str, typer.Option(help="JSONL[.gz] or Parquet file, datasets folder, or hub data set[:config].")],
-    output: Annotated[Path, typer.Option(help="JSONL[.gz], Parquet, or (no suffix) a datasets folder.")],
+    input: Annotated[
+        str | None,
+        typer.Option(help="JSONL[.gz] or Parquet file, datasets folder, or hub data set[:config]; required."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Required: JSONL[.gz], Parquet, or (no suffix) a datasets folder.")
+    ] = None,
     reward: Annotated[
         list[str] | None, typer.Option(help=f"Of {', '.join(REWARDS)}; may be repeated; default weighted.")
     ] = None,
@@ -89,9 +95,18 @@ def score(
     ] = "none",
     batch_size: Annotated[int, typer.Option(min=1, help="Rows per call of the judge.")] = 64,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
+    describe: Annotated[
+        bool, typer.Option("--describe", help="Print what is used of the judge and how, with a self-check, and stop.")
+    ] = False,
 ) -> None:
     """Score every row; rows that cannot be scored are kept with a null score and reported by number (from 0)."""
+    if describe:
+        _describe(HFJudge(judge, dtype=dtype, device=device, revision=revision, on_overflow=on_overflow),  # type: ignore[arg-type]
+                  _reward_options(reward or ["weighted"], reward_option or [], judge_prompt))  # fmt: skip
+        return
     with _user_errors(ValueError, OSError):
+        if input is None or output is None:
+            raise InputError("score needs --input and --output; or --describe")
         path = output.resolve()
         check_output(path, overwrite=overwrite)
         source = open_source(input, split)
@@ -109,6 +124,13 @@ def score(
         frozen.blocks  # noqa: B018  load now, so that a wrong model, type or device is told before anything is written
     with _user_errors(InputError, torch.OutOfMemoryError), _clean_end_on_sigterm():
         _run(source, path, rewards, columns, min(limit or source.total, source.total), batch_size)
+
+
+def _describe(judge: HFJudge, options: dict[str, dict[str, Any]]) -> None:
+    """The load report of a judge, once for every prompt that the rewards read."""
+    with _user_errors(*_LOADING, about=f"judge {judge.model_name!r}: "):
+        prompts = {r.prompt.hash: r.prompt for r in (build_reward(n, judge, **o) for n, o in options.items())}
+        print("\n\n".join(judge.describe(p) for p in prompts.values() if p.labels is not None))
 
 
 def _run(
@@ -173,6 +195,8 @@ def _check_columns(rewards: dict[str, Reward], columns: dict[str, str], source: 
         raise InputError(f"the input already has the columns {taken}; name the new ones with --score-column")
     for slot in sorted({slot for r in rewards.values() for slot in required_slots(r)}):
         column = columns.get(slot, slot)
+        if slot == "prompt" and hold_prompts(next(source.chunks(PEEK)).rows, columns["completion"]):
+            continue
         if column not in source.columns and set(source.columns) - {RAW}:
             how = f"; name it with --{slot}-column" if slot in columns else ""
             raise InputError(f"no column {column!r}, which the judge prompt needs; there are {source.columns}{how}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shlex
 import sys
@@ -12,7 +11,9 @@ from typing import Annotated
 import typer
 
 from latent_rewards.judge import HFJudge
+from latent_rewards.layouts import BadRow
 from latent_rewards.prompts import JudgePrompt
+from latent_rewards.rowout import to_json
 
 app = typer.Typer(help="Train, look at and publish probes.", no_args_is_help=True)
 export_app = typer.Typer(help="Write a standard sequence-classification reward model.", no_args_is_help=True)
@@ -24,7 +25,7 @@ Out = Annotated[Path, typer.Argument(help="Folder to write; new or empty.")]
 
 @app.command()
 def train(
-    data: Annotated[list[Path], typer.Argument(help="JSON Lines files: pairs, lists or ratings.")],
+    data: Annotated[list[Path], typer.Argument(help="JSON Lines or Parquet files: pairs, lists or ratings.")],
     out: Annotated[Path, typer.Option(help="Folder of the probe; features go into it too.")],
     judge: Judge = "embedded",
     prompt: Prompt = "weighted",
@@ -38,7 +39,7 @@ def train(
     seed: int = 42,
 ) -> None:
     """Train a probe on data files and say how good it is, against the prompted judge and against length alone."""
-    from latent_rewards.examples import gather
+    from latent_rewards.examples import gather, sources
     from latent_rewards.probe_card import table
     from latent_rewards.probe_run import RunOptions, train_probe
     from latent_rewards.probe_training import FitOptions
@@ -50,13 +51,19 @@ def train(
         guards=tuple(g for g in guards.split(",") if g),  # type: ignore[misc]
     )  # fmt: skip
     run = RunOptions(layers=chosen, select=select, test_share=test_share)  # type: ignore[arg-type]
-    about = {"data": [str(p) for p in data], "command": "latent-rewards " + shlex.join(sys.argv[1:])}
+    bad: list[BadRow] = []
+    try:
+        examples = gather(data, limit=limit, bad=bad)
+    except (ValueError, OSError) as err:
+        typer.echo(f"Error: {err}", err=True)
+        raise typer.Exit(2) from err
+    about = {"data": sources(data, bad), "command": "latent-rewards " + shlex.join(sys.argv[1:])}
     probe, rows = train_probe(
-        HFJudge(judge), JudgePrompt.load(prompt), gather(data, limit=limit), features_folder=out / "features", fit=fit,
+        HFJudge(judge), JudgePrompt.load(prompt), examples, features_folder=out / "features", fit=fit,
         run=run, training=about,
     )  # fmt: skip
     probe.save(out)
-    (out / "sweep.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    (out / "sweep.json").write_text(to_json(rows, indent=1), encoding="utf-8")
     typer.echo(table(probe.config.training["metrics"]) if probe.config.training.get("metrics") else "no test prompts")
     typer.echo(f"ProbeReward(HFJudge({judge!r}), {str(out)!r})")
 

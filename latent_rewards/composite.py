@@ -12,7 +12,7 @@ import numpy as np
 
 from latent_rewards.judge import Need, Reading, Request
 from latent_rewards.prompts import to_text
-from latent_rewards.rewards import LatentReward
+from latent_rewards.rewards import LatentReward, bounds_of, with_prompt_of
 
 
 class ContrastiveReward(LatentReward):
@@ -25,7 +25,7 @@ class ContrastiveReward(LatentReward):
         against: "task" shows the same completion under an empty task, so that phrases which please a judge under any
             task gain nothing; "shuffled" shows the completion's words in another order under the same task.
         weight: of the baseline.
-        **options: see `Reward`.
+        **options: see `Reward`; the prompt is the contrasted reward's own.
 
     A baseline with an empty completion is left out on purpose: it is the same for all completions of a prompt, so it
     changes no order among them.
@@ -45,10 +45,21 @@ class ContrastiveReward(LatentReward):
             raise ValueError(f"against must be 'task' or 'shuffled', got {against!r}")
         self.reward, self.against, self.weight = reward, against, float(weight)
         options.setdefault("name", f"{reward.__name__}-vs-{against}")
-        super().__init__(reward.judge, prompt=reward.prompt, **options)
+        super().__init__(reward.judge, **with_prompt_of(reward, options))
 
     def _prepare(self) -> None:
         """What is contrasted has been checked already."""
+
+    def options(self) -> dict[str, Any]:
+        """What is contrasted with what, and how much."""
+        return {"reward": self.reward.facts, "against": self.against, "weight": self.weight}
+
+    @property
+    def score_range(self) -> tuple[float, float]:
+        """From the lowest score less the highest baseline to the highest less the lowest."""
+        low, high = bounds_of(self.reward)
+        taken = sorted((self.weight * low, self.weight * high)) if self.weight else [0.0, 0.0]
+        return low - taken[1], high - taken[0]
 
     @property
     def need(self) -> Need:
@@ -83,7 +94,7 @@ class EnsembleReward(LatentReward):
         how: "min" (an attack has to fool all of them) or "mean".
         location: of each reward's scores; see `fit`.
         scales: of each reward's scores; see `fit`.
-        **options: see `Reward`.
+        **options: see `Reward`; each member has its own prompt.
 
     Raises:
         ValueError: fewer than two rewards, several judges, or statistics that do not fit.
@@ -107,7 +118,19 @@ class EnsembleReward(LatentReward):
         self.rewards, self.how = list(rewards), how
         self._set(location or [0.0] * len(rewards), scales or [1.0] * len(rewards))
         options.setdefault("name", f"{how}-" + "-".join(r.__name__ for r in rewards))
-        super().__init__(rewards[0].judge, prompt=rewards[0].prompt, **options)
+        super().__init__(rewards[0].judge, **with_prompt_of(rewards[0], options))
+
+    def options(self) -> dict[str, Any]:
+        """The members with their location and scale, and how they are put together."""
+        members = [reward.facts for reward in self.rewards]
+        return {"rewards": members, "how": self.how, "location": self.location, "scales": self.scales}
+
+    @property
+    def score_range(self) -> tuple[float, float]:
+        """The lowest, or the mean, of the members' standardised ends."""
+        ends = (np.array([bounds_of(r) for r in self.rewards]).T - self.location) / self.scales
+        low, high = ends.min(1) if self.how == "min" else ends.mean(1)
+        return float(low), float(high)
 
     def _set(self, location: Sequence[float], scales: Sequence[float]) -> None:
         n = len(self.rewards)

@@ -120,7 +120,7 @@ class LayerWeights:
         """The cross-layer reward with these weights.
 
         Raises:
-            ValueError: another judge or prompt than they were tuned for; names both.
+            ValueError: another judge or prompt than they were tuned for (names both), or another lens.
         """
         loaded = JudgePrompt.load(prompt)
         if loaded.hash != self.prompt_hash:
@@ -130,8 +130,10 @@ class LayerWeights:
             raise ValueError(
                 f"weights were tuned for {self.judge!r} ({self.revision}), not {judge.name!r} ({revision})"
             )
-        options |= {"lens": self.lens, "drop_last": self.drop_last, "weights": self.weights.tolist()}
-        return CrossLayerReward(judge, prompt=loaded, **options)
+        own: dict[str, Any] = {"lens": self.lens, "drop_last": self.drop_last, "weights": self.weights.tolist()}
+        if other := sorted(k for k in own.keys() & options.keys() if options[k] != own[k]):
+            raise ValueError(f"these weights were tuned with their own {other}; leave {other} out")
+        return CrossLayerReward(judge, prompt=loaded, **(options | own))
 
 
 def lager_loss(logits: Tensor, classes: Tensor, ratings: Tensor, values: Tensor, *, alpha: Tensor | float) -> Tensor:

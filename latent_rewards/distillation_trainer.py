@@ -14,7 +14,6 @@ import torch
 import trl
 from packaging.version import Version
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 from trl import DistillationTrainer
 from trl.experimental.gkd import GKDTrainer
 from trl.experimental.utils import DataCollatorForChatML
@@ -23,6 +22,7 @@ from trl.models.utils import _ForwardRedirection
 
 from latent_rewards.distillation import LossOptions, LossParts, TeacherStates, distillation_loss
 from latent_rewards.loading import resolve_model
+from latent_rewards.pretrained import load_causal_lm
 from latent_rewards.teachers import (
     backbone_states,
     check_head,
@@ -136,13 +136,13 @@ def load_teachers(teachers: Mapping[str, Any], init_kwargs: Mapping[str, Any] | 
     """Teachers by name, loaded where they are given as hub ids, folders or "embedded".
 
     Raises:
-        ValueError: none.
+        ValueError: none, or a checkpoint that does not hold a whole causal LM.
     """
     if not teachers:
         raise ValueError("need at least one teacher")
     options: dict[str, Any] = {"dtype": "auto", **(init_kwargs or {})}
     return {
-        name: AutoModelForCausalLM.from_pretrained(resolve_model(model), **options) if isinstance(model, str) else model
+        name: load_causal_lm(resolve_model(model), options) if isinstance(model, str) else model
         for name, model in teachers.items()
     }
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copy
-import itertools
+import hashlib
+import json
 import logging
-import re
 import threading
 from array import array
 from collections import OrderedDict
@@ -13,10 +12,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jinja2 import TemplateError
-
+from latent_rewards.fast_tokens import FastSpelling
 from latent_rewards.labels import LabelTrie
+from latent_rewards.layout import ChatTemplate, Layout, sample_dialogue
+from latent_rewards.own_template import OwnTemplate, lays_out_itself
 from latent_rewards.prompts import Dialogue, JudgePrompt, Segment
+from latent_rewards.slow_tokens import SlowSpelling
+from latent_rewards.template import ways_to_fill
+from latent_rewards.tokens import Piece, Spelling
 
 logger = logging.getLogger(__name__)
 
@@ -26,63 +29,78 @@ _MAX_CACHED = 1 << 20  # tokens, each text counted as 16 more
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids of one dialogue, which of them are the completion, and how many come before any untrusted text."""
+    """Token ids of one dialogue.
+
+    Attributes:
+        ids: T token ids.
+        completion: first and last (exclusive) token that stands for characters of the completion alone; a token that
+            it shares with our words is left out at its end.
+        head: how many tokens come before any untrusted text; the last of them may depend on how that text begins.
+        problem: why this text cannot be read, or None; its ids must not be scored then.
+    """
 
     ids: list[int]
     completion: tuple[int, int]
     head: int = 0
+    problem: str | None = None
 
 
 class Encoder:
     """Tokenises dialogues and labels for one tokenizer; safe to call from threads.
 
-    Every segment is tokenised apart. Ours may hold control tokens; in untrusted segments every added token of the
-    tokenizer, special or not, is read as the characters it is written with.
+    The ids are those of `tokenizer.apply_chat_template(..., tokenize=True)` on the whole text. Only our words and the
+    template's may hold control tokens: in untrusted segments they are read as the characters they are written with.
 
     Args:
         tokenizer: any Hugging Face tokenizer.
         chat_template_kwargs: extra variables for its chat template; the default turns thinking off where the template
-            knows `enable_thinking`, so that the label is the next token.
+            knows how, so that the label is the next token.
     """
 
     def __init__(self, tokenizer: Any, *, chat_template_kwargs: dict[str, Any] | None = None) -> None:
         self.tokenizer = tokenizer
-        self._plain = copy.deepcopy(tokenizer)
-        self._kwargs = {"enable_thinking": False} if chat_template_kwargs is None else dict(chat_template_kwargs)
-        added = getattr(tokenizer, "added_tokens_decoder", {}) or {}
-        texts = {int(i): str(t.content if hasattr(t, "content") else t) for i, t in added.items()}
-        texts |= dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
-        self._forbidden = {i: t for i, t in texts.items() if t.replace("\u2581", " ").strip()}
-        self._added = sorted({t.strip() for t in self._forbidden.values() if len(t.strip()) > 1})
-        self._lock = threading.Lock()
-        self._cache: OrderedDict[tuple[str, bool], array[int]] = OrderedDict()
-        self._layouts: dict[Any, list[Segment | int]] = {}
+        self._own = OwnTemplate(tokenizer, chat_template_kwargs) if lays_out_itself(tokenizer) else None
+        if self._own is None:
+            self._template = ChatTemplate(tokenizer, chat_template_kwargs)
+            self._tokens: Spelling = _fast(tokenizer) or SlowSpelling(tokenizer)
+        self._lock = threading.RLock()
+        self._cache: OrderedDict[tuple[Any, ...], tuple[array[int], tuple[int, int], int, str | None]] = OrderedDict()
+        self._layouts: dict[Any, Layout] = {}
+
+    @property
+    def control(self) -> dict[int, str]:
+        """Control tokens by id: what nobody's text but ours can spell."""
+        return {} if self._own else self._tokens.control
+
+    @property
+    def system_role(self) -> str:
+        """How the judge's instructions reach it: "its own" role, "merged into the user turn", or "no chat template"."""
+        return self._own.system_role(sample_dialogue()) if self._own else self._layout(sample_dialogue()).system_role
+
+    @property
+    def thinking(self) -> str:
+        """What became of the judge's thought before a label, in one line."""
+        return "as the tokenizer's own template does" if self._own else self._layout(sample_dialogue()).thinking
 
     def encode(self, dialogues: Sequence[Dialogue]) -> list[Encoded]:
-        """Token ids of each dialogue, ending where the judge's label is due."""
-        layouts = [self._layout(d) for d in dialogues]
-        untrusted = [[s for t in d.turns for s in t.segments if s.slot is not None] for d in dialogues]
+        """Token ids of each dialogue, ending where the judge's label is due.
+
+        Raises:
+            ValueError: the chat template loses text of ours or of a row, or opens a thought that we cannot close.
+        """
+        keys = [self._key(d) for d in dialogues]
         with self._lock:
-            self._fill({(s.text, True) for row in untrusted for s in row})
-            self._fill({(p.text, False) for layout in layouts for p in layout if isinstance(p, Segment)})
+            missing = {k: d for k, d in zip(keys, dialogues, strict=True) if k not in self._cache}
+            for key, found in zip(missing, self._encode(list(missing.values())), strict=True):
+                self._cache[key] = array("i", found.ids), found.completion, found.head, found.problem
             out = []
-            for layout, row in zip(layouts, untrusted, strict=True):
-                ids: list[int] = list(self._head())
-                start = end = 0
-                head: int | None = None
-                for part in layout:
-                    ours = isinstance(part, Segment)
-                    head = len(ids) if head is None and not ours else head
-                    segment = part if isinstance(part, Segment) else row[part]
-                    if not ours and segment.slot == "completion":
-                        start = start or len(ids)
-                    ids += self._cache[segment.text, not ours]
-                    if not ours and segment.slot == "completion":
-                        end = len(ids)
-                out.append(Encoded(ids, (start, end), head or 0))
-            n_cached = sum(len(ids) + 16 for ids in self._cache.values())
+            for key in keys:
+                ids, completion, head, problem = self._cache[key]
+                self._cache.move_to_end(key)
+                out.append(Encoded(list(ids), completion, head, problem))
+            n_cached = sum(len(ids) + 16 for ids, *_ in self._cache.values())
             while n_cached > _MAX_CACHED:
-                n_cached -= len(self._cache.popitem(last=False)[1]) + 16
+                n_cached -= len(self._cache.popitem(last=False)[1][0]) + 16
         return out
 
     def trie(self, prompt: JudgePrompt) -> LabelTrie:
@@ -93,107 +111,135 @@ class Encoder:
         """
         if prompt.labels is None:
             raise ValueError(f"prompt {prompt.name!r} has no labels to read (kind {prompt.kind!r})")
+        tails = dict.fromkeys(self._tails(prompt))
         try:
-            return LabelTrie.build(prompt.labels, self._spellings)
+            return LabelTrie.build(
+                prompt.labels, lambda text: [*self._spellings(text), *(c for t in tails for c in self._after(t, text))]
+            )
         except ValueError as err:
             raise ValueError(f"{prompt.path or prompt.name}: {err}") from err
 
+    def own_ids(self, prompt: JudgePrompt) -> set[int]:
+        """Token ids that every text of a prompt holds or a label needs, whatever the rows say."""
+        ids = {i for e in self.encode(_samples(prompt)) for i in e.ids}
+        return ids | ({i for path in self.trie(prompt).paths for i in path} if prompt.labels else set())
+
+    def layout_hash(self, prompt: JudgePrompt) -> str:
+        """Hash of what surrounds a row's text: the rendered template, its options and our words as token ids."""
+        content: list[Any] = [self.system_role, self.thinking]
+        for dialogue in _samples(prompt):
+            parts = [] if self._own else self._layout(dialogue).parts
+            content.append([self.encode([dialogue])[0].ids, [p if isinstance(p, int) else p.text for p in parts]])
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
     def _spellings(self, text: str) -> list[list[int]]:
-        """Token sequences of a label: as text of its own, and as the continuation of a line."""
-        with self._lock:
-            alone, anchor, both = (self._tokens([t], plain=True)[0] for t in (text, "\n", "\n" + text))
-        continued = both[len(anchor) :] if both[: len(anchor)] == anchor else alone
-        return [alone] if continued == alone or not continued else [alone, continued]
+        """Token sequences of a label: as text of its own, and as the continuation of a line.
 
-    def _fill(self, keys: set[tuple[str, bool]]) -> None:
-        for plain in (True, False):
-            missing = sorted(text for text, p in keys if p is plain and (text, p) not in self._cache)
-            for text, ids in zip(missing, self._tokens(missing, plain=plain), strict=True):
-                self._cache[text, plain] = array("i", ids)
-        for key in keys:
-            self._cache.move_to_end(key)
-
-    def _tokens(self, texts: list[str], *, plain: bool) -> list[list[int]]:
-        if not texts:
-            return []
-        if not plain:
-            return [list(x) for x in self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]]
-        rows = self._plain(texts, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
-        return [
-            list(ids) if self._forbidden.keys().isdisjoint(ids) else self._split(text)
-            for text, ids in zip(texts, rows, strict=True)
-        ]
-
-    def _split(self, text: str) -> list[int]:
-        """Tokens of a text that spells an added token which the tokenizer does not split by itself.
-
-        The text is cut inside every occurrence, so that the pieces cannot be recognised. An added token of one
-        character has no other spelling and becomes U+FFFD. What a normaliser of the tokenizer still turns into an
-        added token is left out.
+        A label that is an added token counts, and so does the same word in the tokens of the vocabulary.
         """
-        for single in (t for t in self._forbidden.values() if len(t) == 1 and t != "\ufffd"):
-            text = text.replace(single, "\ufffd")
-        lower = text.lower()
-        here = "|".join(re.escape(t) for t in self._added if t.lower() in lower)
-        found = re.finditer(f"(?=(?:{here}))", text, re.IGNORECASE) if here else ()
-        cuts = [0, *(m.start() + 1 for m in found), len(text)]
-        pieces = [text[i:j] for i, j in itertools.pairwise(cuts) if i < j]
-        rows = self._plain(pieces, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
-        kept = self._forbidden.keys() - {self.tokenizer.unk_token_id}
-        return [i for row in rows for i in row if i not in kept]
+        found = [*self._whole([text]), *self._after("\n", text)]
+        if not self._own:
+            with self._lock:
+                (bare,) = self._tokens.bare([text])
+                found += [bare] if self._tokens.decode(bare).strip() == text.strip() else []
+        return [list(ids) for ids in dict.fromkeys(map(tuple, found)) if ids]
+
+    def _after(self, tail: str, text: str) -> list[list[int]]:
+        """How a text goes on after another one, unless it changes the tokens of that."""
+        anchor, both = self._whole([tail, tail + text])
+        return [both[len(anchor) :]] if both[: len(anchor)] == anchor and len(both) > len(anchor) else []
+
+    def _whole(self, texts: Sequence[str]) -> list[list[int]]:
+        with self._lock:
+            return self._own.whole(texts) if self._own else self._tokens.whole(texts)
+
+    def _tails(self, prompt: JudgePrompt) -> list[str]:
+        """What stands right before the label, for every way that the template may end."""
+        if self._own:
+            return []
+        ends = [self._layout(d).parts[-1:] for d in _samples(prompt)]
+        return [p.text for end in ends for p in end if isinstance(p, Segment)]
+
+    def _encode(self, dialogues: Sequence[Dialogue]) -> list[Encoded]:
+        if self._own:
+            return [self._encode_own(self._own, d) for d in dialogues]
+        made = [_pieces(self._layout(d), _untrusted(d)) for d in dialogues]
+        tokens = self._tokens.encode([row for row, _ in made], [borders for _, borders in made])
+        head, out = self._head(), []
+        for (_, borders), found in zip(made, tokens, strict=True):
+            at = [(len(head) + before, len(head) + after) for before, after in found.borders]
+            span = (at[1][1], max(at[1][1], at[2][0])) if borders[1] >= 0 else (0, 0)
+            out.append(Encoded([*head, *found.ids], span, at[0][0] if borders[0] >= 0 else 0, found.problem))
+        return out
+
+    def _encode_own(self, own: OwnTemplate, dialogue: Dialogue) -> Encoded:
+        segments = [s for t in dialogue.turns for s in t.segments]
+        at = [i for i, s in enumerate(segments) if s.slot is not None]
+        completion = [i for i in at if segments[i].slot == "completion"]
+        borders = [(at[0], 0)] if at else []
+        borders += [(completion[0], 0), (completion[-1], len(segments[completion[-1]].text))] if completion else []
+        ids, found, problem = own.encode(dialogue, borders)
+        span = (found[-2], max(found[-2:])) if completion else (0, 0)
+        return Encoded(ids, span, found[0] if at else 0, problem)
 
     def _head(self) -> list[int]:
         """BOS for tokenizers that want one and have no chat template to write it."""
-        if self.tokenizer.chat_template:
+        if self._template.text is not None:
             return []
         bos = self.tokenizer.bos_token_id
         first = self.tokenizer("a", verbose=False)["input_ids"][:1]
         return [bos] if bos is not None and list(first) == [bos] else []
 
-    def _layout(self, dialogue: Dialogue) -> list[Segment | int]:
-        """The rendered dialogue as our text and indices of untrusted segments; cached by its shape."""
-        shape = (
-            dialogue.prefill,
-            tuple((t.role, tuple(s.text if s.slot is None else None for s in t.segments)) for t in dialogue.turns),
-        )
+    def _key(self, dialogue: Dialogue) -> tuple[Any, ...]:
+        return (_shape(dialogue), *(s.text for s in _untrusted(dialogue)))
+
+    def _layout(self, dialogue: Dialogue) -> Layout:
+        """The rendered dialogue; cached by its shape."""
+        if self._own:
+            raise ValueError("this tokenizer lays dialogues out itself and has no chat template of ours to show")
+        shape = _shape(dialogue)
         if shape not in self._layouts:
             if len(self._layouts) >= _MAX_LAYOUTS:
                 self._layouts.clear()
-            self._layouts[shape] = self._render(dialogue)
+            self._layouts[shape] = self._template.layout(dialogue)
         return self._layouts[shape]
 
-    def _render(self, dialogue: Dialogue) -> list[Segment | int]:
-        n = 0
-        messages = []
-        for turn in dialogue.turns:
-            text = ""
-            for segment in turn.segments:
-                text += segment.text if segment.slot is None else _mark(n)
-                n += segment.slot is not None
-            messages.append({"role": turn.role, "content": text})
-        text = self._template(messages) + dialogue.prefill
-        parts: list[Segment | int] = []
-        for i in range(n):
-            before, mark, text = text.partition(_mark(i))
-            if not mark or _mark(i) in text:
-                raise ValueError("the judge's chat template drops, repeats or reorders parts of a message")
-            parts += [Segment(before), i] if before else [i]
-        return [*parts, Segment(text)] if text else parts
 
-    def _template(self, messages: list[dict[str, str]]) -> str:
-        if not self.tokenizer.chat_template:
-            return "\n\n".join(m["content"] for m in messages) + "\n\n"
-        try:
-            return self._apply(messages)
-        except TemplateError:
-            if messages[0]["role"] != "system" or len(messages) < 2:
-                raise
-            merged = {"role": messages[1]["role"], "content": messages[0]["content"] + "\n\n" + messages[1]["content"]}
-            return self._apply([merged, *messages[2:]])
-
-    def _apply(self, messages: list[dict[str, str]]) -> str:
-        return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **self._kwargs)
+def _fast(tokenizer: Any) -> Spelling | None:
+    """Reads a tokenizer by its backend, unless it has none or does more than that."""
+    if getattr(tokenizer, "backend_tokenizer", None) is None:
+        return None
+    made, probe = FastSpelling(tokenizer), "How good? 10\n\n  Yes."
+    same = list(tokenizer(probe, add_special_tokens=False, verbose=False)["input_ids"]) == made.whole([probe])[0]
+    return made if same else None
 
 
-def _mark(i: int) -> str:
-    return f"\ue002{i}\ue003"
+def _shape(dialogue: Dialogue) -> tuple[Any, ...]:
+    """Everything of a dialogue but the untrusted text."""
+    turns = ((t.role, tuple((s.slot, s.text if s.slot is None else None) for s in t.segments)) for t in dialogue.turns)
+    return dialogue.prefill, dialogue.sampled, *turns
+
+
+def _untrusted(dialogue: Dialogue) -> list[Segment]:
+    return [s for t in dialogue.turns for s in t.segments if s.slot is not None]
+
+
+def _pieces(layout: Layout, untrusted: Sequence[Segment]) -> tuple[list[Piece], tuple[int, int, int]]:
+    """The text of a row, and the characters where untrusted text and the completion begin and it ends; -1: none."""
+    row: list[Piece] = []
+    at, first, start, end = 0, -1, -1, -1
+    for part in layout.parts:
+        segment = part if isinstance(part, Segment) else untrusted[part]
+        row.append(Piece(segment.text, segment.slot is None))
+        if segment.slot is not None and first < 0:
+            first = at
+        if segment.slot == "completion" and start < 0:
+            start = at
+        at += len(segment.text)
+        end = at if segment.slot == "completion" else end
+    return row, (first, start, end)
+
+
+def _samples(prompt: JudgePrompt) -> list[Dialogue]:
+    """The prompt's dialogues with "x" for every text that is there, for every way its columns may be filled."""
+    return [prompt.render({s: "x" if full else "" for s, full in filled}) for filled in ways_to_fill(prompt.slots)]

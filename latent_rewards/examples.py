@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-import math
-import zlib
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from latent_rewards.layouts import BadRow, Judged, Kind, judged, kind_of
 from latent_rewards.prompts import to_text
-from latent_rewards.rowio import open_binary, parse_line
+from latent_rewards.rowio import numbered_rows
+
+logger = logging.getLogger(__name__)
+
+SHOWN = 5  # bad rows that are named
 
 
 class Example(NamedTuple):
@@ -35,32 +40,37 @@ class Example(NamedTuple):
 
 
 def pair_examples(pairs: Iterable[Mapping[str, Any]], source: str = "") -> list[Example]:
-    """Two examples per row with `prompt`, `chosen` and `rejected`: chosen first."""
-    out = []
-    for i, row in enumerate(pairs):
-        name = str(source or row.get("source", ""))
-        out += [
-            Example(row["prompt"], row["chosen"], 1.0, i, name),
-            Example(row["prompt"], row["rejected"], 0.0, i, name),
-        ]
-    return out
+    """Two examples per row with `prompt`, `chosen` and `rejected`: chosen first.
+
+    Raises:
+        ValueError: a row that cannot be used; names it. The same for the other kinds.
+    """
+    return _every(pairs, "pair", source)
 
 
 def rating_examples(rows: Iterable[Mapping[str, Any]], source: str = "") -> list[Example]:
     """One example per row with `prompt`, `response` (or `completion`) and `score`."""
-    return [
-        Example(r["prompt"], r["response"] if "response" in r else r["completion"], float(r["score"]), -1, source)
-        for r in rows
-    ]
+    return _every(rows, "rating", source)
 
 
 def list_examples(rows: Iterable[Mapping[str, Any]], source: str = "") -> list[Example]:
     """One example per response of rows with `prompt`, `responses` and `gold`; a list shares one pair number."""
-    return [
-        Example(r["prompt"], c, float(g), i, source)
-        for i, r in enumerate(rows)
-        for c, g in zip(r["responses"], r["gold"], strict=True)
-    ]
+    return _every(rows, "list", source)
+
+
+def _every(rows: Iterable[Mapping[str, Any]], kind: Kind, source: str) -> list[Example]:
+    out: list[Example] = []
+    for i, row in enumerate(rows):
+        try:
+            out += _examples(judged(row, kind), i, str(source or row.get("source", "") if kind == "pair" else source))
+        except (ValueError, TypeError, OverflowError) as err:
+            raise ValueError(f"row {i}: {err}") from err
+    return out
+
+
+def _examples(row: Judged, number: int, source: str) -> list[Example]:
+    pair = -1 if row.kind == "rating" else number
+    return [Example(row.prompt, r, g, pair, source) for r, g in zip(row.responses, row.gold, strict=True)]
 
 
 def join_examples(*parts: Sequence[Example]) -> list[Example]:
@@ -101,63 +111,64 @@ def fingerprint(examples: Iterable[Example]) -> str:
     return digest.hexdigest()[:16]
 
 
-def read_examples(path: str | Path, *, limit: int | None = None) -> list[Example]:
-    """Examples of a JSON Lines file (.jsonl or .jsonl.gz), recognised by its keys.
+def read_examples(path: str | Path, *, limit: int | None = None, bad: list[BadRow] | None = None) -> list[Example]:
+    """Examples of a JSON Lines (.jsonl or .jsonl.gz) or Parquet file, recognised by the keys of its first sound row.
 
     `chosen` and `rejected`: pairs. `responses` and `gold`: lists. `score` with `response` or `completion`: ratings.
+    Completions may hold the prompt; see `latent_rewards.layouts`. Unusable rows are left out, with a warning.
 
     Args:
         path: the file.
         limit: most rows of it, the first ones.
+        bad: gets the rows that were left out.
 
     Raises:
-        ValueError: none of these keys; names the file and its keys.
+        FileNotFoundError: no such file.
+        ValueError: damaged, none of these keys, or no usable row; names the file and its keys, or the first bad rows.
     """
     path = Path(path)
-    rows = _rows(path, limit)
-    name = path.name.removesuffix(".gz").removesuffix(".jsonl")
-    made: list[Example] | None = None
-    try:
-        if rows and {"chosen", "rejected"} <= rows[0].keys():
-            made = pair_examples(rows, name)
-        elif rows and {"responses", "gold"} <= rows[0].keys():
-            made = list_examples(rows, name)
-        elif rows and "score" in rows[0] and {"response", "completion"} & rows[0].keys():
-            made = rating_examples(rows, name)
-        for i, example in enumerate(made or ()):
-            if not math.isfinite(example.label):
-                raise ValueError(f"example {i}: label {example.label}")
-    except (ValueError, TypeError, KeyError, OverflowError) as err:
-        what = f"a row lacks {err}" if isinstance(err, KeyError) else str(err)
-        raise ValueError(f"{path}: {what}") from err
-    if made is not None:
-        return made
-    raise ValueError(
-        f"{path}: rows need prompt with chosen and rejected, responses and gold, or response and score; "
-        f"found {sorted(rows[0]) if rows else 'no rows'}"
-    )
+    name = path.name.removesuffix(".gz").removesuffix(".jsonl").removesuffix(".parquet")
+    out: list[Example] = []
+    left: list[BadRow] = []
+    kind, keys, used = None, None, 0
+    for file, number, row in itertools.islice(numbered_rows(path), limit):
+        try:
+            if isinstance(row, Exception):
+                raise row
+            kind = kind or kind_of(row)
+            keys = keys or sorted(row)
+            out += _examples(judged(row, kind or "pair"), used, name)
+            used += 1
+        except (ValueError, TypeError, OverflowError, RecursionError) as err:
+            left.append(BadRow(file, number, str(err)))
+    if kind is None and (keys or not left):
+        raise ValueError(
+            f"{path}: rows need prompt with chosen and rejected, responses and gold, or response and score; "
+            f"found {keys or 'no rows'}"
+        )
+    if not out:
+        raise ValueError(f"{path}: no usable row ({_named(left)})")
+    if left:
+        logger.warning("%s: left out %s", path, _named(left))
+    if bad is not None:
+        bad += left
+    return out
 
 
-def _rows(path: Path, limit: int | None) -> list[dict[str, Any]]:
-    """Objects of a JSON Lines file; one broken line stops it."""
-    rows: list[dict[str, Any]] = []
-    try:
-        with open_binary(path, "rb") as file:
-            for number, line in enumerate(file, 1):
-                if limit is not None and len(rows) >= limit:
-                    break
-                if line.strip():
-                    row, fault = parse_line(line, number)
-                    if fault is not None:
-                        raise ValueError(fault)
-                    rows.append(row)
-    except FileNotFoundError:
-        raise
-    except (OSError, EOFError, ValueError, zlib.error) as err:
-        raise ValueError(f"{path}: {err}") from err
-    return rows
+def _named(bad: Sequence[BadRow]) -> str:
+    first = "; ".join(f"row {b.row}: {b.reason}" for b in bad[:SHOWN])
+    return f"{len(bad)} bad {'row' if len(bad) == 1 else 'rows'}: {first}{'; ...' if len(bad) > SHOWN else ''}"
 
 
-def gather(files: Sequence[str | Path], *, limit: int | None = None) -> list[Example]:
+def sources(files: Sequence[str | Path], bad: Sequence[BadRow]) -> list[str]:
+    """A line for each data file, for a model card: its path, and which of its rows were left out."""
+    out = []
+    for file in map(str, files):
+        own = [b for b in bad if b.file == file]
+        out.append(f"{file} (left out {_named(own)})" if own else file)
+    return out
+
+
+def gather(files: Sequence[str | Path], *, limit: int | None = None, bad: list[BadRow] | None = None) -> list[Example]:
     """Examples of several files; see `read_examples`."""
-    return join_examples(*(read_examples(f, limit=limit) for f in files))
+    return join_examples(*(read_examples(f, limit=limit, bad=bad) for f in files))

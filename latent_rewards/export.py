@@ -16,19 +16,22 @@ from latent_rewards.checkpoints import Source, write_shards
 from latent_rewards.export_template import judge_template, judge_tokenizer, same_tokens, save_tokenizer
 from latent_rewards.judge import HFJudge
 from latent_rewards.labels import Labels
-from latent_rewards.probes import Probe
+from latent_rewards.probes import Probe, check_revision
 from latent_rewards.prompts import JudgePrompt
 
 logger = logging.getLogger(__name__)
 
 
-def export_probe(judge: HFJudge, probe: Probe, folder: str | Path, *, shard_bytes: int = 2 << 30) -> Path:
+def export_probe(
+    judge: HFJudge, probe: Probe, folder: str | Path, *, strict: bool = True, shard_bytes: int = 2 << 30
+) -> Path:
     """Write the judge cut to the probe's layer, with the probe as its `score` head.
 
     Args:
         judge: the probe's judge.
         probe: linear, on one layer, through the normed lens.
         folder: where the checkpoint goes; must be empty or new.
+        strict: as for `ProbeReward`: whether another judge revision is an error; False logs a warning.
         shard_bytes: most bytes of one file; no more than one file is in memory.
 
     Returns:
@@ -47,8 +50,7 @@ def export_probe(judge: HFJudge, probe: Probe, folder: str | Path, *, shard_byte
     ):
         if found != wanted:
             raise ValueError(f"only a probe with {what} {wanted!r} can be exported; this one has {found!r}")
-    if judge.name != config.judge and judge.revision != config.revision:
-        raise ValueError(f"the probe belongs to judge {config.judge!r}, not to {judge.name!r}")
+    check_revision(judge, config, strict=strict)
     head = probe.tensors["weight"], probe.tensors["bias"].tolist()
     return _export(judge, probe.prompt, folder, head, config.outputs, layer=config.layers[0], shard_bytes=shard_bytes)
 

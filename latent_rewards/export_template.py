@@ -1,8 +1,8 @@
 """A judge prompt as a tokenizer's chat template, so that plain conversations are scored as ours are.
 
-Judged text is fenced by a private-use character that a pre-tokenizer step removes again: our words and theirs are
-tokenised apart, as `Encoder` does it, and control tokens spelt in the judged text are cut in two before the tokenizer
-can recognise them. A program that tokenises without this tokenizer file's pre-tokenizer loses both.
+Judged text is fenced by a private-use character that the normaliser removes again: the tokenizer looks for control
+tokens before that, so those spelt in the judged text are cut in two when it does, and whole when they become tokens of
+plain text. A program that tokenises without this tokenizer file's normaliser loses that.
 """
 
 from __future__ import annotations
@@ -66,13 +66,13 @@ def judge_template(encoder: Encoder, prompt: JudgePrompt) -> str:
     slots = [s.slot for t in dialogue.turns for s in t.segments if s.slot is not None]
     constants = {
         "FENCE": FENCE,
-        "FORBIDDEN": sorted((t for t in encoder._forbidden.values() if len(t) > 1), key=lambda t: (-len(t), t)),
+        "FORBIDDEN": sorted((t for t in encoder.control.values() if len(t) > 1), key=lambda t: (-len(t), t)),
         "SPEAKERS": _SPEAKER,
     }
     text = "".join(f"{{%- set {name} = {json.dumps(value)} -%}}" for name, value in constants.items())
     head = encoder.tokenizer.convert_ids_to_tokens(encoder._head())
     text += _HEAD.strip() + "".join(f"{{{{- {json.dumps(t)} -}}}}" for t in head)
-    for part in encoder._layout(dialogue):
+    for part in encoder._layout(dialogue).parts:
         if isinstance(part, Segment):
             text += f"{{{{- {json.dumps(part.text)} -}}}}"
         elif slots[part] == "prompt":
@@ -83,16 +83,16 @@ def judge_template(encoder: Encoder, prompt: JudgePrompt) -> str:
 
 
 def judge_tokenizer(tokenizer: Any, template: str) -> Any:
-    """The judge's tokenizer with our template and the step that removes the fence; adds no special tokens itself."""
+    """The judge's tokenizer with our template and the step that removes the fence; it adds no special tokens itself."""
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
     if not getattr(tokenizer, "is_fast", False):
         raise ValueError(f"export needs a fast tokenizer (tokenizer.json); {type(tokenizer).__name__} is not one")
     raw = json.loads(tokenizer.backend_tokenizer.to_str())
-    fence = {"type": "Split", "pattern": {"String": FENCE}, "behavior": "Removed", "invert": False}
-    steps = [fence, raw["pre_tokenizer"]] if raw["pre_tokenizer"] else [fence]
-    raw |= {"pre_tokenizer": {"type": "Sequence", "pretokenizers": steps}, "post_processor": None}
+    steps = [{"type": "Replace", "pattern": {"String": FENCE}, "content": ""}, raw["normalizer"]]
+    raw |= {"normalizer": {"type": "Sequence", "normalizers": [s for s in steps if s]}, "post_processor": None}
+    raw["added_tokens"] = [t | {"normalized": False} for t in raw["added_tokens"]]  # found before the fence is gone
     names = ("bos_token", "eos_token", "unk_token", "pad_token")
     special = {n: getattr(tokenizer, n) for n in names if getattr(tokenizer, n, None) is not None}
     out = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(raw)), **special)

@@ -9,7 +9,7 @@ import os
 import time
 import zlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from latent_rewards.examples import Example, fingerprint, prompt_group
+from latent_rewards.fingerprint import changed, facts_of, layout_of
 from latent_rewards.judge import Judge, Lens, Need, Reading
 from latent_rewards.prompts import JudgePrompt, to_text
 from latent_rewards.seal import sealed, unsealed
@@ -32,7 +33,10 @@ _META = "features.json"
 
 @dataclass(frozen=True)
 class FeatureInfo:
-    """What a folder of features was collected from."""
+    """What a folder of features was collected from.
+
+    `reader` is all that changes what the judge reads: its facts, and the layout of the prompt; older folders lack it.
+    """
 
     judge: str
     revision: str
@@ -46,6 +50,7 @@ class FeatureInfo:
     rows: int
     shard_rows: int
     sources: tuple[str, ...]
+    reader: dict[str, Any] = field(default_factory=dict)
 
 
 def collect_features(
@@ -87,7 +92,7 @@ def collect_features(
     info = FeatureInfo(
         judge.name, str(getattr(judge, "revision", "")), prompt.name, prompt.hash, tuple(wanted), lens,
         tuple(sorted(layer_logits)), dtype, fingerprint(examples), len(examples), shard_rows,
-        tuple(sorted({e.source for e in examples})),
+        tuple(sorted({e.source for e in examples})), {**facts_of(judge), "layout": layout_of(judge, prompt)},
     )  # fmt: skip
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
@@ -270,10 +275,12 @@ class Features:
 
 
 def _same(found: FeatureInfo, expected: FeatureInfo, folder: Path) -> None:
-    for field in dataclasses.fields(FeatureInfo):
-        a, b = getattr(found, field.name), getattr(expected, field.name)
+    for name in (f.name for f in dataclasses.fields(FeatureInfo) if f.name != "reader"):
+        a, b = getattr(found, name), getattr(expected, name)
         if a != b:
-            raise ValueError(f"{folder} holds features with {field.name} {a!r}, but {b!r} was expected")
+            raise ValueError(f"{folder} holds features with {name} {a!r}, but {b!r} was expected")
+    if found.reader and (differ := changed(found.reader, expected.reader)):
+        raise ValueError(f"{folder} holds features of a judge that reads otherwise; changed: " + "; ".join(differ))
 
 
 def _read_info(folder: Path) -> FeatureInfo:

@@ -12,6 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from latent_rewards.decoder import find_decoder, longest_text, refuse_if_not_causal
+from latent_rewards.head import Head
+from latent_rewards.pretrained import check_model
+from latent_rewards.rope_switch import RopeSwitch
+
 logger = logging.getLogger(__name__)
 
 _NORM_NAMES = ("norm", "final_layernorm", "final_layer_norm", "ln_f", "norm_f", "final_norm", "layer_norm")
@@ -37,23 +42,28 @@ class Blocks:
         model: any `PreTrainedModel` for causal language modelling.
 
     Raises:
-        ValueError: the model has no list of decoder blocks that can be found.
+        ValueError: no causal LM, an adapter that cannot be read, or no list of decoder blocks that can be found.
     """
 
     def __init__(self, model: Any) -> None:
+        check_model(model)
         self.model = model
         self.config = model.config.get_text_config(decoder=True)
-        self.decoder = model.get_decoder()
-        lists = [m for m in self.decoder.modules() if isinstance(m, nn.ModuleList)]
-        n = self.config.num_hidden_layers
-        found = [m for m in lists if len(m) == n]
-        if not found:
-            raise ValueError(f"{type(model).__name__}: no list of {n} decoder blocks found; this judge cannot be read")
-        self.layers: nn.ModuleList = found[0]
+        self.decoder, self.layers = find_decoder(model, self.config)
+        self.rope = RopeSwitch(self.decoder, self.config)
         norms = [getattr(self.decoder, name) for name in _NORM_NAMES if hasattr(self.decoder, name)]
         self.norm: nn.Module = norms[0] if norms else nn.Identity()
-        self.head: Any = model.get_output_embeddings()
-        self.plain_head = True
+        self.head = Head(model, self.decoder, self.config)
+
+    @property
+    def plain_head(self) -> bool:
+        """Whether the head is read by its rows, without (P, V) logits."""
+        return self.head.why_own is None
+
+    @property
+    def head_kind(self) -> str:
+        """How the head is read, in a line."""
+        return self.head.kind
 
     @property
     def n_layers(self) -> int:
@@ -61,22 +71,26 @@ class Blocks:
         return len(self.layers)
 
     @functools.cached_property
-    def head_weight(self) -> Tensor:
-        """(V, D) rows of the head; of a head that is spread over ranks, all of them, gathered once."""
-        weight = self.head.weight
-        return weight.full_tensor() if hasattr(weight, "full_tensor") else weight
+    def longest_text(self) -> int:
+        """Most tokens that the model can read."""
+        return longest_text(self.decoder, self.config)
 
     @property
     def device(self) -> torch.device:
         """Where token ids go."""
         return self.model.get_input_embeddings().weight.device
 
+    def decode(self, **batch: Any) -> Any:
+        """The decoder's output, whatever was read before."""
+        self.rope.reset()
+        return self.decoder(**batch, use_cache=False)
+
     @torch.no_grad()
     def self_check(self) -> None:
-        """One small forward: no NaN, no sharded weights, and our head equals the model's own.
+        """Small forwards: no NaN, no sharded weights, no look ahead, and our head equals the model's own.
 
         Raises:
-            ValueError: weights are missing, sharded or NaN; the message says what to do.
+            ValueError: weights are missing, sharded or NaN, or the model is not causal; the message says what to do.
         """
         empty = [n for n, p in self.model.named_parameters() if p.numel() == 0 or hasattr(p, "ds_id")]
         if empty:
@@ -84,20 +98,15 @@ class Blocks:
                 f"judge weights are sharded or empty ({empty[0]} and {len(empty) - 1} more), as happens to a model "
                 "loaded inside a ZeRO-3 run; load the judge before the trainer, or use a judge server"
             )
+        refuse_if_not_causal(type(self.model).__name__, self.decoder, self.config.vocab_size, self.device)
         ids = torch.arange(1, 5, device=self.device)[None] % self.config.vocab_size
         out = self.model(input_ids=ids, output_hidden_states=True, use_cache=False)
         logits = out.logits[0].float()
         if not torch.isfinite(logits).all():
-            raise ValueError("the judge gives NaN or infinite logits on a short text; check its weights and dtype")
+            raise ValueError(_not_finite(self.model))
         last = self.decoder(input_ids=ids, use_cache=False).last_hidden_state[0]
         with torch.autocast(self.device.type, enabled=False):
-            ours = self.head_logits(last)
-        scale = logits.abs().max().clamp(min=1.0)
-        self.plain_head = bool(((ours - logits).abs().max() / scale) < 0.02)
-        if not self.plain_head:
-            logger.warning(
-                "%s changes its logits in a way we do not know; its own head is used", type(self.model).__name__
-            )
+            self.head.choose(last, logits)
 
     def head_logits(self, states: Tensor, ids: Sequence[int] | None = None) -> Tensor:
         """Logits of final (normed) states, float32.
@@ -109,45 +118,11 @@ class Blocks:
         Returns:
             (P, len(ids)) or (P, V).
         """
-        if not self.plain_head or not hasattr(self.head, "weight"):
-            logits = self._own_head(states)
-            return logits if ids is None else logits[:, list(ids)]
-        rows = slice(None) if ids is None else torch.as_tensor(list(ids), device=self.head_weight.device)
-        weight, bias = self.head_weight[rows], getattr(self.head, "bias", None)
-        logits = states.to(weight.device).float() @ weight.float().T
-        if bias is not None:
-            logits = logits + bias[rows].float()
-        return shape_logits(self.config, logits)
+        return self.head.logits(states, ids)
 
     def log_normaliser(self, states: Tensor, *, chunk: int = 16_384) -> Tensor:
         """(P,) log-sum-exp over the whole vocabulary, float32, without a (P, V) tensor in float32 at once."""
-        if not self.plain_head or not hasattr(self.head, "weight"):
-            return torch.logsumexp(self._own_head(states), dim=-1)
-        total = torch.full((len(states),), -torch.inf, device=states.device)
-        for start in range(0, self.head_weight.shape[0], chunk):
-            ids = range(start, min(start + chunk, self.head_weight.shape[0]))
-            weight = self.head_weight[ids.start : ids.stop]
-            logits = states.to(weight.device).float() @ weight.float().T
-            if getattr(self.head, "bias", None) is not None:
-                logits = logits + self.head.bias[ids.start : ids.stop].float()
-            total = torch.logaddexp(total, torch.logsumexp(shape_logits(self.config, logits), -1).to(total.device))
-        return total
-
-    def _own_head(self, states: Tensor) -> Tensor:
-        """Logits by the model's own code: its decoder is bypassed for one call, so that only its head runs."""
-
-        def skip(*_: Any, **__: Any) -> Any:
-            from transformers.modeling_outputs import BaseModelOutputWithPast
-
-            return BaseModelOutputWithPast(last_hidden_state=states[:, None])
-
-        original = self.decoder.forward
-        self.decoder.forward = skip
-        try:
-            ids = torch.zeros(len(states), 1, dtype=torch.long, device=self.device)
-            return self.model(input_ids=ids, use_cache=False).logits[:, 0].float()
-        finally:
-            self.decoder.forward = original
+        return self.head.log_normaliser(states, chunk=chunk)
 
 
 @torch.no_grad()
@@ -193,16 +168,6 @@ def read_states(
     )
 
 
-def shape_logits(config: Any, logits: Tensor) -> Tensor:
-    """What some families do to their logits: Granite divides, Cohere multiplies, Gemma caps; `config` is the text's."""
-    if getattr(config, "logits_scaling", None):
-        logits = logits / config.logits_scaling
-    if getattr(config, "logit_scale", None):
-        logits = logits * config.logit_scale
-    cap = getattr(config, "final_logit_softcapping", None)
-    return cap * torch.tanh(logits / cap) if cap else logits
-
-
 def _batches(order: list[int], sequences: Sequence[Sequence[int]], batch_tokens: int) -> Iterator[list[int]]:
     batch: list[int] = []
     for i in order:
@@ -224,10 +189,11 @@ def _forward(
     width = max(map(len, rows))
     ids = torch.tensor([[*r, *[0] * (width - len(r))] for r in rows], device=blocks.device)
     mask = torch.tensor([[1] * len(r) + [0] * (width - len(r)) for r in rows], device=blocks.device)
+    padded = {} if min(map(len, rows)) == width else {"attention_mask": mask}
     r_P = torch.tensor([w[0] for w in where], device=blocks.device)
     p_P = torch.tensor([w[1] for w in where], device=blocks.device)
     with catch_inner(blocks, layers, lambda hidden: hidden[r_P.to(hidden.device), p_P.to(hidden.device)]) as inner:
-        out = blocks.decoder(input_ids=ids, attention_mask=mask, use_cache=False)
+        out = blocks.decode(input_ids=ids, **padded)
     last = out.last_hidden_state
     return States(last[r_P.to(last.device), p_P.to(last.device)] if final else None, inner)
 
@@ -256,6 +222,17 @@ def catch_inner(blocks: Blocks, layers: Sequence[int], pick: Any) -> Iterator[di
             handle.remove()
 
 
+def _not_finite(model: Any) -> str:
+    """What to say of a judge whose logits are not numbers."""
+    dtype = next(model.parameters()).dtype
+    way_out = (
+        "float16 ends at 65504, which many models of bfloat16 exceed: load it with dtype='bfloat16' or 'float32'"
+        if dtype == torch.float16
+        else "its weights hold NaN or values that overflow; compare the files with their source, or try 'float32'"
+    )
+    return f"the judge gives NaN or infinite logits on a short text, in {str(dtype).removeprefix('torch.')}; {way_out}"
+
+
 @torch.no_grad()
 def reference_states(
     blocks: Blocks,
@@ -273,6 +250,7 @@ def reference_states(
     logits, final, inner = [], [], {layer: [] for layer in layers if layer < blocks.n_layers}  # type: ignore[var-annotated]
     for ids, at in zip(sequences, positions, strict=True):
         batch = torch.tensor([list(ids)], device=blocks.device)
+        blocks.rope.reset()
         out = blocks.model(input_ids=batch, output_hidden_states=True, use_cache=False)
         for p in at:
             logits.append(out.logits[0, p].float())

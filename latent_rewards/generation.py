@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol, cast
 
 import torch
 
-from latent_rewards import loading
+from latent_rewards import fingerprint, loading
 from latent_rewards.sampling import sample_answers
 
 logger = logging.getLogger(__name__)
@@ -106,10 +106,13 @@ class HFGenerator:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """Backend, model, revision of its weights, precision, sampling."""
-        model, _ = self._load()
+        """Backend, model, its weights and configuration, precision, chat template as it renders, sampling."""
+        model, tokenizer = self._load()
+        commit = getattr(model.config, "_commit_hash", None)
         return {
             "backend": "hf", "model": self.model_name, "revision": loading.model_revision(model, self.model_name),
+            "facts": fingerprint.model_facts(model, commit), "tokenizer": fingerprint.tokenizer_hash(tokenizer),
+            "layout": fingerprint.digest([int(i) for i in _encode(tokenizer, "x")]),
             "dtype": str(model.dtype), "batch_tokens": self.batch_tokens, **asdict(self.sampling),
         }  # fmt: skip
 

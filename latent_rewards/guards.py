@@ -11,8 +11,8 @@ import numpy as np
 
 from latent_rewards.judge import Need, Reading, Request
 from latent_rewards.prompts import to_text
-from latent_rewards.relevance import log_odds, without_copies
-from latent_rewards.rewards import LatentReward
+from latent_rewards.relevance import log_odds, weights_hash, without_copies
+from latent_rewards.rewards import LatentReward, bounds_of, with_prompt_of
 
 _OPENER = re.compile(
     r"(let'?s|let us|let me|i will|i'll) (think|solve|work|go|look|break)\b[^\d=.!?\n]{0,60}"
@@ -123,8 +123,8 @@ class GuardedReward(LatentReward):
 
     Args:
         reward: what is guarded.
-        floor: score of a completion that breaks a rule; default the lowest label value, and needed where the score has
-            no lowest value (log-odds, probes).
+        floor: score of a completion that breaks a rule; default the reward's lowest, and needed where it has none
+            (log-odds, probes).
         guards: names of `GUARDS`; default all.
         gate: a second reward, such as a probe trained to tell attacks from answers; completions that it scores below
             `gate_below` get the floor, too, or lose points (`gate_slope`). It reads a completion without the passages
@@ -133,7 +133,7 @@ class GuardedReward(LatentReward):
         gate_slope: points taken away for each unit that the gate's score lies below `gate_below`, down to the floor at
             most; above it nothing changes. None: the floor at once.
         relevance: weight with which `latent_rewards.relevance.log_odds` is added to the gate's score.
-        **options: see `Reward`.
+        **options: see `Reward`; the prompt is the guarded reward's own.
 
     score = max(floor, S + gate_slope min(0, G + relevance R - gate_below))
 
@@ -167,16 +167,33 @@ class GuardedReward(LatentReward):
             raise ValueError(f"gate_slope must be positive, got {gate_slope}")
         if gate is not None and gate.judge is not reward.judge:
             raise ValueError("the gate must read the same judge as the reward")
-        if floor is None and (reward.kind not in ("weighted", "cross_layer") and getattr(reward, "output", "") != "p"):
-            raise ValueError(f"{reward.__name__} has no lowest score; give floor=")
+        if floor is None:
+            if reward.bounds is None:
+                raise ValueError(f"{reward.__name__} has no lowest score; give floor=")
+            floor = reward.bounds[0]
         self.reward, self.gate, self.gate_below, self.guards = reward, gate, gate_below, tuple(guards)
         self.gate_slope, self.relevance = gate_slope, float(relevance)
-        self.floor = float(min(reward.values) if floor is None else floor)
+        self.floor = float(floor)
         options.setdefault("name", f"{reward.__name__}-guarded")
-        super().__init__(reward.judge, prompt=reward.prompt, **options)
+        super().__init__(reward.judge, **with_prompt_of(reward, options))
 
     def _prepare(self) -> None:
         """What is guarded has been checked already."""
+
+    def options(self) -> dict[str, Any]:
+        """The guarded reward, the rules, the floor, and all of the gate; of relevance its fitted weights, too."""
+        gate = None if self.gate is None or self.gate_below is None else {
+            "reward": self.gate.facts, "below": float(self.gate_below), "relevance": self.relevance,
+            "slope": None if self.gate_slope is None else float(self.gate_slope),
+            "relevance_weights": weights_hash() if self.relevance else None,
+        }  # fmt: skip
+        return {"reward": self.reward.facts, "guards": sorted(set(self.guards)), "floor": self.floor, "gate": gate}
+
+    @property
+    def score_range(self) -> tuple[float, float]:
+        """The reward's bounds, widened by the floor."""
+        low, high = bounds_of(self.reward)
+        return min(low, self.floor), max(high, self.floor)
 
     @property
     def need(self) -> Need:

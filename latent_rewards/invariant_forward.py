@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from latent_rewards.forward import States, read_states
+from latent_rewards.forward import States
 from latent_rewards.prefix_cache import KeysValues
 from latent_rewards.prefix_tree import Node
-from latent_rewards.tree_forward import TreeForward
+from latent_rewards.text_groups import Group
+from latent_rewards.tree_forward import TreeForward, Wanted, salt_of
 
 
 class InvariantForward(TreeForward):
@@ -24,6 +25,8 @@ class InvariantForward(TreeForward):
     piece is one forward, and pieces that texts share are run once. Same weights, dtype, device and thread count are
     assumed.
     """
+
+    pads = False
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -49,19 +52,19 @@ class InvariantForward(TreeForward):
             cuts: for each sequence the ends of its pieces, not decreasing; the last piece ends with the sequence. The
                 first two (the judge's head and the prompt) are kept between calls.
         """
-        if not self.usable:
-            parts = [
-                read_states(self.blocks, [s], [p], layers=layers, final=final, batch_tokens=len(s))
-                for s, p in zip(sequences, positions, strict=True)
-                if p
+
+        def shared(group: Group, wanted: Wanted) -> States:
+            ends = [
+                [min(end, len(ids)) for end in cuts[i]] for ids, i in zip(group.sequences, group.source, strict=True)
             ]
-            self.tokens_run += sum(map(len, sequences))
-            return _joined(parts, layers, final)
-        depth = self.blocks.n_layers if final else max(layers, default=0)
-        nodes = pieces(sequences, positions, cuts)
-        n_reads = sum(map(len, positions))
+            return self._read_pieces(pieces(group.sequences, group.positions, ends, salt_of(wanted.regime)), wanted)
+
+        return self._read_groups(sequences, positions, Wanted(tuple(layers), final), shared)
+
+    def _read_pieces(self, nodes: list[Node], wanted: Wanted) -> States:
+        n_reads = sum(len(node.reads) for node in nodes)
         last: list[Any] = [None] * n_reads
-        inner: dict[int, list[Any]] = {layer: [None] * n_reads for layer in layers}
+        inner: dict[int, list[Any]] = {layer: [None] * n_reads for layer in wanted.layers}
         last_use = list(range(len(nodes)))
         for i in reversed(range(len(nodes))):
             if nodes[i].parent >= 0:
@@ -70,21 +73,24 @@ class InvariantForward(TreeForward):
         shared = frozenset(node.parent for node in nodes)
         for i, node in enumerate(nodes):
             if node.key is not None and not node.reads:
-                known[i] = self._kept(self.blocks, nodes, i, known, shared, tuple(layers), final, depth)
+                known[i] = self._kept(self.blocks, nodes, i, known, shared, wanted)
             else:
-                got, plan = self._run(self.blocks, nodes, [i], known, shared, tuple(layers), final)
+                got, plan = self._run(self.blocks, nodes, [i], known, shared, wanted)
                 if plan.kept:
                     known[i] = plan.kept[0]
                 for k, (_, target) in enumerate(node.reads):
                     last[target] = None if got.final is None else got.final[k]
-                    for layer in layers:
+                    for layer in wanted.layers:
                         inner[layer][target] = got.inner[layer][k]
             known = {j: kv for j, kv in known.items() if last_use[j] > i}
-        return States(torch.stack(last) if final else None, {k: torch.stack(v) for k, v in inner.items()})
+        return States(torch.stack(last) if wanted.final else None, {k: torch.stack(v) for k, v in inner.items()})
 
 
 def pieces(
-    sequences: Sequence[Sequence[int]], positions: Sequence[Sequence[int]], cuts: Sequence[Sequence[int]]
+    sequences: Sequence[Sequence[int]],
+    positions: Sequence[Sequence[int]],
+    cuts: Sequence[Sequence[int]],
+    salt: bytes = b"",
 ) -> list[Node]:
     """The pieces of all sequences, each once, parents first and a parent's pieces side by side.
 
@@ -111,7 +117,7 @@ def pieces(
                 nodes.append(Node(ids[start:end], start, parent))
                 if parent >= 0:
                     nodes[parent].children += 1
-                above = nodes[parent].key if parent >= 0 else b""
+                above = nodes[parent].key if parent >= 0 else salt
                 if number < 2 and above is not None:
                     nodes[found].key = hashlib.sha256(above + b"alone" + tokens).digest()
             for j, position in enumerate(positions[i]):
@@ -122,10 +128,3 @@ def pieces(
         if not node.children:
             node.key = None
     return nodes
-
-
-def _joined(parts: Sequence[States], layers: Sequence[int], final: bool) -> States:
-    finals = [p.final for p in parts if p.final is not None]
-    return States(
-        torch.cat(finals) if final else None, {layer: torch.cat([p.inner[layer] for p in parts]) for layer in layers}
-    )

@@ -9,12 +9,14 @@ import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 
-from latent_rewards import loading
+from latent_rewards import fingerprint, loading
 from latent_rewards.assemble import assemble, assemble_alone, states_needed
+from latent_rewards.describe import LOW_MASS, describe
 from latent_rewards.encoding import Encoded, Encoder
 from latent_rewards.forward import Blocks, States
 from latent_rewards.invariant_forward import InvariantForward
@@ -32,8 +34,8 @@ _SLACK = (
     8  # completions of one prompt may begin alike; a shared prefix that reaches so far into them is still the prompt
 )
 _SESSION_STATE = {
-    "_lock", "_encoder", "_blocks", "_forward", "_tries", "_remembered", "_revision", "forwards", "rows_read",
-    "seconds",
+    "_lock", "_encoder", "_blocks", "_forward", "_tries", "_checked", "_told", "_remembered", "_revision", "_facts",
+    "forwards", "rows_read", "seconds",
 }  # fmt: skip
 
 
@@ -41,8 +43,9 @@ class HFJudge:
     """A Hugging Face causal LM as a frozen judge: loaded on first use, thread-safe, picklable (drops the weights).
 
     Args:
-        model: hub id, folder, "embedded" (SmolLM2-135M-Instruct), or a loaded model (then give `tokenizer`; such a
-            judge cannot be pickled).
+        model: hub id or folder of a causal LM, of a VLM (its text is read) or of a PEFT adapter (its base is loaded,
+            too), "embedded" (SmolLM2-135M-Instruct), or a loaded model (then give `tokenizer`; such a judge cannot be
+            pickled).
         revision: hub commit, tag or branch.
         dtype: "auto" (the checkpoint's; on CPU bfloat16 where the processor has it, else float32), or a torch dtype.
         device: where it runs; default the accelerator of this rank, else CPU.
@@ -50,7 +53,8 @@ class HFJudge:
         tp_plan: transformers' tensor-parallel plan, e.g. "auto": the judge is spread over the ranks of this run, which
             must read together; wrap it in `LockstepJudge`.
         quantization: "4bit", "8bit" or a transformers quantisation config.
-        adapter: PEFT adapter of the judge, merged at load.
+        adapter: PEFT adapter of the judge, merged at load; its own tokenizer and chat template are used, where they
+            were saved with it.
         attn_implementation: as in `from_pretrained`.
         max_length: most tokens the judge reads; default the model's own limit.
         on_overflow: for longer texts: "none" (no score), "error", or "truncate" (cut the middle of the completion).
@@ -116,8 +120,11 @@ class HFJudge:
         self._blocks: Blocks | None = None
         self._forward: TreeForward | None = None
         self._tries: dict[str, LabelTrie] = {}
+        self._checked: set[str] = set()
+        self._told: set[str] = set()
         self._remembered: OrderedDict[str, tuple[Need, Reading]] = OrderedDict()
         self._revision: str | None = None
+        self._facts: dict[str, Any] | None = None
         self.forwards = 0
         self.rows_read = 0
         self.seconds = 0.0
@@ -183,6 +190,32 @@ class HFJudge:
         return self._revision
 
     @property
+    def facts(self) -> dict[str, Any]:
+        """All that changes readings by more than rounding, as plain data; loads the model.
+
+        In: the weights (the hub's commit; else every bit of them, adapter included), precision, configuration,
+        tokenizer, chat template as it renders, length limit. `attn_implementation` and `batch_invariant` are in, too:
+        kernels differ in the masks that they know, and bit-identical readings must not mix with others. Out, since they
+        move a reading by rounding alone and a run may go on elsewhere: device and its map, `batch_tokens`,
+        `cache_bytes`, `share_prefixes`, `compile`, the version of torch; and name and folder, which change nothing.
+        """
+        with self._lock:
+            if self._facts is None:
+                exact = self._given is None and self._load_options["adapter"] is None
+                commit = getattr(self.blocks.model.config, "_commit_hash", None) if exact else None
+                model = fingerprint.model_facts(self.blocks.model, commit)
+                self._facts = {"tokenizer": fingerprint.tokenizer_hash(self.encoder.tokenizer), "model": model}
+        return fingerprint.software() | self._facts | {
+            "layout": self.encoder.layout_hash(JudgePrompt.load("weighted")), "max_length": self._limit(),
+            "on_overflow": self.on_overflow, "batch_invariant": self.batch_invariant,
+        }  # fmt: skip
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of `facts`: what caches keep this judge's readings under."""
+        return fingerprint.digest(self.facts)
+
+    @property
     def n_layers(self) -> int:
         """Number of decoder blocks, L; loads the model."""
         return self.blocks.n_layers
@@ -195,6 +228,20 @@ class HFJudge:
         """
         if need.labels or need.layer_logits:
             self.trie(prompt)
+
+    def describe(self, prompt: str | Path | JudgePrompt = "weighted") -> str:
+        """What is used of this judge and how, and a self-check of three texts: one screen, for people.
+
+        Args:
+            prompt: a prompt with labels, as in `JudgePrompt.load`.
+
+        Raises:
+            ValueError: the judge or the prompt cannot be used; the message says why.
+        """
+        loaded = JudgePrompt.load(prompt)
+        if loaded.labels is None:
+            raise ValueError(f"prompt {loaded.name!r} has no labels to read (kind {loaded.kind!r})")
+        return describe(self, loaded)
 
     def register(self, prompt: JudgePrompt, need: Need) -> None:
         """Remember that some reward will ask this of this prompt, so that one forward serves all of them."""
@@ -274,6 +321,7 @@ class HFJudge:
             readings = dict(zip(parts, self._read(list(parts.values())), strict=True))
             for i, part in part_of.items():
                 out[i] = readings[part]
+                self._warn_of_low_mass(requests[i].prompt, readings[part])
                 if requests[i].rows:
                     self._remembered[keys[i]] = (parts[part].need, readings[part])
             self.seconds += time.perf_counter() - started
@@ -281,6 +329,20 @@ class HFJudge:
             while len(self._remembered) > max(4, len(self._needs), len(requests)):
                 self._remembered.popitem(last=False)
         return [reading for reading in out if reading is not None]
+
+    def _warn_of_low_mass(self, prompt: JudgePrompt, reading: Reading) -> None:
+        """Say once for each prompt that the judge was about to say something else than a label."""
+        if reading.label_mass is None or prompt.hash in self._told:
+            return
+        mass = reading.label_mass[~reading.label_mass.isnan()][:3]
+        if len(mass):
+            self._told.add(prompt.hash)
+        if len(mass) and float(mass.mean()) < LOW_MASS:
+            logger.warning(
+                "%s, prompt %r: the labels hold %.2g of the next token's probability on its first %d texts; what the "
+                "judge would say instead: judge.describe(prompt), or latent-rewards score --describe",
+                self.name, prompt.name, float(mass.mean()), len(mass),
+            )  # fmt: skip
 
     def _with_registered(self, prompt: JudgePrompt, need: Need) -> Need:
         registered = self._needs.get(prompt.hash, Need())
@@ -317,13 +379,13 @@ class HFJudge:
         return out
 
     def _load_tokenizer(self) -> Any:
-        options = {k: self._load_options[k] for k in ("revision", "trust_remote_code")}
+        options = {k: self._load_options[k] for k in ("revision", "trust_remote_code", "adapter")}
         return loading.load_tokenizer(self.model_name, **options)
 
     def _limit(self) -> int:
         if self.max_length is not None:
             return self.max_length
-        return int(getattr(self.blocks.config, "max_position_embeddings", None) or 1 << 30)
+        return self.blocks.longest_text
 
     def _encode(self, prompt: JudgePrompt, rows: Sequence[Row]) -> tuple[list[Encoded], list[str | None]]:
         dialogues = []
@@ -334,9 +396,10 @@ class HFJudge:
                 raise ValueError(f"row {i}: {err}") from err
         limit = self._limit() - (self.trie(prompt).depth if prompt.labels else 0)
         encoded = self.encoder.encode(dialogues)
-        reasons: list[str | None] = [None] * len(rows)
+        size = self._check_ids(prompt)
+        reasons = [e.problem or _beyond(e.ids, size) for e in encoded]
         for i, e in enumerate(encoded):
-            if len(e.ids) <= limit:
+            if len(e.ids) <= limit or reasons[i] is not None:
                 continue
             reason = f"{len(e.ids)} tokens, but this judge reads at most {limit}"
             if self.on_overflow == "error":
@@ -345,6 +408,18 @@ class HFJudge:
             encoded[i] = cut or e
             reasons[i] = None if cut else reason
         return encoded, reasons
+
+    def _check_ids(self, prompt: JudgePrompt) -> int:
+        """Rows of the judge's embedding; once per prompt, that they suffice for the template and the labels."""
+        size = int(self.blocks.model.get_input_embeddings().weight.shape[0])
+        if prompt.hash not in self._checked:
+            if reason := _beyond(sorted(self.encoder.own_ids(prompt)), size):
+                raise ValueError(
+                    f"the chat template or the labels of prompt {prompt.name!r} need {reason}; use the tokenizer that "
+                    "belongs to the model, or model.resize_token_embeddings(len(tokenizer)) and train the new rows"
+                )
+            self._checked.add(prompt.hash)
+        return size
 
     def _part(self, prompt: JudgePrompt, encoded: list[Encoded], need: Need, reasons: list[str | None]) -> _Part:
         trie = self.trie(prompt) if need.labels or need.layer_logits else LabelTrie(0, (), ())
@@ -433,7 +508,13 @@ def _cut_middle(encoded: Encoded, surplus: int) -> Encoded | None:
     keep = end - start - surplus
     left = start + (keep + 1) // 2
     ids = encoded.ids[:left] + encoded.ids[left + surplus :]
-    return Encoded(ids, (start, end - surplus), encoded.head)
+    return replace(encoded, ids=ids, completion=(start, end - surplus))
+
+
+def _beyond(ids: Sequence[int], size: int) -> str | None:
+    """Names the first token id that an embedding of `size` rows lacks."""
+    high = next((i for i in ids if i >= size), None)
+    return None if high is None else f"token id {high}, but the judge's embedding has {size} rows"
 
 
 def _content_key(prompt: JudgePrompt, encoded: list[Encoded]) -> str:

@@ -72,6 +72,17 @@ class LikertReward(Reward):
     def _default_name(self) -> str:
         return self.prompt.name
 
+    def options(self) -> dict[str, Any]:
+        """How answers are drawn and put together."""
+        keys = ("temperature", "n_samples", "max_new_tokens", "seed", "statistic")
+        return {key: getattr(self, key) for key in keys}
+
+    @property
+    def score_range(self) -> tuple[float, float]:
+        """The prompt's scale."""
+        assert self.prompt.scale is not None
+        return float(self.prompt.scale[0]), float(self.prompt.scale[1])
+
     def _prepare(self) -> None:
         if self.prompt.kind != "generate":
             raise ValueError(
@@ -151,6 +162,15 @@ class GuidedLikertReward(LatentReward):
         if options.get("prompt") is None:
             options["prompt"] = f"likert{scale_points}_guided"
         super().__init__(judge, **options)
+
+    def options(self) -> dict[str, Any]:
+        """How ratings are drawn."""
+        return {"temperature": self.temperature, "n_samples": self.n_samples, "seed": self.seed}
+
+    @property
+    def score_range(self) -> tuple[float, float]:
+        """Lowest and highest label value."""
+        return self._label_range()
 
     def _default_name(self) -> str:
         return self.prompt.name

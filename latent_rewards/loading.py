@@ -15,15 +15,14 @@ from typing import Any
 
 import torch
 
+from latent_rewards.peft_adapters import PICKLED, Source, adapter_tokenizer, apply_adapter, find_source
+from latent_rewards.pretrained import load_causal_lm, processor_template
+
 logger = logging.getLogger(__name__)
 
 EMBEDDED = "embedded"
 EMBEDDED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _EMBEDDED_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
-_PICKLED = (
-    "{} has no safetensors weights; a pickle can run code and is not loaded: where you trust it, load it once and save "
-    "it with save_pretrained"
-)
 
 
 def resolve_model(model: str) -> str:
@@ -117,20 +116,20 @@ def load_frozen(
 ) -> Any:
     """A frozen causal LM in eval mode, whole and unsharded even inside a DeepSpeed ZeRO-3 run.
 
-    Weights are read from safetensors only, an adapter's too: a pickle can run code.
+    Weights are read from safetensors only, an adapter's too: a pickle can run code. All of them have to be there. The
+    name of an adapter stands for its base and the adapter.
 
     Raises:
-        ValueError: unknown options, or weights that are there as a pickle only.
+        ValueError: unknown options, weights that are there as a pickle only or not at all, or no causal LM.
     """
-    from transformers import AutoModelForCausalLM
-
     if device.type == "cpu":
         _bound_kernel_caches()
     options: dict[str, Any] = {
         "dtype": _dtype(dtype, device), "trust_remote_code": trust_remote_code, "use_safetensors": True
     }  # fmt: skip
+    source = judge_source(model, revision=revision, adapter=adapter)
     for key, value in (
-        ("revision", revision),
+        ("revision", source.revision),
         ("quantization_config", _quantization(quantization)),
         ("attn_implementation", attn_implementation),
         ("tp_plan", tp_plan),
@@ -141,34 +140,25 @@ def load_frozen(
         options["device_map"] = device_map
     elif quantization is not None:
         options["device_map"] = {"": device}
-    folder = Path(resolve_model(model))
+    folder = Path(source.model)
     if folder.is_dir() and list(folder.glob("pytorch_model*.bin")) and not list(folder.glob("*.safetensors")):
-        raise ValueError(_PICKLED.format(folder))
+        raise ValueError(PICKLED.format(folder))
     with _no_deepspeed():
-        loaded: Any = AutoModelForCausalLM.from_pretrained(resolve_model(model), **options)
-        if adapter is not None:
-            from peft import PeftModel
-
-            _check_adapter(adapter)
-            loaded = PeftModel.from_pretrained(loaded, adapter).merge_and_unload()
+        loaded = load_causal_lm(source.model, options)
+        if source.adapter is not None:
+            loaded = apply_adapter(loaded, source)
     if "device_map" not in options and tp_plan is None:
         loaded.to(device)
     return freeze(loaded)
 
 
-def _check_adapter(adapter: str) -> None:
-    """An adapter whose weights are there as a pickle only is refused; PEFT would read it."""
-    if Path(adapter).is_dir():
-        if not (Path(adapter) / "adapter_model.safetensors").is_file():
-            raise ValueError(_PICKLED.format(adapter))
-        return
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
+def judge_source(model: str, *, revision: str | None = None, adapter: str | None = None) -> Source:
+    """The whole model that a judge's name stands for, and the adapter on it.
 
-    try:
-        hf_hub_download(adapter, "adapter_model.safetensors")
-    except EntryNotFoundError as err:
-        raise ValueError(_PICKLED.format(adapter)) from err
+    Raises:
+        ValueError: names that leave open what is meant.
+    """
+    return find_source(resolve_model(model), revision, adapter)
 
 
 def freeze(model: Any) -> Any:
@@ -176,12 +166,37 @@ def freeze(model: Any) -> Any:
     return model.eval().requires_grad_(False)
 
 
-def load_tokenizer(model: str, *, revision: str | None, trust_remote_code: bool) -> Any:
-    """The judge's tokenizer."""
+def load_tokenizer(model: str, *, revision: str | None, trust_remote_code: bool, adapter: str | None = None) -> Any:
+    """The judge's tokenizer; that of its adapter, where one was saved beside it.
+
+    Raises:
+        ValueError: the adapter's tokenizer does not belong to this base.
+        OSError: there is none.
+    """
     from transformers import AutoTokenizer
 
-    extra = {"revision": revision} if revision is not None else {}
-    return AutoTokenizer.from_pretrained(resolve_model(model), trust_remote_code=trust_remote_code, **extra)
+    source = judge_source(model, revision=revision, adapter=adapter)
+    hub = {"revision": source.revision} if source.revision is not None else {}
+    try:
+        base = AutoTokenizer.from_pretrained(source.model, trust_remote_code=trust_remote_code, **hub)
+        if not base.chat_template:
+            base.chat_template = processor_template(source.model, **hub)
+    except OSError:
+        if source.adapter is None:
+            raise
+        base = None
+    except ValueError as err:
+        if source.adapter is None:
+            said = str(err).splitlines()[0]
+            raise ValueError(
+                f"{source.model} has no tokenizer that transformers can load ({said}); save it beside the weights with "
+                "tokenizer.save_pretrained, or give HFJudge(model, tokenizer=tokenizer)"
+            ) from err
+        base = None
+    own = base if source.adapter is None else adapter_tokenizer(base, source, trust_remote_code=trust_remote_code)
+    if own is None:
+        raise OSError(f"neither {source.model} nor its adapter {source.adapter} has a tokenizer; save it beside either")
+    return own
 
 
 def default_device() -> torch.device:

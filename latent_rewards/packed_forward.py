@@ -10,7 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from latent_rewards.forward import Blocks, States, catch_inner
-from latent_rewards.tree_attention import NAME, CannotShareError, CaughtKeysError, TreePlan, attention_forward, running
+from latent_rewards.tree_attention import (
+    NAME,
+    CannotShareError,
+    CaughtKeysError,
+    TreePlan,
+    attention_forward,
+    mask_forward,
+    running,
+)
 
 
 def packed_forward(
@@ -42,6 +50,7 @@ def packed_forward(
     device = blocks.device
     batch = {"input_ids": torch.tensor([ids], device=device), "position_ids": torch.tensor([at], device=device)}
     depth = blocks.n_layers if final else max(layers, default=0)
+    plan.n_layers = blocks.n_layers
     few = few_rows and depth > 1 and 2 * (len(reads) + 1) <= len(ids)
     # Two equal rows rather than one, which would be a special case for torch.compile.
     where = torch.tensor(reads * 2 if len(reads) == 1 else reads, device=device, dtype=torch.long)
@@ -57,7 +66,7 @@ def packed_forward(
     catch = catch_inner(blocks, layers, pick_few if few else pick)
     with _tree_attention(blocks), running(plan), catch as inner, stop, rows:
         try:
-            out = blocks.decoder(**batch, use_cache=False)
+            out = blocks.decode(**batch)
         except _Stop:
             return States(None, inner)
     if plan.layer != blocks.n_layers:
@@ -139,10 +148,11 @@ def _rows_of(x: Any, rows: Tensor, n: int) -> Any:
 
 @contextlib.contextmanager
 def _tree_attention(blocks: Blocks) -> Iterator[None]:
-    """Our attention in the model's config while active."""
-    from transformers import AttentionInterface
+    """Our attention and mask in the model's config while active."""
+    from transformers import AttentionInterface, AttentionMaskInterface
 
     AttentionInterface.register(NAME, attention_forward)
+    AttentionMaskInterface.register(NAME, mask_forward)
     config = blocks.decoder.config
     before = config._attn_implementation_internal
     config._attn_implementation_internal = NAME

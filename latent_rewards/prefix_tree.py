@@ -44,6 +44,7 @@ def build_tree(
     keepable: Sequence[int] | None = None,
     min_saving: int = 16,
     min_kept: int = 64,
+    salt: bytes = b"",
 ) -> list[Node]:
     """Prefix tree of token sequences, parents before children, siblings side by side.
 
@@ -56,6 +57,7 @@ def build_tree(
         keepable: for each sequence how many of its first tokens later calls may share; default all.
         min_saving: fewest tokens that a shared run must save to be worth a node; below it each branch repeats them.
         min_kept: fewest tokens of a shared run whose keys and values are worth keeping between calls.
+        salt: what keys and values depend on beside the tokens, for the nodes' keys.
 
     Returns:
         Nodes in breadth-first order.
@@ -83,7 +85,7 @@ def build_tree(
             node.reads.append((position - node.start, int(starts[i]) + j))
     limits = [len(ids) for ids in sequences] if keepable is None else list(keepable)
     keep = _node_limits(nodes, [grower.leaf_of[rank[tuple(ids)]] for ids in sequences], limits)
-    _set_keys(nodes, keep, min_kept, bool(head))
+    _set_keys(nodes, keep, min_kept, bool(head), salt)
     return nodes
 
 
@@ -138,10 +140,10 @@ class _Grower:
         return len(self.nodes) - 1
 
 
-def _set_keys(nodes: list[Node], limits: list[int], min_kept: int, has_head: bool) -> None:
+def _set_keys(nodes: list[Node], limits: list[int], min_kept: int, has_head: bool, salt: bytes) -> None:
     """Name the nodes worth keeping: shared, long enough (or the head), nothing read in them, all ancestors kept too."""
     for i, node in enumerate(nodes):
-        above = nodes[node.parent].key if node.parent >= 0 else b""
+        above = nodes[node.parent].key if node.parent >= 0 else salt
         is_head = i == 0 and has_head
         fits = is_head or (len(node.tokens) >= min_kept and node.end <= limits[i])
         if above is not None and node.children and not node.reads and fits:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
+
+from latent_rewards.rowout import to_json
 
 if TYPE_CHECKING:
     from latent_rewards.probes import Probe
@@ -46,7 +47,7 @@ def model_card(probe: Probe) -> str:
         outputs=", ".join(config.outputs), objective=config.objective, licence=training.get("licence", "other"),
     )  # fmt: skip
     if training.get("settings"):
-        text += f"| settings | `{json.dumps(training['settings'])}` |\n"
+        text += f"| settings | `{to_json(training['settings'])}` |\n"
     if training.get("data"):
         text += "\n## Training data\n\n" + "".join(f"- {line}\n" for line in training["data"])
     if training.get("metrics"):

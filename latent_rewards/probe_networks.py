@@ -12,6 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from latent_rewards.probe_guards import (
+    across,
+    label_weights,
+    length_direction,
+    log_length,
+    pair_weights,
+    row_weights,
+)
+from latent_rewards.probe_linear import Direction
+from latent_rewards.probe_losses import kto_loss, ordinal_loss
 from latent_rewards.probe_metrics import pair_indices
 from latent_rewards.probe_states import States, StoredStates, blocks, moments, read, spans
 
@@ -19,48 +29,22 @@ if TYPE_CHECKING:
     from latent_rewards.probe_training import Data, FitOptions
 
 
-def kto_loss(
-    logits: Tensor, labels: Tensor, *, beta: float = 1.0, desirable: float = 1.0, undesirable: float = 1.0
-) -> Tensor:
-    """KTO objective for a score against a constant reference.
-
-    p = sigmoid(g),  m = (1 - p) ln(p / (1 - p)) = (1 - p) g.  A good example has value lambda_D sigmoid(beta m), a bad
-    one lambda_U sigmoid(-beta m);  loss = mean(lambda - value).
-
-    Args:
-        logits: (B,) scores g.
-        labels: (B,) 1 for good, 0 for bad.
-        beta: steepness.
-        desirable: lambda_D.
-        undesirable: lambda_U.
-
-    Source: Girrbach et al. 2025, appendix D (arXiv 2509.24678).
-    """
-    m = (1 - torch.sigmoid(logits)) * logits
-    good = desirable * (1 - torch.sigmoid(beta * m))
-    bad = undesirable * (1 - torch.sigmoid(-beta * m))
-    return torch.where(labels > 0.5, good, bad).mean()
-
-
-def ordinal_loss(scores: Tensor, classes: Tensor, cuts: Tensor) -> Tensor:
-    """Cumulative-logit loss: P(class <= k) = sigmoid(c_k - score).
-
-    Args:
-        scores: (B,) latent scores.
-        classes: (B,) integers 0..K-1.
-        cuts: (K-1,) increasing thresholds.
-    """
-    ends = torch.cat([cuts.new_full((1,), -torch.inf), cuts, cuts.new_full((1,), torch.inf)])
-    upper = torch.sigmoid(ends[classes + 1] - scores)
-    lower = torch.sigmoid(ends[classes] - scores)
-    return -(upper - lower).clamp(min=1e-12).log().mean()
-
-
 class _Head(nn.Module):
-    """A head on inputs that are shifted and scaled first."""
+    """A head on inputs that are shifted and scaled first.
 
-    def __init__(self, inputs: int, outputs: int, options: FitOptions, n_layers: int) -> None:
+    Args:
+        inputs: P.
+        outputs: A.
+        options: which head.
+        n_layers: how many layers the inputs are of.
+        direction: (c, u) as `length_direction` finds them: the head reads z - (u z) c.
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, options: FitOptions, n_layers: int, direction: Direction | None = None
+    ) -> None:
         super().__init__()
+        self.direction = None if direction is None else [torch.tensor(x, dtype=torch.float32) for x in direction]
         self.kind, self.n_layers, self.mix = options.architecture, n_layers, options.mix_layers
         width = inputs // n_layers if self.mix else inputs
         rows = {"linear": outputs, "mlp": options.hidden, "orthogonal": options.heads}[self.kind]
@@ -69,19 +53,25 @@ class _Head(nn.Module):
             nn.init.zeros_(self.first.weight)
         if self.kind == "orthogonal":
             self.log_scale = nn.Parameter(torch.zeros(rows))
+            if self.direction is not None:
+                self.first = nn.Linear(width - 1, rows)
             self.first = nn.utils.parametrizations.orthogonal(self.first)
         if self.kind == "mlp":
             self.second = nn.Linear(rows, outputs)
         self.layer_logits = nn.Parameter(torch.zeros(n_layers))
+        self.length = nn.Parameter(torch.zeros(outputs))  # weight on log-length; stays 0 without the nuisance guard
 
     def matrix(self) -> Tensor:
-        """(R, P) rows that read the inputs."""
+        """(R, P) rows that read the inputs; with a direction (c, u) all of them are orthogonal to c."""
         weight = self.first.weight
         if self.kind == "orthogonal":
             weight = weight * self.log_scale.exp()[:, None]
-        if not self.mix:
+        if self.mix:
+            weight = torch.cat([w * weight for w in torch.softmax(self.layer_logits, 0)], dim=1)
+        if self.direction is None:
             return weight
-        return torch.cat([w * weight for w in torch.softmax(self.layer_logits, 0)], dim=1)
+        c, u = self.direction
+        return across(weight, c) if self.kind == "orthogonal" else weight - torch.outer(weight @ c, u)
 
     def forward(self, x: Tensor) -> Tensor:
         linear = x @ self.matrix().T + self.first.bias
@@ -116,7 +106,8 @@ def _fit(data: Data, options: FitOptions, n_layers: int) -> dict[str, Tensor]:
     shared = options.architecture == "orthogonal" or options.mix_layers
     scale = np.full_like(scale, np.sqrt((scale**2).mean())) if shared else np.where(scale > 1e-6, scale, 1.0)
     outputs = 1 if data.label.ndim == 1 else data.label.shape[1]
-    head = _Head(data.x.shape[1], outputs, options, n_layers)
+    direction = length_direction(train, mean, scale) if "erase" in options.guards else None
+    head = _Head(data.x.shape[1], outputs, options, n_layers, direction)
     classes = np.unique(data.label)
     cuts = nn.Parameter(torch.linspace(-1, 1, max(1, len(classes) - 1)))
     loss = _Loss(options, classes, cuts)
@@ -132,38 +123,39 @@ def _fit(data: Data, options: FitOptions, n_layers: int) -> dict[str, Tensor]:
 
 @dataclass
 class _Batch:
-    """Some rows, or pairs under Bradley-Terry: inputs, those of the worse ones, labels, weights."""
+    """Some rows, or pairs under Bradley-Terry: inputs, those of the worse ones, labels, weights.
+
+    `extra` is what stands beside the states during the fit: log-length, or its difference in a pair; 0 without that.
+    """
 
     x: Tensor
     worse: Tensor | None
     y: Tensor
     weight: Tensor
+    extra: Tensor
 
     def __len__(self) -> int:
         return len(self.x)
 
     def take(self, rows: Tensor) -> _Batch:
         worse = None if self.worse is None else self.worse[rows]
-        return _Batch(self.x[rows], worse, self.y[rows], self.weight[rows])
+        return _Batch(self.x[rows], worse, self.y[rows], self.weight[rows], self.extra[rows])
 
 
 class _Split:
     """Rows, or pairs, of one split, read in windows that fit in memory; all of them at once where they do."""
 
     def __init__(self, data: Data, mean: np.ndarray, scale: np.ndarray, options: FitOptions) -> None:
-        from latent_rewards.probe_training import _log_length, _pair_weights, _row_weights
-
         self.data, self.mean, self.scale = data, mean, scale
         self.rows, self.worse = np.arange(len(data)), None
-        weight = _row_weights(data, options)
+        extra = log_length(data.length)
         if options.objective == "bradley_terry":
             self.rows, self.worse = pair_indices(data.label, data.pair, seed=options.seed)
-            log = _log_length(data.length)
-            weight = _pair_weights(log[self.rows] - log[self.worse], data.source[self.rows], options)
-        elif options.objective in ("bce", "kto") and options.class_weight:
-            share = data.label.mean()
-            weight = weight * np.where(data.label > 0.5, 0.5 / max(share, 1e-9), 0.5 / max(1 - share, 1e-9))
-        self.weight = weight
+            extra = extra[self.rows] - extra[self.worse]
+            self.weight = pair_weights(extra, data.source[self.rows], options)
+        else:
+            self.weight = label_weights(data, options) if options.objective == "bce" else row_weights(data, options)
+        self.extra = 10 * extra if "nuisance" in options.guards else np.zeros(len(extra))
         self.held: _Batch | None = None if isinstance(data.x, StoredStates) else self._load(np.arange(len(self)))
 
     def __len__(self) -> int:
@@ -178,6 +170,7 @@ class _Split:
             None if self.worse is None else inputs(self.worse[pick]),
             torch.tensor(self.data.label[self.rows[pick]], dtype=torch.float32),
             torch.tensor(self.weight[pick], dtype=torch.float32),
+            torch.tensor(self.extra[pick], dtype=torch.float32),
         )
 
     def windows(self, *, shuffle: bool = False) -> Iterator[_Batch]:
@@ -200,18 +193,19 @@ class _Loss:
 
     def __call__(self, head: _Head, batch: _Batch) -> Tensor:
         o, weight = self.options, batch.weight
-        g, y = head(batch.x), batch.y
+        g, y = head(batch.x) + batch.extra[:, None] * head.length, batch.y
         if batch.worse is not None:
             return (-F.logsigmoid(g[:, 0] - head(batch.worse)[:, 0]) * weight).mean()
         if o.objective == "regression":
             error = (g - (y if y.dim() == 2 else y[:, None])).square().mean(1)
             return (error * weight).mean()
         if o.objective == "ordinal":
-            return ordinal_loss(g[:, 0], torch.searchsorted(self.classes, y), self.cuts.sort().values)
+            return ordinal_loss(g[:, 0], torch.searchsorted(self.classes, y), self.cuts.sort().values, weight=weight)
         if o.objective == "kto":
-            return kto_loss(g[:, 0], y, beta=o.beta, desirable=o.desirable, undesirable=o.undesirable)
+            good, bad = o.desirable, o.undesirable
+            return kto_loss(g[:, 0], y, weight=weight, beta=o.beta, desirable=good, undesirable=bad)
         target = y if y.dim() == 2 else y[:, None]
-        return (F.binary_cross_entropy_with_logits(g, target, reduction="none").mean(1) * weight).mean()
+        return (F.binary_cross_entropy_with_logits(g, target, reduction="none") * weight).mean()
 
 
 def _run(head: _Head, cuts: nn.Parameter, loss: _Loss, train: _Split, valid: _Split, options: FitOptions) -> None:

@@ -147,4 +147,4 @@ def _test_prompts(features: Features, share: float, seed: int) -> np.ndarray:
 
 
 def _settings(options: FitOptions, run: RunOptions) -> dict[str, Any]:
-    return {**dataclasses.asdict(options), **dataclasses.asdict(run)}
+    return {**options.applied(), **dataclasses.asdict(run)}

@@ -6,7 +6,7 @@ import dataclasses
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -14,9 +14,10 @@ from torch import Tensor
 
 from latent_rewards import probe_states
 from latent_rewards.features import Features
+from latent_rewards.probe_guards import label_weights, length_direction, log_length, pair_weights, row_weights
 from latent_rewards.probe_linear import Design, fit, logistic, squares
 from latent_rewards.probe_metrics import pair_indices
-from latent_rewards.probe_states import States, StoredStates, moments, not_finite, within_groups
+from latent_rewards.probe_states import States, StoredStates, moments, not_finite
 from latent_rewards.probes import Architecture
 
 logger = logging.getLogger(__name__)
@@ -78,9 +79,10 @@ class FitOptions:
         architecture: "linear", "mlp" or "orthogonal".
         objective: "bce" (labels 0/1), "kto" (labels 0/1), "bradley_terry" (pairs), "regression" or "ordinal" (ratings).
         strength: inverse L2 strength on standardised inputs (scikit-learn's C); larger fits closer.
-        guards: against learning length. "erase": no linear covariance of score and length within prompts is possible.
-            "nuisance": log-length stands beside the states during the fit and is dropped. "balance": rows are weighted
-            so that within each source longer and shorter completions win equally often.
+        guards: against learning length. "erase": what the head reads of the states has no linear covariance with length
+            within prompts; nor then has the score of a linear head (an MLP or orthogonal heads may bend one out of it).
+            "nuisance": log-length is added to the score during the fit, with a weight that is dropped. "balance": rows
+            are weighted so that within each source longer and shorter completions win equally often.
         balance_sources: whether each data source weighs the same.
         class_weight: whether both classes weigh the same (bce).
         mix_layers: learn one softmax weight per layer instead of one weight per layer and dimension.
@@ -116,6 +118,33 @@ class FitOptions:
     batch: int = 64
     seed: int = 42
 
+    def __post_init__(self) -> None:
+        for name, known in (("architecture", Architecture), ("objective", Objective)):
+            if getattr(self, name) not in get_args(known):
+                raise ValueError(f"{name} must be one of {get_args(known)}, got {getattr(self, name)!r}")
+        if unknown := sorted(set(self.guards) - set(get_args(Guard))):
+            raise ValueError(f"unknown guards {unknown}; known are {list(get_args(Guard))}")
+        if "erase" in self.guards and self.mix_layers and self.architecture == "orthogonal":
+            raise ValueError(
+                "guard 'erase' would leave the heads of an 'orthogonal' layer mixture not orthogonal; use architecture "
+                "'linear' or 'mlp', or no mix_layers"
+            )
+
+    @property
+    def smooth(self) -> bool:
+        """Whether Adam fits it, rather than a linear solver."""
+        return self.objective in ("kto", "ordinal") or self.mix_layers or self.architecture != "linear"
+
+    def applied(self) -> dict[str, Any]:
+        """The settings that this kind of fit uses, for the record."""
+        unused = {
+            "heads": self.architecture != "orthogonal", "hidden": self.architecture != "mlp",
+            "class_weight": self.objective != "bce",
+            **dict.fromkeys(("desirable", "undesirable", "beta"), self.objective != "kto"),
+            **dict.fromkeys(("lr", "epochs", "patience", "held_out", "batch"), not self.smooth),
+        }  # fmt: skip
+        return {k: v for k, v in dataclasses.asdict(self).items() if not unused.get(k)}
+
 
 def fit_head(data: Data, options: FitOptions, *, n_layers: int = 1) -> dict[str, Tensor]:
     """Train one head; returns the tensors of a `Probe` of `options.architecture`, standardisation folded in.
@@ -129,17 +158,13 @@ def fit_head(data: Data, options: FitOptions, *, n_layers: int = 1) -> dict[str,
         ValueError: NaN features, labels of one class only, no pairs, or an objective that does not fit the labels.
     """
     check_data(data, options)
-    smooth = options.objective in ("kto", "ordinal") or options.mix_layers or options.architecture != "linear"
-    if smooth:
+    if options.smooth:
         from latent_rewards.probe_networks import fit_network
 
         return fit_network(data, options, n_layers=n_layers)
     mean, scale = moments(data.x)
     scale = np.where(scale > 1e-6, scale, 1.0)
-    direction = None
-    if "erase" in options.guards:
-        c, covariance = within_groups(data.x, _log_length(data.length), data.group, mean, scale)
-        direction = _length_direction(c, covariance)
+    direction = length_direction(data, mean, scale) if "erase" in options.guards else None
     fits = {"bce": _fit_bce, "bradley_terry": _fit_pairs, "regression": _fit_squares}
     weight, bias = fits[options.objective](data, options, Design(data.x, mean, scale, direction))
     return {"weight": torch.tensor(weight, dtype=torch.float32), "bias": torch.tensor(bias, dtype=torch.float32)}
@@ -147,6 +172,17 @@ def fit_head(data: Data, options: FitOptions, *, n_layers: int = 1) -> dict[str,
 
 def check_data(data: Data, options: FitOptions) -> None:
     """Raise ValueError for data that cannot be trained on; see `fit_head`."""
+    several = data.label.ndim == 2 and data.label.shape[1] > 1
+    for what, wrong in (
+        (f"objective {options.objective!r}", options.objective not in ("bce", "regression")),
+        ("an orthogonal head", options.architecture == "orthogonal"),
+        ("guard 'balance'", "balance" in options.guards),
+    ):
+        if several and wrong:
+            raise ValueError(
+                f"{what} takes one label, these rows have {data.label.shape[1]}; several labels take a linear or mlp "
+                "head with objective 'bce' or 'regression' and guards 'erase' and 'nuisance'"
+            )
     bad = not_finite(data.x)
     if len(bad):
         raise ValueError(f"features hold NaN or infinite values in {len(bad)} of {len(data)} rows (first row {bad[0]})")
@@ -173,14 +209,9 @@ def check_disjoint(train: np.ndarray, test: np.ndarray) -> None:
 
 def _fit_bce(data: Data, options: FitOptions, design: Design) -> tuple[np.ndarray, np.ndarray]:
     label = data.label.reshape(len(data), -1)
-    weight = np.repeat(_row_weights(data, options)[:, None], label.shape[1], axis=1)
-    if options.class_weight:  # as scikit-learn's "balanced": each class weighs half of all
-        for good, column in zip(label.T > 0.5, weight.T, strict=True):
-            half = column.sum() / 2
-            for side in (good, ~good):
-                column[side] *= half / column[side].sum()
+    weight = label_weights(data, options)
     if "nuisance" in options.guards:
-        design = dataclasses.replace(design, extra=10 * _log_length(data.length))
+        design = dataclasses.replace(design, extra=10 * log_length(data.length))
     loss = logistic(2 * label - 1, weight)
     return fit(design, loss, weight[:, 0].sum(), options.strength, outputs=label.shape[1])
 
@@ -188,10 +219,10 @@ def _fit_bce(data: Data, options: FitOptions, design: Design) -> tuple[np.ndarra
 def _fit_pairs(data: Data, options: FitOptions, design: Design) -> tuple[np.ndarray, np.ndarray]:
     """Bradley-Terry: logistic regression without intercept on the differences of better and worse states."""
     better, worse = pair_indices(data.label, data.pair, seed=options.seed)
-    log = _log_length(data.length)
+    log = log_length(data.length)
     gap = log[better] - log[worse]
     extra = 10 * gap if "nuisance" in options.guards else None
-    weight = _pair_weights(gap, data.source[better], options)[:, None]
+    weight = pair_weights(gap, data.source[better], options)[:, None]
     design = dataclasses.replace(design, rows=better, minus=worse, extra=extra)
     loss = logistic(np.ones_like(weight), weight)
     return fit(design, loss, weight.sum(), options.strength, intercept=False)
@@ -200,53 +231,7 @@ def _fit_pairs(data: Data, options: FitOptions, design: Design) -> tuple[np.ndar
 def _fit_squares(data: Data, options: FitOptions, design: Design) -> tuple[np.ndarray, np.ndarray]:
     """Ridge regression."""
     label = data.label.reshape(len(data), -1)
-    weight = _row_weights(data, options)[:, None]
+    weight = row_weights(data, options)[:, None]
     if "nuisance" in options.guards:
-        design = dataclasses.replace(design, extra=10 * _log_length(data.length))
+        design = dataclasses.replace(design, extra=10 * log_length(data.length))
     return fit(design, squares(label, weight), weight.sum(), options.strength, outputs=label.shape[1])
-
-
-def _log_length(length: np.ndarray) -> np.ndarray:
-    log = np.log1p(length.astype(np.float64))
-    return (log - log.mean()) / (log.std() or 1.0)
-
-
-def _length_direction(c: np.ndarray, covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(c, S^-1 c / c' S^-1 c): covariance of states and log-length within prompts, and the direction to take out.
-
-    Source: the least-squares concept erasure of Belrose et al. 2023 (LEACE, arXiv 2306.03819) for one number.
-    """
-    covariance = covariance + 1e-2 * np.trace(covariance) / len(covariance) * np.eye(len(covariance))
-    u = np.linalg.solve(covariance, c)
-    return c, u / (c @ u)
-
-
-def _row_weights(data: Data, options: FitOptions) -> np.ndarray:
-    weight = np.ones(len(data))
-    if "balance" in options.guards:
-        bins = np.searchsorted(np.quantile(data.length, np.arange(0.1, 1, 0.1)), data.length)
-        cells = bins * 2 + (data.label > np.median(data.label) if data.label.ndim == 1 else 0)
-        for b in np.unique(bins):
-            inside = bins == b
-            for cell in np.unique(cells[inside]):
-                weight[cells == cell] = inside.sum() / (2 * (cells == cell).sum())
-    return _by_source(weight, data.source, options)
-
-
-def _pair_weights(gap: np.ndarray, source: np.ndarray, options: FitOptions) -> np.ndarray:
-    weight = np.ones(len(gap))
-    if "balance" in options.guards:
-        for s in np.unique(source):
-            for side in (1, -1):
-                rows = (source == s) & (np.sign(gap) == side)
-                if rows.any():
-                    weight[rows] = (source == s).sum() / (2 * rows.sum())
-    return _by_source(weight, source, options)
-
-
-def _by_source(weight: np.ndarray, source: np.ndarray, options: FitOptions) -> np.ndarray:
-    if options.balance_sources:
-        names = np.unique(source)
-        for s in names:
-            weight[source == s] *= len(weight) / (len(names) * weight[source == s].sum())
-    return weight

@@ -17,9 +17,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from latent_rewards.fingerprint import tensors_hash
 from latent_rewards.judge import Judge, Need, Reading, Request
 from latent_rewards.prompts import JudgePrompt
-from latent_rewards.rewards import LatentReward
+from latent_rewards.rewards import LatentReward, with_prompt_of
 from latent_rewards.seal import sealed, unsealed
 
 logger = logging.getLogger(__name__)
@@ -211,13 +212,15 @@ class ProbeReward(LatentReward):
         if aspect is not None and aspect not in names:
             raise ValueError(f"the probe has no output {aspect!r}; it has {list(names)}")
         self.columns = list(range(len(names))) if aspect is None else [names.index(aspect)]
-        given = options.pop("prompt", None)
-        if given is not None and JudgePrompt.load(given).hash != self.probe.prompt.hash:
-            raise ValueError(
-                f"prompt {JudgePrompt.load(given).name!r} has hash {JudgePrompt.load(given).hash}, but the probe was "
-                f"trained on prompt {self.probe.prompt.name!r} with hash {self.probe.prompt.hash}; leave `prompt` out"
-            )
-        super().__init__(judge, prompt=self.probe.prompt, **options)
+        super().__init__(judge, **with_prompt_of(self.probe, options))
+
+    def options(self) -> dict[str, Any]:
+        """Every weight of the probe, what it reads, and which outputs count."""
+        config = self.probe.config
+        return {
+            "architecture": config.architecture, "layers": list(config.layers), "lens": config.lens,
+            "columns": self.columns, "weights": tensors_hash(self.probe.tensors),
+        }  # fmt: skip
 
     def _prepare(self) -> None:
         if self.judge.name != self.probe.config.judge:
@@ -240,21 +243,28 @@ class ProbeReward(LatentReward):
         return super().requests(rows)
 
     def _verify(self) -> None:
-        """Compare the judge's revision with the probe's; loads the judge."""
-        config = self.probe.config
-        found = getattr(self.judge, "revision", None)
-        if found is None:
-            logger.warning("judge %r tells no revision; the probe was trained on %s", self.judge.name, config.revision)
-        elif found != config.revision:
-            message = (
-                f"judge {self.judge.name!r} has revision {found}, but the probe was trained on {config.judge!r} with "
-                f"revision {config.revision}; use that judge, train the probe anew, or pass strict=False if the "
-                "weights differ only in precision"
-            )
-            if self.strict:
-                raise ValueError(message)
-            logger.warning("%s", message)
+        check_revision(self.judge, self.probe.config, strict=self.strict)
         self._verified = True
+
+
+def check_revision(judge: Judge, config: ProbeConfig, *, strict: bool) -> None:
+    """Compare the judge's revision with the probe's; loads the judge.
+
+    Raises:
+        ValueError: they differ, and `strict`; names both.
+    """
+    found = getattr(judge, "revision", None)
+    if found is None:
+        logger.warning("judge %r tells no revision; the probe was trained on %s", judge.name, config.revision)
+    elif found != config.revision:
+        message = (
+            f"judge {judge.name!r} has revision {found}, but the probe was trained on {config.judge!r} with revision "
+            f"{config.revision}; use that judge, train the probe anew, or pass strict=False if the weights differ only "
+            "in precision"
+        )
+        if strict:
+            raise ValueError(message)
+        logger.warning("%s", message)
 
 
 def shipped_folder() -> Path:

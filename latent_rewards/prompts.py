@@ -43,10 +43,14 @@ class Turn(NamedTuple):
 
 
 class Dialogue(NamedTuple):
-    """What the judge reads: turns, then the start of its own answer (`prefill`, ours, may be empty)."""
+    """What the judge reads: turns, then the start of its own answer (`prefill`, ours, may be empty).
+
+    `sampled`: the answer is to be written, so it may begin with a thought.
+    """
 
     turns: tuple[Turn, ...]
     prefill: str = ""
+    sampled: bool = False
 
 
 @dataclass(frozen=True)
@@ -215,7 +219,7 @@ class JudgePrompt:
         for i, part in enumerate(_MARK.split(_render_body(self.body, filled))):
             segments += values[part] if i % 2 else [Segment(part)] if part else []
         turns = [Turn("system", (Segment(self.system.strip()),))] if self.system.strip() else []
-        return Dialogue((*turns, Turn("user", tuple(segments))), self.prefill)
+        return Dialogue((*turns, Turn("user", tuple(segments))), self.prefill, self.kind == "generate")
 
 
 def _digest(text: str) -> str:

@@ -84,7 +84,10 @@ class Reading:
 
 @runtime_checkable
 class Judge(Protocol):
-    """A frozen judge. `HFJudge` runs one in this process."""
+    """A frozen judge. `HFJudge` runs one in this process.
+
+    Caches and manifests ask for `fingerprint`, too: text that differs whenever the readings do.
+    """
 
     @property
     def name(self) -> str:

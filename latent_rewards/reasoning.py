@@ -8,8 +8,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from latent_rewards.fingerprint import layout_of
 from latent_rewards.prompts import JudgePrompt
-from latent_rewards.rewards import LatentReward, Reward
+from latent_rewards.rewards import LatentReward, Reward, bounds_of, with_prompt_of
 
 
 class ReasonedReward(Reward):
@@ -56,7 +57,20 @@ class ReasonedReward(Reward):
         self.rationales, self.temperature = rationales, temperature if rationales > 1 else 0.0
         self.max_new_tokens, self.seed = max_new_tokens, seed
         options.setdefault("name", f"{reward.__name__}-reasoned")
-        super().__init__(reward.judge, prompt=reward.prompt, **options)
+        super().__init__(reward.judge, **with_prompt_of(reward, options))
+
+    def options(self) -> dict[str, Any]:
+        """The reward, and how the feedback is drawn."""
+        return {
+            "reward": self.reward.facts, "feedback_prompt": self.feedback_prompt.hash,
+            "feedback_layout": layout_of(self.judge, self.feedback_prompt), "rationales": int(self.rationales),
+            "temperature": float(self.temperature), "max_new_tokens": int(self.max_new_tokens), "seed": int(self.seed),
+        }  # fmt: skip
+
+    @property
+    def score_range(self) -> tuple[float, float]:
+        """The reward's bounds."""
+        return bounds_of(self.reward)
 
     def _score(
         self, prompts: list[Any], completions: list[Any], columns: Mapping[str, Any]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -85,6 +86,11 @@ def log_odds(prompt: Any, completion: Any) -> float:
     """
     mean, scale, weights, bias = _weights()
     return float((features(prompt, completion) - mean) / scale @ weights + bias)
+
+
+def weights_hash() -> str:
+    """Hash of the fitted weights that `log_odds` reads."""
+    return hashlib.sha256(_WEIGHTS.read_bytes()).hexdigest()[:16]
 
 
 @functools.cache

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from latent_rewards.evaluation.cache import Cache, content_key
-from latent_rewards.evaluation.readings import judge_key
 from latent_rewards.rewards import Reward
 
 logger = logging.getLogger(__name__)
@@ -50,12 +49,13 @@ def score_responses(
         prompts: P strings or message lists.
         responses: P rows of M responses; None marks a model that gave none (it gets no score, never a low one).
         columns: further slots of the judge prompt, P entries each.
-        cache: folder for the scores, by content; None keeps nothing.
+        cache: folder for the scores, by content and by each reward's fingerprint; None keeps nothing.
         chunk: prompts per call of a reward. Chunks are cut from the whole list, so that a resumed run reads the same
             batches as an undisturbed one.
 
     Raises:
         ValueError: lengths differ, or two rewards have one name.
+        TypeError: with a cache, a reward or judge that states no fingerprint.
     """
     names = [reward.__name__ for reward in rewards]
     if len(set(names)) < len(names):
@@ -67,6 +67,7 @@ def score_responses(
         raise ValueError(f"every prompt needs one response (or None) per model, got rows of {sorted(widths)}")
     shape = (len(prompts), widths.pop() if widths else 0)
     out = ResponseScores({n: np.full(shape, np.nan) for n in names}, {n: {} for n in names})
+    fingerprints = {} if cache is None else {reward.__name__: reward.fingerprint for reward in rewards}
     store = None if cache is None else Cache(cache, rank=int(os.environ.get("RANK", "0")))
     try:
         for start in range(0, len(prompts), chunk):
@@ -81,7 +82,7 @@ def score_responses(
                 for p, m in cells
             ]
             for reward in rewards:
-                _score_cells(reward, cells, rows, out, store)
+                _score_cells(reward, fingerprints.get(reward.__name__, ""), cells, rows, out, store)
             logger.info("scored the responses to %d of %d prompts", min(start + chunk, len(prompts)), len(prompts))
     finally:
         if store is not None:
@@ -94,13 +95,14 @@ def score_responses(
 
 def _score_cells(
     reward: Reward,
+    fingerprint: str,
     cells: list[tuple[int, int]],
     rows: list[dict[str, Any]],
     out: ResponseScores,
     store: Cache | None,
 ) -> None:
-    name, identity = reward.__name__, _identity(reward) if store is not None else ""
-    keys = [content_key(identity, reward.prompt.hash, row) for row in rows]
+    name = reward.__name__
+    keys = [content_key(fingerprint, "", row) for row in rows]
     known = store.get(keys, "score") if store is not None else [None] * len(rows)
     todo = [i for i, value in enumerate(known) if value is None]
     if todo:
@@ -121,15 +123,3 @@ def _score_cells(
             out.reasons[name][cell] = reason or "no score"
         else:
             out.scores[name][cell] = value
-
-
-def _identity(reward: Reward) -> str:
-    """What tells this reward's scores from another's: judge, kind and every plain option."""
-    plain = {
-        k: v for k, v in vars(reward).items() if isinstance(v, str | int | float | list | tuple) and k != "_verified"
-    }
-    probe = getattr(reward, "probe", None)
-    if probe is not None:
-        plain["probe"] = [repr(probe.config), *(repr(t.flatten()[:8].tolist()) for t in probe.tensors.values())]
-    plain.pop("__name__", None)
-    return f"{judge_key(reward.judge)} {reward.kind} {sorted(plain.items(), key=str)}"

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from latent_rewards import readouts
+from latent_rewards import fingerprint, readouts
 from latent_rewards.judge import HFJudge, Judge, Lens, Need, Reading
 from latent_rewards.memory import read_all
 from latent_rewards.prompts import JudgePrompt
@@ -77,6 +77,56 @@ class Reward:
         self._prepare()
         self._join()
 
+    def options(self) -> dict[str, Any]:
+        """What the scores depend on besides judge, prompt, scale, shift, clip and `on_missing`, as plain data.
+
+        Every class whose constructor takes options of its own says here what they are, and adds those of its base.
+        """
+        return {}
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """All but the judge that the scores depend on, as plain data; asks the judge how its template renders.
+
+        Raises:
+            TypeError: a class takes options and does not say which; see `options`.
+        """
+        for kind in type(self).__mro__[: type(self).__mro__.index(Reward)]:
+            if "__init__" in vars(kind) and "options" not in vars(kind):
+                raise TypeError(
+                    f"{kind.__qualname__} takes options of its own: define `options`, a method that gives them as "
+                    "plain data, so that kept scores of two such rewards cannot be mixed up"
+                )
+        return {
+            "class": f"{type(self).__module__}.{type(self).__qualname__}", "prompt_hash": self.prompt.hash,
+            "layout": fingerprint.layout_of(self.judge, self.prompt), "scale": self.scale, "shift": self.shift,
+            "clip": None if self.clip is None else [float(x) for x in self.clip], "on_missing": self.on_missing,
+            "options": self.options(),
+        }  # fmt: skip
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the judge's fingerprint, this package's version and `facts`: equal ones give equal scores.
+
+        The name is no part of it. Loads the judge. Caches and manifests keep scores under it.
+
+        Raises:
+            TypeError: the judge states no fingerprint, or a class not its options.
+        """
+        return fingerprint.digest([fingerprint.judge_key(self.judge), fingerprint.software(), self.facts])
+
+    @property
+    def score_range(self) -> tuple[float, float]:
+        """Lowest and highest score that can be, before scale, shift and clip; infinite where there is none."""
+        return -np.inf, np.inf
+
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        """Lowest and highest reward that can be; None where one of them has no end."""
+        with np.errstate(invalid="ignore"):
+            ends = np.sort(self._finish(np.array(self.score_range)))
+        return (float(ends[0]), float(ends[1])) if np.isfinite(ends).all() else None
+
     def _default_name(self) -> str:
         suffix = "" if self.prompt.name == self.default_prompt else f"-{self.prompt.name}"
         return f"{self.kind}{suffix}"
@@ -120,6 +170,7 @@ class Reward:
             ValueError: a row lacks something the prompt needs; the message has the row number.
         """
         started = time.perf_counter()
+        _check_lists(prompts=prompts, completions=completions)
         self._read_together(list(prompts or []), list(completions), kwargs)
         scores, facts = self._score(list(prompts or []), list(completions), kwargs)
         rewards = self._finish(scores)
@@ -157,8 +208,10 @@ class Reward:
             (B,) float64; NaN where no score could be read.
 
         Raises:
+            TypeError: one text instead of a list.
             ValueError: lengths differ, or a row lacks something the prompt needs; the message has the row number.
         """
+        _check_lists(prompts=prompts, completions=completions)
         scores, _ = self._score(list(prompts), list(completions), dict(columns))
         return self._finish(scores)
 
@@ -166,6 +219,7 @@ class Reward:
         self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Sequence[Any]
     ) -> tuple[np.ndarray, list[str | None]]:
         """As `score`, and for each row without a score why it has none."""
+        _check_lists(prompts=prompts, completions=completions)
         scores, facts = self._score(list(prompts), list(completions), dict(columns))
         final = self._finish(scores)
         return final, [why if np.isnan(x) else None for x, why in zip(final, facts["reasons"], strict=True)]
@@ -186,6 +240,7 @@ class Reward:
         for slot in self.prompt.slots:
             if slot in given or columns.get(slot) is None:
                 continue
+            _check_lists(**{slot: columns[slot]})
             column = list(columns[slot])
             if len(column) != len(completions):
                 raise ValueError(f"column {slot!r} has {len(column)} entries for {len(completions)} completions")
@@ -208,9 +263,6 @@ class Reward:
 
 class LatentReward(Reward):
     """A reward that is one pure readout of the judge's `Reading`."""
-
-    def __init__(self, judge: Judge | str = "embedded", **options: Any) -> None:
-        super().__init__(judge, **options)
 
     @property
     def need(self) -> Need:
@@ -276,6 +328,9 @@ class LatentReward(Reward):
         assert self.prompt.labels is not None
         return self.prompt.labels.values
 
+    def _label_range(self) -> tuple[float, float]:
+        return min(self.values), max(self.values)
+
     def _score(
         self, prompts: list[Any], completions: list[Any], columns: Mapping[str, Any]
     ) -> tuple[np.ndarray, dict[str, Any]]:
@@ -286,6 +341,26 @@ class LatentReward(Reward):
         mass = readings[0].label_mass
         metrics = {} if mass is None else {"label_mass": float(mass.nanmean())}
         return self.scores_of(rows, readings), {"metrics": metrics, "reasons": reasons_of(readings)}
+
+
+def bounds_of(reward: Reward) -> tuple[float, float]:
+    """The reward's bounds; infinite where it has none."""
+    return reward.bounds or (-np.inf, np.inf)
+
+
+def with_prompt_of(owner: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """Options of a reward whose prompt is that of a part of it, a member or a probe.
+
+    Raises:
+        ValueError: they ask for another prompt, which would change nothing but its name.
+    """
+    given, own = options.pop("prompt", None), owner.prompt
+    if given is not None and (loaded := JudgePrompt.load(given)).hash != own.hash:
+        raise ValueError(
+            f"prompt {loaded.name!r} has hash {loaded.hash}, but the {type(owner).__name__} in it reads prompt "
+            f"{own.name!r} with hash {own.hash}; leave `prompt` out here, or make that part with it"
+        )
+    return {**options, "prompt": own}
 
 
 def reasons_of(readings: Sequence[Reading]) -> list[str]:
@@ -301,6 +376,11 @@ class ProbabilityWeightedReward(LatentReward):
     """
 
     kind = "weighted"
+
+    @property
+    def score_range(self) -> tuple[float, float]:
+        """Lowest and highest label value."""
+        return self._label_range()
 
     def readout(self, reading: Reading) -> Tensor:
         """(B,) rating points."""
@@ -333,6 +413,15 @@ class VerifierReward(LatentReward):
             raise ValueError(
                 f"VerifierReward needs labels with values 0 and 1; prompt {self.prompt.name!r} has {self.values}"
             )
+
+    def options(self) -> dict[str, Any]:
+        """The output."""
+        return {"output": self.output}
+
+    @property
+    def score_range(self) -> tuple[float, float]:
+        """0 to 1; log-odds have no ends."""
+        return self._label_range() if self.output == "p" else super().score_range
 
     def readout(self, reading: Reading) -> Tensor:
         """(B,) probability or nats."""
@@ -374,6 +463,15 @@ class CrossLayerReward(LatentReward):
     def _default_name(self) -> str:
         return super()._default_name() + ("-raw" if self.lens == "raw" else "")
 
+    def options(self) -> dict[str, Any]:
+        """Lens and layer weights."""
+        return {"lens": self.lens, "weights": self.weights, "drop_last": bool(self.drop_last)}
+
+    @property
+    def score_range(self) -> tuple[float, float]:
+        """Lowest and highest label value."""
+        return self._label_range()
+
     @property
     def need(self) -> Need:
         """Labels on every layer."""
@@ -403,6 +501,15 @@ class AsyncReward:
         for function, values in extra:
             function(*values)
         return out
+
+
+def _check_lists(**given: Any) -> None:
+    """Refuse one text or message where a list of them is due: its letters or keys would be taken for rows."""
+    for name, value in given.items():
+        if isinstance(value, str | bytes | Mapping):
+            raise TypeError(
+                f"{name} must be a list with one entry per row, got one {type(value).__name__}: {value!r:.60}"
+            )
 
 
 def _defer(calls: list[tuple[Callable[..., None], tuple[Any, ...]]], function: Callable[..., None]) -> Any:
@@ -444,18 +551,20 @@ def _share(flags: np.ndarray) -> float:
     return float(np.mean(flags)) if len(flags) else float("nan")
 
 
-def build_reward(name: str, judge: Judge | str = "embedded", **options: Any) -> Reward:
-    """A reward by its short name, e.g. `build_reward("verifier", judge, output="log_odds")`.
+def build_reward(kind: str, /, judge: Judge | str = "embedded", **options: Any) -> Reward:
+    """A reward by its short name, e.g. `build_reward("verifier", judge, output="log_odds", name="sure")`.
+
+    `prompt` of a reward made of others ("guarded", "contrastive", "ensemble") is that of its members, but for a gate.
 
     Raises:
         ValueError: unknown name or option.
     """
-    if name not in REWARDS:
-        raise ValueError(f"unknown reward {name!r}; known are {sorted(REWARDS)}")
+    if kind not in REWARDS:
+        raise ValueError(f"unknown reward {kind!r}; known are {sorted(REWARDS)}")
     try:
-        return REWARDS[name](judge, **options)
+        return REWARDS[kind](judge, **options)
     except TypeError as err:
-        raise ValueError(f"reward {name!r}: {err}") from err
+        raise ValueError(f"reward {kind!r}: {err}") from err
 
 
 def _likert(scale: Literal[5, 10]) -> Callable[..., Reward]:
@@ -474,9 +583,11 @@ def _probe(judge: Judge | str = "embedded", path: str | Path = "embedded", **opt
     return ProbeReward(judge, path, **options)
 
 
-def _part(judge: Judge | str, of: str | Mapping[str, Any]) -> LatentReward:
-    """A member of a composite: a name, or its options with the name under "reward"."""
+def _part(judge: Judge | str, of: str | Mapping[str, Any], prompt: Any = None) -> LatentReward:
+    """A member of a composite: a name, or its options with the name under "reward"; a prompt of its own comes first."""
     options = {"reward": of} if isinstance(of, str) else dict(of)
+    if prompt is not None and options.get("prompt") is None:
+        options["prompt"] = prompt
     reward = build_reward(options.pop("reward", "weighted"), judge, **options)
     if not isinstance(reward, LatentReward):
         raise ValueError(f"{reward.__name__} is sampled; only rewards that are read can be combined")
@@ -487,27 +598,39 @@ def _guarded(
     judge: Judge | str = "embedded",
     of: str | Mapping[str, Any] = "weighted",
     gate: str | Mapping[str, Any] | None = None,
+    *,
+    prompt: str | Path | JudgePrompt | None = None,
     **options: Any,
 ) -> Reward:
     from latent_rewards.guards import GuardedReward
 
     judge = HFJudge(judge) if isinstance(judge, str) else judge
-    return GuardedReward(_part(judge, of), gate=None if gate is None else _part(judge, gate), **options)
+    return GuardedReward(_part(judge, of, prompt), gate=None if gate is None else _part(judge, gate), **options)
 
 
-def _contrastive(judge: Judge | str = "embedded", of: str | Mapping[str, Any] = "weighted", **options: Any) -> Reward:
+def _contrastive(
+    judge: Judge | str = "embedded",
+    of: str | Mapping[str, Any] = "weighted",
+    *,
+    prompt: str | Path | JudgePrompt | None = None,
+    **options: Any,
+) -> Reward:
     from latent_rewards.composite import ContrastiveReward
 
-    return ContrastiveReward(_part(judge, of), **options)
+    return ContrastiveReward(_part(judge, of, prompt), **options)
 
 
 def _ensemble(
-    judge: Judge | str = "embedded", of: Sequence[str | Mapping[str, Any]] = ("weighted", "verifier"), **options: Any
+    judge: Judge | str = "embedded",
+    of: Sequence[str | Mapping[str, Any]] = ("weighted", "verifier"),
+    *,
+    prompt: str | Path | JudgePrompt | None = None,
+    **options: Any,
 ) -> Reward:
     from latent_rewards.composite import EnsembleReward
 
     judge = HFJudge(judge) if isinstance(judge, str) else judge
-    return EnsembleReward([_part(judge, part) for part in of], **options)
+    return EnsembleReward([_part(judge, part, prompt) for part in of], **options)
 
 
 REWARDS: dict[str, Callable[..., Reward]] = {

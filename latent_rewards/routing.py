@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from latent_rewards.rowout import to_json
+
 Kind = Literal["knn", "ridge", "boosted"]
 
 EMBEDDER = "sentence-transformers/all-MiniLM-L6-v2"
@@ -274,7 +276,7 @@ class Router:
         folder.mkdir(parents=True, exist_ok=True)
         keys = ("models", "kind", "k", "embedder", "prices", "price_weight")
         settings = {"format": 1, **{key: getattr(self, key) for key in keys}}
-        (folder / "router.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+        (folder / "router.json").write_text(to_json(settings, indent=1) + "\n", encoding="utf-8")
         arrays = {"embeddings": np.ascontiguousarray(self.embeddings_), "scores": np.ascontiguousarray(self.scores_)}
         save_file(arrays, folder / "router.safetensors")
 

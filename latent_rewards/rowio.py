@@ -128,6 +128,29 @@ def parse_line(line: bytes, number: int) -> tuple[dict[str, Any], str | None]:
     return value, None
 
 
+def numbered_rows(path: Path) -> Iterator[tuple[str, int, Any]]:
+    """(file, row from 1, row) of a JSON Lines (plain or gzip) or Parquet file; a broken line comes as its error.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is damaged.
+    """
+    if path.suffix == ".parquet":
+        chunks = open_source(str(path)).chunks(1024)
+        yield from ((str(path), i, row) for i, row in enumerate((r for c in chunks for r in c.rows), 1))
+        return
+    try:
+        with open_binary(path, "rb") as lines:
+            for i, line in enumerate(lines, 1):
+                if line.strip():
+                    row, fault = parse_line(line, i)
+                    yield str(path), i, row if fault is None else ValueError(fault)
+    except FileNotFoundError:
+        raise
+    except (OSError, EOFError, zlib.error) as err:
+        raise ValueError(f"{path} is damaged: {err}") from err
+
+
 def open_binary(path: Path, mode: Literal["rb", "wb"]) -> Any:
     """A binary file, through gzip for `.gz` (reproducibly: no time stamp)."""
     if path.suffix.lower() == ".gz":

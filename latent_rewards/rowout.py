@@ -4,20 +4,53 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
+import re
 import shutil
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from latent_rewards.rowio import Chunk, InputError, Source, format_of, need_pyarrow, open_binary
 
 _ROW_GROUP = 4096
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 Scores = dict[str, list[float | None]]
 Write = Callable[[Chunk, Scores], None]
+
+
+def to_json(value: Any, *, indent: int | None = None, sort_keys: bool = False) -> str:
+    """JSON that every reader takes: null for NaN and infinity, at any depth; what JSON lacks becomes text.
+
+    Lone surrogates, which no UTF-8 can carry, are written as escapes, and then all that is not ASCII is.
+    """
+    options: dict[str, Any] = {"indent": indent, "sort_keys": sort_keys, "default": _plain, "allow_nan": False}
+    try:
+        text = json.dumps(value, ensure_ascii=False, **options)
+    except ValueError:
+        value = _finite(value)
+        text = json.dumps(value, ensure_ascii=False, **options)
+    return text if not _SURROGATE.search(text) else json.dumps(value, **options)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.ndarray | np.generic):
+        return _finite(value.tolist())
+    return str(value)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {k if not isinstance(k, float) or math.isfinite(k) else str(k): _finite(v) for k, v in value.items()}
+    return [_finite(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 def check_output(path: Path, *, overwrite: bool) -> None:
@@ -86,12 +119,8 @@ def _jsonl_writer(path: Path) -> Iterator[Write]:
 
         def write(chunk: Chunk, scores: Scores) -> None:
             for i, row in enumerate(chunk.rows):
-                value = {**row, **{name: column[i] for name, column in scores.items()}}
-                try:
-                    line = json.dumps(value, ensure_ascii=False, default=str).encode()
-                except UnicodeEncodeError:  # a lone surrogate: only an escape can carry it
-                    line = json.dumps(value, default=str).encode()
-                file.write(line + b"\n")
+                line = to_json({**row, **{name: column[i] for name, column in scores.items()}})
+                file.write(line.encode() + b"\n")
 
         yield write
 

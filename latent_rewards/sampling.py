@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from latent_rewards.rope_switch import RopeSwitch
+
 
 @torch.no_grad()
 def sample_answers(
@@ -22,7 +24,9 @@ def sample_answers(
     top_p: float = 1.0,
     top_k: int = 0,
 ) -> list[list[str]]:
-    """N answers to each of B prompts in one padded batch; global random state is untouched.
+    """N answers to each of B prompts in padded batches; global random state is untouched.
+
+    One batch serves all, unless the model's rotary frequencies depend on the longest text of a call.
 
     Args:
         model: causal LM.
@@ -38,6 +42,33 @@ def sample_answers(
     Returns:
         B lists of n texts.
     """
+    rope = RopeSwitch(model, model.config.get_text_config(decoder=True))
+    options: dict[str, Any] = {
+        "n": n, "temperature": temperature, "max_new_tokens": max_new_tokens, "seed": seed, "top_p": top_p,
+        "top_k": top_k,
+    }  # fmt: skip
+    out: list[list[str]] = [[] for _ in ids]
+    for batch in rope.batches([len(r) for r in ids], max_new_tokens):
+        rope.reset()
+        for i, answers in zip(batch, _sample(model, tokenizer, [ids[i] for i in batch], rope, **options), strict=True):
+            out[i] = answers
+    return out
+
+
+def _sample(
+    model: Any,
+    tokenizer: Any,
+    ids: list[list[int]],
+    rope: RopeSwitch,
+    *,
+    n: int,
+    temperature: float,
+    max_new_tokens: int,
+    seed: int,
+    top_p: float,
+    top_k: int,
+) -> list[list[str]]:
+    """As `sample_answers`, in one batch."""
     from transformers import GenerationConfig
 
     device = model.get_input_embeddings().weight.device
@@ -54,7 +85,9 @@ def sample_answers(
     )  # fmt: skip
     devices = [device] if device.type == "cuda" else []
     per_row = n if temperature > 0 else 1
-    past = _prefill(model, batch, mask, per_row) if per_row > 1 else None
+    # Keys of all but the last token must have the frequencies of the whole text.
+    stays = rope.regime(width - 1) == rope.regime(width)
+    past = _prefill(model, batch, mask, per_row) if per_row > 1 and stays else None
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(_seed(seed, ids))
         model.generation_config = config  # else the model's own penalties and cut-offs fill what is unset here

@@ -15,6 +15,7 @@ from latent_rewards.reading import Request
 from latent_rewards.rewards import LatentReward, Reward
 from latent_rewards.rowio import Chunk, InputError
 from latent_rewards.rowout import Scores
+from latent_rewards.transcripts import split_column
 
 SHOWN = 20
 _ROW = re.compile(r"^row (\d+): ")
@@ -69,8 +70,12 @@ class Scorer:
         Raises:
             InputError: a row that the judge was told to stop at; names its number.
         """
-        slots = [None if f else self._slots(row) for row, f in zip(rows, faults, strict=True)]
-        reasons: list[dict[str, None]] = [{} if f is None else {f: None} for f in faults]
+        slots: list[dict[str, Any] | None] = []
+        reasons: list[dict[str, None]] = []
+        for row, fault in zip(rows, faults, strict=True):
+            found, lack = (None, fault) if fault else self._slots(row)
+            slots.append(found)
+            reasons.append({} if lack is None else {lack: None})
         good = {name: self._fit(reward, slots, reasons) for name, reward in self.rewards.items()}
         self._read_together(good, slots, numbers)
         scores: Scores = {}
@@ -84,9 +89,15 @@ class Scorer:
                     scores[name][i] = float(value)
         return scores, ["; ".join(why) if why else None for why in reasons]
 
-    def _slots(self, row: dict[str, Any]) -> dict[str, Any]:
+    def _slots(self, row: dict[str, Any]) -> tuple[dict[str, Any] | None, str | None]:
+        """Slots of a row, or why there are none; a prompt that the completion holds is taken out of it."""
         mapped = {slot: row.get(column) for slot, column in self.columns.items()}
-        return {k: v for k, v in {**row, **mapped}.items() if v is not None}
+        columns = {slot: self.columns.get(slot, slot) for slot in ("prompt", "completion")}
+        try:
+            mapped["prompt"], mapped["completion"] = split_column(row, **columns)
+        except ValueError as err:
+            return None, str(err)
+        return {k: v for k, v in {**row, **mapped}.items() if v is not None}, None
 
     def _fit(self, reward: Reward, slots: list[dict[str, Any] | None], reasons: list[dict[str, None]]) -> list[int]:
         """Positions of the rows that the reward's prompt can be filled with."""

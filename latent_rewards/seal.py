@@ -8,12 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from latent_rewards.rowout import to_json
+
 _KEY = "sha256"
 
 
 def sealed(raw: Mapping[str, Any], tensors: Path | None = None) -> dict[str, Any]:
     """The description with the checksum of itself and of the tensor file beside it."""
-    plain = json.loads(json.dumps(dict(raw)))
+    plain = json.loads(to_json(dict(raw)))
     return {**plain, _KEY: _digest(plain, tensors)}
 
 

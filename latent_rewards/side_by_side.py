@@ -22,7 +22,7 @@ def replica(blocks: Blocks) -> Blocks:
     """The same tensors in modules of their own, so that hooks of one forward do not meet another's."""
     tensors = itertools.chain(blocks.model.parameters(), blocks.model.buffers())
     out = Blocks(copy.deepcopy(blocks.model, {id(t): t for t in tensors}))
-    out.plain_head = blocks.plain_head
+    out.head.why_own = blocks.head.why_own
     return out
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+
+from latent_rewards.rowout import to_json
 
 Method = Literal["argmax", "softmax", "margin", "random", "single"]
 
@@ -229,5 +230,5 @@ def choice_report(
 
 def write_rows(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """JSON Lines."""
-    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    lines = [to_json(row) + "\n" for row in rows]
     Path(path).write_text("".join(lines), encoding="utf-8")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from latent_rewards.distillation import Head, TeacherStates
-from latent_rewards.forward import shape_logits
+from latent_rewards.head import same_logits, shape_logits
 
 _CHOSEN = "train on its chosen responses instead (SFT, `recipes.distill` writes them)"
 
@@ -67,7 +67,8 @@ def check_head(model: Any, name: str) -> None:
         ours = head_of(model)(backbone_states(model, ids, torch.ones_like(ids))[0]).float()
     finally:
         model.train(training)
-    close = (ours - own).abs().max() <= 0.02 * own.abs().max().clamp(min=1.0)
+    unit = torch.finfo(next(model.parameters()).dtype).eps / 2
+    close = same_logits(ours, own, unit)
     if torch.isfinite(own).all() and not close:
         raise TeacherError(f"{name!r} ({type(model).__name__}) changes its logits in a way we do not know; {_CHOSEN}")
 

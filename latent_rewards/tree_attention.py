@@ -29,6 +29,10 @@ class CannotShareError(RuntimeError):
     """This model's attention does something that a packed prefix tree does not reproduce."""
 
 
+class WindowError(CannotShareError):
+    """A layer sees less than the whole text; shorter texts can share."""
+
+
 class CaughtKeysError(RuntimeError):
     """Leaves a layer once its keys and values are caught."""
 
@@ -53,6 +57,8 @@ class TreePlan:
         spans: nodes in packed order, siblings side by side. `past` holds, for nodes whose ancestors are not in this
             batch, the ancestors' (K, V) per layer, outermost first.
         kept: span -> one (K, V) pair per layer run so far, for spans with `keep`.
+        n_layers: how many attention layers there shall be.
+        window: most tokens that every layer sees, as far as the layers that ran have said.
         layer: how many attention layers have run.
         caught: keys and values of all tokens at a layer that was left there, see `catching`.
         rows: packed tokens whose queries alone come next, to meet `caught`.
@@ -60,6 +66,8 @@ class TreePlan:
 
     spans: list[Span]
     kept: dict[int, list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
+    n_layers: int = 1 << 30
+    window: int = 1 << 62
     layer: int = 0
     caught: tuple[Tensor, Tensor] | None = None
     rows: list[int] = field(default_factory=list)
@@ -77,6 +85,16 @@ class TreePlan:
                 self.groups[-1] = (first, a, span.b)
             else:
                 self.groups.append((i, span.a, span.b))
+
+    def see(self, window: int) -> None:
+        """Note that some layer sees so many tokens only.
+
+        Raises:
+            WindowError: they are fewer than the longest text has.
+        """
+        self.window = min(self.window, window)
+        if window < self.longest:
+            raise WindowError(f"a sliding window or chunk of {window} tokens, shorter than the texts")
 
     @contextlib.contextmanager
     def catching(self) -> Iterator[None]:
@@ -123,14 +141,30 @@ def attention_forward(
     return tree_attention(query, key, value, scale, window, cap), None
 
 
+def mask_forward(*, local_size: int | None = None, use_vmap: bool = False, **_: Any) -> None:
+    """Entry point for transformers' AttentionMaskInterface: no mask, but what the model wanted to mask is looked at.
+
+    Some models have their window or chunk in the mask alone (Qwen2-MoE, Llama 4).
+    """
+    plan: TreePlan | None = getattr(_active, "plan", None)
+    if plan is None:
+        raise RuntimeError("a tree mask was asked for outside a packed forward")
+    if use_vmap:
+        raise CannotShareError("a mask of its own")
+    if local_size is not None:
+        plan.see(int(local_size))
+
+
 @torch.library.custom_op("latent_rewards::tree_attention", mutates_args=())
 def tree_attention(query: Tensor, key: Tensor, value: Tensor, scale: float, window: int, softcap: float) -> Tensor:
     """(1, T, H, d) attention of the packed tree that this thread runs; opaque to torch.compile."""
     plan: TreePlan | None = getattr(_active, "plan", None)
     if plan is None:
         raise RuntimeError("tree attention was called outside a packed forward")
-    if 0 < window < plan.longest:
-        raise CannotShareError(f"a sliding window of {window} tokens, shorter than the texts")
+    if window > 0:
+        plan.see(window)
+    if plan.layer >= plan.n_layers:
+        raise CannotShareError(f"more than {plan.n_layers} attentions in {plan.n_layers} layers")
     attend = _attention_for(query, softcap)
     if plan.caught is not None:
         return _attend_rows(attend, query, plan, scale, softcap)

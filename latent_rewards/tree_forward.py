@@ -8,19 +8,39 @@ import logging
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 
 from latent_rewards.forward import Blocks, States, read_states
 from latent_rewards.packed_forward import packed_forward
+from latent_rewards.packs import ancestors, packs, steps
 from latent_rewards.prefix_cache import KeysValues, PrefixCache
 from latent_rewards.prefix_tree import Node, build_tree
+from latent_rewards.read_check import ReadCheck
 from latent_rewards.side_by_side import MOST_WORKERS, replica, run_side_by_side
+from latent_rewards.text_groups import Group, group_texts, put_together
 from latent_rewards.tree_attention import CannotShareError, Span, TreePlan
 
 logger = logging.getLogger(__name__)
+
+_NO_LIMIT = 1 << 62
+# What is kept between calls is run alone. An accelerator takes as long for 500 tokens as for some thousands:
+# `benchmarks/gpu.py`'s eight, packed with their completions, took 0.23 s on an H200, alone 0.51 s (0.6B, bfloat16).
+_MIN_KEPT_ELSEWHERE = 4096
+
+
+class Wanted(NamedTuple):
+    """What one packed forward shall give: inner layers, the decoder's output, at the frequencies of `regime`."""
+
+    layers: tuple[int, ...]
+    final: bool
+    regime: int = 0
+
+    def depth(self, n_layers: int) -> int:
+        """How many blocks have to run."""
+        return n_layers if self.final else max(self.layers, default=0)
 
 
 class TreeForward:
@@ -36,6 +56,8 @@ class TreeForward:
         compile: compile the decoder blocks (once, with dynamic shapes).
     """
 
+    pads = True  # whether texts that are read whole may lie in one padded batch
+
     def __init__(
         self,
         blocks: Blocks,
@@ -50,20 +72,34 @@ class TreeForward:
         self.batch_tokens = _default_batch_tokens(blocks) if batch_tokens is None else batch_tokens
         self.cache = PrefixCache(cache_bytes)
         self.usable = share_prefixes and _can_share(blocks)
+        self.longest = _longest_untuned(blocks.config)
         self.few_rows = blocks.device.type == "cpu"
+        self.min_kept = 64 if blocks.device.type == "cpu" else _MIN_KEPT_ELSEWHERE
         self.tokens_run = 0
-        self._warned = False
+        self._why = "its attention cannot share prefixes" if share_prefixes else "share_prefixes=False"
+        self._length_matters = False
+        self._warned: set[str] = set()
         self._lock = threading.Lock()
         self._replicas: list[Blocks] = []
         self._can_replicate = getattr(blocks.model, "hf_device_map", None) is None
         self._compiled = compile
-        if self.usable:
-            self._check()
-        elif share_prefixes:
-            logger.warning("%s: its attention cannot share prefixes; reading without them", type(blocks.model).__name__)
+        self._check = ReadCheck(blocks)
+        self._check_at_load(share_prefixes)
         if compile and self.usable:
             for layer in blocks.layers:
                 layer.compile(dynamic=True)
+
+    @property
+    def sharing(self) -> str:
+        """One line on how texts are read and why."""
+        if not self.usable:
+            return f"whole texts{'' if self.pads else ', each alone'}: {self._why}"
+        out = "shared prefixes"
+        if self.longest < _NO_LIMIT:
+            out += f" in texts of up to {self.longest} tokens, longer ones whole: {self._limit_reason()}"
+        if self.blocks.rope:
+            out += "; texts on either side of a switch of the rotary frequencies apart"
+        return out
 
     @torch.no_grad()
     def read(
@@ -89,12 +125,35 @@ class TreeForward:
             keepable: for each sequence how many of its first tokens later calls may share (the head and the prompt, not
                 the completion); default all.
         """
+
+        def shared(group: Group, wanted: Wanted) -> States:
+            common = min(head, *map(len, group.sequences)) if head else 0
+            keep = None if keepable is None else [keepable[i] for i in group.source]
+            return self._read(group.sequences, group.positions, wanted, common, keep)
+
+        return self._read_groups(sequences, positions, Wanted(tuple(layers), final), shared)
+
+    def _read_groups(
+        self,
+        sequences: Sequence[Sequence[int]],
+        positions: Sequence[Sequence[int]],
+        wanted: Wanted,
+        shared: Callable[[Group, Wanted], States],
+    ) -> States:
+        groups = group_texts(sequences, positions, self.blocks.rope, self.longest if self.usable else _NO_LIMIT)
+        parts = [self._read_group(group, wanted._replace(regime=group.regime), shared) for group in groups]
+        if self.blocks.device.type == "cpu":
+            _give_back_memory()
+        return put_together(groups, parts)
+
+    def _read_group(self, group: Group, wanted: Wanted, shared: Callable[[Group, Wanted], States]) -> States:
         while True:
             try:
-                states = self._read_any(sequences, positions, tuple(layers), final, head, keepable)
-                if self.blocks.device.type == "cpu":
-                    _give_back_memory()
-                return states
+                if self.usable and not group.shares:
+                    self._warn(f"reading texts of more than {self.longest} tokens without shared prefixes: "
+                               f"{self._limit_reason()}")  # fmt: skip
+                states = self._shared(group, wanted, shared) if self.usable and group.shares else None
+                return self._whole(group, wanted) if states is None else states
             except torch.OutOfMemoryError:
                 if self.batch_tokens <= 64:
                     raise
@@ -103,54 +162,82 @@ class TreeForward:
                 torch.cuda.empty_cache()
                 logger.warning("out of memory: going on with batches of %d tokens", self.batch_tokens)
 
-    def _read_any(
-        self,
-        sequences: Sequence[Sequence[int]],
-        positions: Sequence[Sequence[int]],
-        layers: tuple[int, ...],
-        final: bool,
-        head: int,
-        keepable: Sequence[int] | None,
-    ) -> States:
-        if self.usable:
-            try:
-                return self._read(sequences, positions, layers, final, head, keepable)
-            except CannotShareError as err:
-                if not self._warned:
-                    logger.warning("reading without shared prefixes: %s", err)
-                self._warned = True
-                self.usable = "sliding window" in str(err)
-        self.tokens_run += sum(map(len, sequences))
-        return read_states(
-            self.blocks, sequences, positions, layers=layers, final=final, batch_tokens=self.batch_tokens
-        )
+    def _shared(self, group: Group, wanted: Wanted, shared: Callable[[Group, Wanted], States]) -> States | None:
+        """States of a group through shared prefixes; None, and never again, where the model does not allow it."""
+        try:
+            states = shared(group, wanted)
+            reason = self._check.fault("shared", group, states, wanted.layers)
+        except CannotShareError as err:
+            reason = str(err)
+        if not reason:
+            return states
+        self.usable, self._why = False, reason
+        self._warn(f"reading without shared prefixes from now on: {reason}")
+        return None
+
+    def _whole(self, group: Group, wanted: Wanted) -> States:
+        """States of a group, each text whole, in padded batches where these change nothing."""
+        self.tokens_run += sum(map(len, group.sequences))
+        if self.pads:
+            states = self._read_whole(group, wanted, self.batch_tokens)
+            reason = self._check.fault("padded", group, states, wanted.layers)
+            if not reason:
+                return states
+            self._alone_from_now_on(reason)
+        return self._read_whole(group.ends() if self._length_matters else group, wanted, 1)
+
+    def _read_whole(self, group: Group, wanted: Wanted, batch_tokens: int) -> States:
+        options: dict[str, Any] = {"layers": wanted.layers, "final": wanted.final, "batch_tokens": batch_tokens}
+        return read_states(self.blocks, group.sequences, group.positions, **options)
+
+    def _alone_from_now_on(self, reason: str) -> None:
+        self.pads, self._length_matters = False, True
+        name = type(self.blocks.model).__name__
+        self._warn(f"{name}: padded batches do not work here ({reason}); reading each text alone")
+
+    def _warn(self, message: str) -> None:
+        if message not in self._warned:
+            logger.warning("%s", message)
+        self._warned.add(message)
+
+    def _limit_reason(self) -> str:
+        if self.longest == _longest_untuned(self.blocks.config):
+            return f"queries are scaled by their place in the call from token {self.longest + 1} on"
+        return f"a sliding window or chunk of {self.longest} tokens"
 
     def _read(
         self,
         sequences: Sequence[Sequence[int]],
         positions: Sequence[Sequence[int]],
-        layers: tuple[int, ...],
-        final: bool,
+        wanted: Wanted,
         head: int,
         keepable: Sequence[int] | None,
     ) -> States:
-        depth = self.blocks.n_layers if final else max(layers, default=0)
-        nodes = build_tree(sequences, positions, head=head, keepable=keepable, min_saving=self.min_saving)
+        layers, final = wanted.layers, wanted.final
+        nodes = build_tree(
+            sequences,
+            positions,
+            head=head,
+            keepable=keepable,
+            min_saving=self.min_saving,
+            min_kept=self.min_kept,
+            salt=salt_of(wanted.regime),
+        )
         n_reads = sum(map(len, positions))
         rows: dict[int, list[Any]] = {layer: [None] * n_reads for layer in layers}
         last: list[Any] = [None] * n_reads
         known: dict[int, KeysValues] = {}
         workers = self._workers(sum(len(node.tokens) for node in nodes))
-        steps = _steps(nodes, list(_batches(nodes, self.batch_tokens, len(workers))))
-        uses = Counter(itertools.chain.from_iterable(above for _, above, _ in steps))
+        todo = steps(nodes, list(packs(nodes, min(self.batch_tokens, self._most_packed), len(workers))))
+        uses = Counter(itertools.chain.from_iterable(above for _, above, _ in todo))
         shared = frozenset(uses)
 
         def step(s: int, blocks: Blocks) -> None:
-            batch, above, _ = steps[s]
+            batch, above, _ = todo[s]
             if nodes[batch[0]].key is not None:
-                known[batch[0]] = self._kept(blocks, nodes, batch[0], known, shared, layers, final, depth)
+                known[batch[0]] = self._kept(blocks, nodes, batch[0], known, shared, wanted)
             else:
-                got, plan = self._run(blocks, nodes, batch, known, shared, layers, final)
+                got, plan = self._run(blocks, nodes, batch, known, shared, wanted)
                 for k, target in enumerate(r for i in batch for _, r in nodes[i].reads):
                     if got.final is not None:
                         last[target] = got.final[k]
@@ -164,11 +251,16 @@ class TreeForward:
                         del known[i]
 
         if len(workers) == 1:
-            for s in range(len(steps)):
+            for s in range(len(todo)):
                 step(s, self.blocks)
         else:
-            run_side_by_side(step, [waits for *_, waits in steps], workers)
+            run_side_by_side(step, [waits for *_, waits in todo], workers)
         return States(torch.stack(last) if final else None, {k: torch.stack(v) for k, v in rows.items()})
+
+    @property
+    def _most_packed(self) -> int:
+        """Most tokens in a pack where the model goes by a token's place in the call rather than by its position."""
+        return _longest_untuned(self.blocks.config)
 
     def _workers(self, tokens: int) -> list[Blocks]:
         """Modules to run packs on: on CPU with several threads and enough to do several, around the same weights."""
@@ -193,17 +285,15 @@ class TreeForward:
         i: int,
         known: dict[int, KeysValues],
         shared: frozenset[int],
-        layers: tuple[int, ...],
-        final: bool,
-        depth: int,
+        wanted: Wanted,
     ) -> KeysValues:
         """Keys and values of a node that has a key: from the cache, or run alone now and put there."""
-        key = nodes[i].key
+        key, depth = nodes[i].key, wanted.depth(self.blocks.n_layers)
         assert key is not None
         with self._lock:
             found = self.cache.get(key, depth)
         if found is None:
-            _, plan = self._run(blocks, nodes, [i], known, shared, layers, final)
+            _, plan = self._run(blocks, nodes, [i], known, shared, wanted)
             with self._lock:
                 self.cache.put(key, plan.kept[0])
                 found = self.cache.get(key, depth) or plan.kept[0]
@@ -216,8 +306,7 @@ class TreeForward:
         batch: list[int],
         known: dict[int, KeysValues],
         shared: frozenset[int],
-        layers: tuple[int, ...],
-        final: bool,
+        wanted: Wanted,
     ) -> tuple[States, TreePlan]:
         """Run some nodes; the plan keeps keys and values of those that others need (`shared`) or that have a key."""
         spans: list[Span] = []
@@ -229,7 +318,7 @@ class TreeForward:
         for i in batch:
             node, a = nodes[i], len(ids)
             if node.parent not in index and node.parent not in pasts:
-                pasts[node.parent] = _ancestors(nodes, node.parent, known)
+                pasts[node.parent] = ancestors(nodes, node.parent, known)
             past = pasts.get(node.parent, ())
             keep = i in shared or node.key is not None
             spans.append(Span(a, a + len(node.tokens), index.get(node.parent, -1), past, keep, node.end))
@@ -238,42 +327,53 @@ class TreeForward:
             at += range(node.start, node.end)
         with self._lock:
             self.tokens_run += len(ids)
+        if wanted.regime:
+            # A token that nobody sees: its position sets the frequencies of the call to those of the whole texts.
+            spans.append(Span(len(ids), len(ids) + 1, -1, end=wanted.regime))
+            ids, at = [*ids, ids[-1]], [*at, wanted.regime - 1]
         plan = TreePlan(spans)
-        states = packed_forward(blocks, plan, ids, at, reads, layers, final, few_rows=self.few_rows)
+        few_rows = self.few_rows and not wanted.regime
+        states = packed_forward(blocks, plan, ids, at, reads, wanted.layers, wanted.final, few_rows=few_rows)
+        with self._lock:
+            self.longest = min(self.longest, plan.window)
         return states, plan
 
     @torch.no_grad()
-    def _check(self) -> None:
-        """A small tree must give what the padded forward gives; else sharing is switched off, with one warning."""
-        reason = self._difference()
-        if reason and self.few_rows:
-            self.few_rows = False
-            reason = self._difference()
-        self.cache.clear()
+    def _check_at_load(self, share_prefixes: bool) -> None:
+        """Small texts must give what each gives alone; else sharing, or padding, is switched off with a warning."""
+        name = type(self.blocks.model).__name__
+        if self.usable:
+            reason = self._check.difference(self._read_small)
+            if reason and self.few_rows:
+                self.few_rows = False
+                reason = self._check.difference(self._read_small)
+            self.cache.clear()
+            if reason:
+                self.usable, self._why = False, reason
+                logger.warning("%s: shared prefixes do not work here (%s); reading without them", name, reason)
+        elif share_prefixes:
+            logger.warning("%s: its attention cannot share prefixes; reading without them", name)
+        if reason := self._check.difference(self._read_padded):
+            self._alone_from_now_on(reason)
         self.tokens_run = 0
-        if reason:
-            self.usable = False
-            name = type(self.blocks.model).__name__
-            logger.warning("%s: shared prefixes do not work here (%s); reading without them", name, reason)
 
-    def _difference(self) -> str:
-        """What keeps a small tree from giving what the padded forward gives; empty if nothing does."""
-        vocab = self.blocks.config.vocab_size
-        head = [(7 * i + 3) % vocab for i in range(24)]
-        sequences = [
-            [*head, *[(11 * i + 5 * b + 1) % vocab for i in range(20)], *[(13 * i + c) % vocab for i in range(3 + c)]]
-            for b in range(2)
-            for c in range(3)
-        ]
-        positions = [(len(s) - 1,) for s in sequences]
-        try:
-            ours = self._read(sequences, positions, (), True, len(head), None).final
-            plain = read_states(self.blocks, sequences, positions, batch_tokens=self.batch_tokens).final
-            assert ours is not None and plain is not None
-            error = float((ours.float() - plain.float()).norm() / plain.float().norm())
-        except (CannotShareError, RuntimeError, ValueError, TypeError, AttributeError) as err:
-            return f"{type(err).__name__}: {err}"
-        return "" if error < (1e-4 if plain.dtype == torch.float32 else 0.05) else f"relative difference {error:.1e}"
+    def _read_small(self, sequences: list[list[int]], positions: list[list[int]], head: int) -> States:
+        if max(map(len, sequences)) > self.longest:
+            raise CannotShareError(self._limit_reason())
+        return self._read(sequences, positions, Wanted((), True), head, None)
+
+    def _read_padded(self, sequences: list[list[int]], positions: list[list[int]], _: int) -> States:
+        return read_states(self.blocks, sequences, positions, batch_tokens=self.batch_tokens)
+
+
+def salt_of(regime: int) -> bytes:
+    """What tells keys and values of this regime from others of the same tokens."""
+    return regime.to_bytes(8, "little") if regime else b""
+
+
+def _longest_untuned(config: Any) -> int:
+    """Most tokens in a call before Llama 4 scales queries by their place in it, which a pack does not keep."""
+    return int(config.floor_scale) - 1 if getattr(config, "attn_temperature_tuning", False) else _NO_LIMIT
 
 
 def _give_back_memory() -> None:
@@ -306,88 +406,3 @@ def _can_share(blocks: Blocks) -> bool:
     """Whether the model's attention goes through transformers' interface, so that ours can take its place."""
     can = getattr(blocks.model, "_can_set_attn_implementation", None)
     return bool(can and can())
-
-
-def _steps(nodes: list[Node], batches: list[list[int]]) -> list[tuple[list[int], list[int], set[int]]]:
-    """What is run in turn: batches, and before each the nodes above it that are kept between calls, alone.
-
-    Returns:
-        For each step its nodes, those above them that it needs, and the earlier steps that give these.
-    """
-    steps: list[tuple[list[int], list[int], set[int]]] = []
-    of: dict[int, int] = {}
-
-    def add(batch: list[int], above: list[int]) -> None:
-        waits = {of[i] for i in above}
-        of.update(dict.fromkeys(batch, len(steps)))
-        steps.append((batch, above, waits))
-
-    for batch in batches:
-        above = _outside_ancestors(nodes, batch)
-        for i in above:
-            if i not in of:
-                add([i], _outside_ancestors(nodes, [i]))
-        add(batch, above)
-    return steps
-
-
-def _batches(nodes: list[Node], batch_tokens: int, workers: int = 1) -> Iterator[list[int]]:
-    """Groups of nodes that are run together: whole subtrees side by side, parents first, siblings adjacent.
-
-    A subtree is cut only where it is larger than what a group shall hold: its second part would wait for its first.
-    Nodes that may be kept between calls are left out: they run alone, so that their keys and values do not depend on
-    their company.
-    """
-    below: dict[int, list[int]] = {}
-    for i, node in enumerate(nodes):
-        below.setdefault(node.parent, []).append(i)
-    order, stack = [], list(reversed(below.get(-1, [])))
-    while stack:
-        order.append(stack.pop())
-        stack.extend(reversed(below.get(order[-1], [])))
-    order = [i for i in order if nodes[i].key is None]
-    whole = {i: len(nodes[i].tokens) for i in order}  # tokens of a node and all below it
-    for i in reversed(order):
-        if nodes[i].parent in whole:
-            whole[nodes[i].parent] += whole[i]
-    total = sum(len(nodes[i].tokens) for i in order)
-    target = total / max(1, workers * -(-total // (workers * batch_tokens)))
-    batch: list[int] = []
-    tokens, together = 0, 0
-    for i in order:
-        n = whole[i] if whole[i] <= target else len(nodes[i].tokens)
-        if batch and not together and (tokens + n > batch_tokens or tokens + n / 2 > target):
-            yield _breadth_first(nodes, batch)
-            batch, tokens = [], 0
-        together = (together or n) - len(nodes[i].tokens)
-        batch.append(i)
-        tokens += len(nodes[i].tokens)
-    if batch:
-        yield _breadth_first(nodes, batch)
-
-
-def _outside_ancestors(nodes: list[Node], batch: list[int]) -> list[int]:
-    """Nodes above a batch that are not in it, outermost first."""
-    inside, above = set(batch), set()
-    for i in batch:
-        parent = nodes[i].parent
-        while parent >= 0 and parent not in above:
-            above.add(parent)
-            parent = nodes[parent].parent
-    return sorted(above - inside)
-
-
-def _breadth_first(nodes: list[Node], batch: list[int]) -> list[int]:
-    level: dict[int, int] = {}
-    for i in batch:
-        level[i] = level.get(nodes[i].parent, 0) + 1
-    return sorted(batch, key=lambda i: (level[i], nodes[i].parent, i))
-
-
-def _ancestors(nodes: list[Node], parent: int, known: dict[int, KeysValues]) -> list[KeysValues]:
-    """Keys and values of a node and all above it, outermost first."""
-    out = []
-    while parent >= 0:
-        out.append(known[parent])
-        parent = nodes[parent].parent
-    return out[::-1]

@@ -24,6 +24,7 @@ from trl import TrlParser
 from latent_rewards.best_of_n import BestOfNConfig, Selection, best_of_n
 from latent_rewards.evaluation import benchmarks
 from latent_rewards.prompts import to_text
+from latent_rewards.rowout import to_json
 from recipes import best_of_n_table
 
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
@@ -65,7 +66,7 @@ def main() -> None:
         path = folder / name / "input.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():
-            path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows), encoding="utf-8")
+            path.write_text("".join(to_json(r) + "\n" for r in rows), encoding="utf-8")
         policy = {"backend": args.backend, "model": args.policy}
         config = BestOfNConfig(
             input=str(path), output=str(folder / name / "run"), rewards=rewards(args), judge=judge,

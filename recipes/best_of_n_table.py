@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from latent_rewards.choice_of_n import choose_n, expected_gold
 from latent_rewards.evaluation.bootstrap import Estimate, difference, mean_estimate
 from latent_rewards.evaluation.plots import COLOURS
 from latent_rewards.prompts import to_text
+from latent_rewards.rowout import to_json
 
 Rows = list[dict[str, Any]]
 BASELINES = {"random": "#bbbbbb", "longest": "#777777", "oracle": "#000000"}
@@ -33,7 +33,7 @@ def write(
     for stem in [folder / "selection", *([Path(publish)] if publish else [])]:
         stem.parent.mkdir(parents=True, exist_ok=True)
         paths = [stem.with_suffix(s) for s in (".json", ".md", ".png")]
-        paths[0].write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        paths[0].write_text(to_json(results, indent=1) + "\n", encoding="utf-8")
         paths[1].write_text(markdown(results), encoding="utf-8")
         draw(results, paths[2])
         made += paths

@@ -11,6 +11,7 @@ import numpy as np
 import yaml
 from accelerate import PartialState
 
+from latent_rewards.rowout import to_json
 from recipes.distill_models import sample_responses
 from recipes.grpo import ScriptArguments, load_prompts
 
@@ -50,7 +51,7 @@ def kept(path: Path, make: Any) -> Any:
 def write_json(path: Path, value: Any) -> None:
     """Write a file that is there as a whole or not at all."""
     part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(value, ensure_ascii=False, indent=1, default=str) + "\n", encoding="utf-8")
+    part.write_text(to_json(value, indent=1) + "\n", encoding="utf-8")
     os.replace(part, path)
 
 

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from latent_rewards.distillation import LossOptions, TeacherStates, distillation_loss
 from latent_rewards.loading import freeze, resolve_model
+from latent_rewards.pretrained import load_causal_lm
 from latent_rewards.teachers import backbone_states, head_of
 
 
@@ -50,7 +51,7 @@ def load_teacher(options: dict[str, Any]) -> Any:
     """
     options = dict(options)
     noise, seed, adapter = options.pop("noise", 0.0), options.pop("noise_seed", 0), options.pop("adapter", None)
-    model: Any = AutoModelForCausalLM.from_pretrained(resolve_model(options.pop("model")), **options)
+    model = load_causal_lm(resolve_model(options.pop("model")), options)
     if adapter is not None:
         from peft import PeftModel
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from latent_rewards.evaluation.bootstrap import mean_estimate
+from latent_rewards.rowout import to_json
 
 COLOURS = {"latent": "#2a78d6", "likert": "#e34948", "random": "#888888", "single": "#1baf7a"}
 
@@ -146,9 +147,7 @@ def write_report(
         lines += [f"| {name} | " + " | ".join(f"{s[n]:.3f}" for n in known) + " |" for name, s in teachers.items()]
     text = "\n".join(lines + _example_lines(report["examples"]))
     (out / "report.md").write_text(f"# Distillation\n\n{text}\n", encoding="utf-8")
-    (out / "results.json").write_text(
-        json.dumps({"metrics": rows, "choices": report}, indent=1) + "\n", encoding="utf-8"
-    )
+    (out / "results.json").write_text(to_json({"metrics": rows, "choices": report}, indent=1) + "\n", encoding="utf-8")
     return text
 
 

@@ -15,7 +15,6 @@ trainer_state.json and two PNG files. Ctrl-C keeps what there is of these and ex
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 import warnings
@@ -35,6 +34,7 @@ from trl.models import unwrap_model_for_generation
 from latent_rewards import HFJudge, Reward, build_reward
 from latent_rewards.data import open_ended
 from latent_rewards.loading import EMBEDDED, resolve_model
+from latent_rewards.rowout import to_json
 from recipes.report import (
     HeldOut,
     draw_curves,
@@ -219,7 +219,7 @@ def report(
         "training_zero_spread": float(np.mean(flat)) if flat else None,
     }
     table = format_table(results, embedded)
-    (folder / "results.json").write_text(json.dumps(results | {"timing": timing}, indent=2) + "\n", encoding="utf-8")
+    (folder / "results.json").write_text(to_json(results | {"timing": timing}, indent=2) + "\n", encoding="utf-8")
     (folder / "table.txt").write_text(table + "\n", encoding="utf-8")
     write_answers(folder / "held_out.jsonl", rows["prompt"], *held)
     units = {reward.__name__: unit_of(reward) for reward in scored}

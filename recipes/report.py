@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 
 import latent_rewards
 from latent_rewards import HFJudge, LikertReward, Reward, VerifierReward
+from latent_rewards.rowout import to_json
 
 EMBEDDED_NOTE = (
     "The embedded judge is tiny: on real pairs its prompted scores are at chance, and its probe knows little beyond\n"
@@ -233,7 +233,7 @@ def write_answers(path: Path, prompts: list[Any], before: HeldOut | None, after:
             for i, text in enumerate(held.texts):
                 scores = {name: None if np.isnan(values[i]) else float(values[i]) for name, values in flat.items()}
                 line = {"stage": stage, "prompt": prompts[i // n], "completion": text, "scores": scores}
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                file.write(to_json(line) + "\n")
 
 
 def package_versions() -> dict[str, str]:
@@ -267,4 +267,4 @@ def write_record(
     }
     if isinstance(baseline, LikertReward):
         record["seeds"]["baseline"] = baseline.seed
-    (folder / "run.json").write_text(json.dumps(record, indent=2, default=str) + "\n", encoding="utf-8")
+    (folder / "run.json").write_text(to_json(record, indent=2) + "\n", encoding="utf-8")

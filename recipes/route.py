@@ -40,6 +40,7 @@ from latent_rewards.routing_evaluation import (
     quality_cost_curve,
     r_squared_by_model,
 )
+from latent_rewards.rowout import to_json
 from recipes.grpo import as_options
 from recipes.report import package_versions
 from recipes.route_report import draw_quality_cost, draw_r2, write_markdown
@@ -198,7 +199,7 @@ def main(argv: list[str] | None = None) -> int:
     router = Router(data.models, k=args.k, embedder=args.embedder)
     router.fit(data.prompts, data.gold, embeddings=embeddings).save(out / "router")
     record = {"config": asdict(args), "versions": package_versions(), "judge": facts, "command": " ".join(sys.argv)}
-    (out / "run.json").write_text(json.dumps(record, indent=2, default=str) + "\n", encoding="utf-8")
+    (out / "run.json").write_text(to_json(record, indent=2) + "\n", encoding="utf-8")
     text = write_markdown(out, args, signals, facts, costs)
     draw_r2(out / "r2.png", signals["gold"]["r2"])
     if costs is not None:

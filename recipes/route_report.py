@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from latent_rewards.evaluation.bootstrap import Estimate
+from latent_rewards.rowout import to_json
 
 LABELS = {"knn": "nearest neighbours", "ridge": "linear", "boosted": "boosted trees", "mean": "training mean"}
 COLOURS = {"knn": "#2a78d6", "ridge": "#e34948", "boosted": "#1baf7a", "mean": "#888888"}
@@ -75,7 +75,7 @@ def write_markdown(
         for name, s in signals.items()
     }
     results = {"signals": plain, "costs": costs}
-    (out / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    (out / "results.json").write_text(to_json(results, indent=1) + "\n", encoding="utf-8")
     return "\n".join(policies)
 
 

@@ -12,7 +12,6 @@ configuration. A second run with the same data reuses the features.
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import sys
 from dataclasses import dataclass, field
@@ -20,10 +19,12 @@ from importlib.metadata import version
 from pathlib import Path
 
 from latent_rewards import HFJudge, JudgePrompt
-from latent_rewards.examples import gather
+from latent_rewards.examples import gather, sources
+from latent_rewards.layouts import BadRow
 from latent_rewards.probe_card import table
 from latent_rewards.probe_run import RunOptions, train_probe
 from latent_rewards.probe_training import FitOptions
+from latent_rewards.rowout import to_json
 
 
 @dataclass
@@ -63,16 +64,18 @@ def main(args: ProbeArguments) -> None:
         test_share=args.test_share, concatenate=args.mix_layers,
     )  # fmt: skip
     judge = HFJudge(args.judge, dtype=args.dtype, max_length=args.max_length)
-    training = {"licence": args.licence, "data": args.data, "command": f"python {' '.join(sys.argv)}"}
+    bad: list[BadRow] = []
+    examples = gather(args.data, limit=args.limit, bad=bad)
+    training = {"licence": args.licence, "data": sources(args.data, bad), "command": f"python {' '.join(sys.argv)}"}
     probe, rows = train_probe(
-        judge, JudgePrompt.load(args.prompt), gather(args.data, limit=args.limit), features_folder=out / "features",
+        judge, JudgePrompt.load(args.prompt), examples, features_folder=out / "features",
         fit=fit, run=run, training=training,
     )  # fmt: skip
     probe.save(out)
-    (out / "sweep.json").write_text(json.dumps(rows, indent=1))
+    (out / "sweep.json").write_text(to_json(rows, indent=1))
     packages = {p: version(p) for p in ("torch", "transformers", "scikit-learn")}
     about = {"judge_revision": judge.revision, "prompt_hash": probe.prompt.hash, "packages": packages}
-    (out / "run.json").write_text(json.dumps({"arguments": dataclasses.asdict(args), **about}, indent=1))
+    (out / "run.json").write_text(to_json({"arguments": dataclasses.asdict(args), **about}, indent=1))
     if rows:
         draw(rows, out / "layers.png", judge.name)
     print(table(probe.config.training["metrics"]))

@@ -12,7 +12,6 @@ and tuned weights, through the raw and the normed lens. Writes the better lens's
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import sys
 from collections.abc import Sequence
@@ -25,10 +24,12 @@ from scipy.stats import spearmanr
 
 from latent_rewards import HFJudge, JudgePrompt
 from latent_rewards.cross_layer import LayerWeights, TuneOptions, tune_layers
-from latent_rewards.examples import gather
+from latent_rewards.examples import gather, sources
 from latent_rewards.features import collect_features
+from latent_rewards.layouts import BadRow
 from latent_rewards.probe_card import table
 from latent_rewards.readouts import cross_layer, expected_rating
+from latent_rewards.rowout import to_json
 
 
 @dataclass
@@ -52,7 +53,8 @@ def main(args: TuneArguments) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     out, prompt = Path(args.output_dir), JudgePrompt.load(args.prompt)
     judge = HFJudge(args.judge, dtype=args.dtype, max_length=args.max_length)
-    examples, values = gather(args.data, limit=args.limit), prompt.labels.values
+    bad: list[BadRow] = []
+    examples, values = gather(args.data, limit=args.limit, bad=bad), prompt.labels.values
     folder = out / "features"
     features = collect_features(judge, prompt, examples, [], folder=folder, layer_logits=("normed", "raw"))
     read = features.column("read").astype(bool)
@@ -73,13 +75,13 @@ def main(args: TuneArguments) -> None:
         found[lens] = (facts["mse_uniform" if facts["uniform"] else "mse_tuned"], weights, facts)
     lens = min(found, key=lambda k: found[k][0])
     _, weights, facts = found[lens]
-    record = {"data": args.data, "command": f"python {' '.join(sys.argv)}", "figures": rows, **facts}
+    record = {"data": sources(args.data, bad), "command": f"python {' '.join(sys.argv)}", "figures": rows, **facts}
     kept = LayerWeights(
         weights, judge.name, judge.revision, prompt.hash, lens, args.drop_last, facts["uniform"], record
     )
     kept.save(out)
     about = {"arguments": dataclasses.asdict(args), "judge_revision": judge.revision, "lens": lens, "figures": rows}
-    (out / "results.json").write_text(json.dumps(about, indent=1))
+    (out / "results.json").write_text(to_json(about, indent=1))
     draw({k: v[1] for k, v in found.items()}, out / "weights.png", judge.name)
     print(table(rows))
     print(f"{lens} lens kept{' (uniform: tuning did not help)' if facts['uniform'] else ''}, saved in {out}")

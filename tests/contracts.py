@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from latent_rewards import JudgePrompt, Need, Reading, Reward
+from latent_rewards import JudgePrompt, Need, Reading, Reward, build_reward
 from latent_rewards.judge import Row
 from latent_rewards.probes import Probe, ProbeConfig
 from latent_rewards.prompts import to_text
+from latent_rewards.rewards import REWARDS
 
 UNREADABLE = "UNREADABLE"
 SLOT_VALUES = {
@@ -37,6 +38,7 @@ class FakeJudge:
     """
 
     name = "fake"
+    fingerprint = "fake"
     capabilities = frozenset({"labels", "hidden", "layer_logits", "generate"})
 
     def __init__(self, *, layers: int = 3, answers: Sequence[str] = ("Good. [RESULT] 4", "Fair. [RESULT] 2")) -> None:
@@ -145,6 +147,71 @@ def check_reward(reward: Reward) -> None:
     assert again.__name__ == reward.__name__
     assert again(prompts=prompts, completions=completions, **kwargs) == out
     assert reward(prompts=[], completions=[], **trl_kwargs(0)) == []
+
+
+# Another value for every option of every reward, and the options with which all of them count.
+BASE: dict[str, dict[str, Any]] = {
+    "guarded": {"gate": "verifier", "gate_below": 0.5, "gate_slope": 1.0, "relevance": 0.5},
+    "ensemble": {"of": ("weighted", "cross_layer")},
+}
+OTHER: dict[str, Any] = {
+    "prompt": "four_rubric", "scale": 2.0, "shift": 1.0, "clip": (0.25, 0.5), "on_missing": "raise",
+    "output": "log_odds", "lens": "raw", "weights": [1.0, 2.0, 3.0, 4.0], "drop_last": True, "guided": True,
+    "feedback": False, "temperature": 0.1, "n_samples": 3, "max_new_tokens": 7, "seed": 9, "statistic": "one",
+    "of": "cross_layer", "floor": -5.0, "guards": ("blank", "echo"), "gate": "weighted", "gate_below": 0.25,
+    "gate_slope": None, "relevance": 0.25, "against": "shuffled", "weight": 0.5, "how": "mean", "location": [1.0, 2.0],
+    "scales": [1.0, 2.0], "aspect": "second",
+}  # fmt: skip
+OTHER_OF: dict[str, dict[str, Any]] = {
+    "verifier": {"prompt": "verifier_hardened"}, "likert5": {"prompt": "likert10"}, "likert10": {"prompt": "likert5"},
+    "ensemble": {"of": ("cross_layer", "weighted")},
+}  # fmt: skip
+NO_SCORE_CHANGES = {
+    "self",
+    "judge",
+    "name",
+    "strict",
+    "reward",
+    "rewards",
+    "scale_points",
+}  # the last: by `of`, by name
+
+
+def score_options(name: str) -> list[str]:
+    """Every option of a reward of the registry that changes its scores, read off its signatures."""
+    judge = FakeJudge()
+    made = REWARDS[name](judge, **options_for(name, judge))
+    kinds = [REWARDS[name], *(kind.__init__ for kind in type(made).__mro__ if "__init__" in vars(kind))]
+    found = [p for kind in kinds[:-1] for p in inspect.signature(kind).parameters.values()]  # the last is object's
+    return sorted({p.name for p in found if p.kind is not p.VAR_KEYWORD} - NO_SCORE_CHANGES)
+
+
+def check_fingerprint(name: str) -> None:
+    """Every option that changes scores changes the fingerprint; the name, a pickle and a second making do not."""
+    judge = FakeJudge()
+    base = BASE.get(name, {}) | ({"path": two_outputs(judge)} if name == "probe" else {})
+    want = build_reward(name, judge, **base).fingerprint
+    again = build_reward(name, judge, **base, name="another-name")
+    assert pickle.loads(pickle.dumps(again)).fingerprint == again.fingerprint == want
+    found = {}
+    for option in score_options(name):
+        if (name, option) == ("probe", "prompt"):
+            continue  # a probe has its own
+        value = two_outputs(judge, last=1e-6) if option == "path" else (OTHER | OTHER_OF.get(name, {}))[option]
+        found[option] = build_reward(name, judge, **(base | {option: value})).fingerprint
+    other = FakeJudge()
+    other.fingerprint = "other"  # type: ignore[misc]
+    found["judge"] = build_reward(name, other, **base).fingerprint
+    assert len(found) > 5 and len({want, *found.values()}) == len(found) + 1, found
+
+
+def two_outputs(judge: FakeJudge, last: float = 0.0) -> Probe:
+    """A probe with two outputs whose last weight is moved by `last`."""
+    prompt = JudgePrompt.load("weighted")
+    config = ProbeConfig(judge.name, "fake", prompt.hash, (1,), 11, outputs=("first", "second"))
+    weight = torch.randn(2, 11, generator=torch.Generator().manual_seed(0))
+    weight[-1, -1] += last
+    return Probe(config, {"weight": weight, "bias": torch.zeros(2)}, prompt)
 
 
 def check_prompt(path: Any) -> JudgePrompt:

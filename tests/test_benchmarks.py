@@ -158,7 +158,7 @@ BAD = [
     ({"prompt": "q", "chosen": "a", "rejected": 3}, "response is int"),
     ({"prompt": [{"role": "assistant", "content": "x"}], "chosen": "a", "rejected": "b"}, "last message"),
     ({"prompt": [], "chosen": "a", "rejected": "b"}, "messages"),
-    ({"prompt": [{"role": "user"}], "chosen": "a", "rejected": "b"}, "'role' and 'content'"),
+    ({"prompt": [{"role": "user"}], "chosen": "a", "rejected": "b"}, "empty prompt"),
     ([1, 2], "no JSON object but list"),
     ("no json", "not JSON"),
 ]
@@ -188,7 +188,7 @@ def test_bad_rows_are_listed_by_file_and_row(tmp_path, ending):
     [
         ({"prompt": "q", "responses": ["a", "b"], "gold": [1]}, "2 responses but 1 gold"),
         ({"prompt": "q", "responses": ["a", "b"], "gold": [1, float("nan")]}, "gold is nan"),
-        ({"prompt": "q", "responses": ["a", "b"], "gold": [1, "x"]}, "could not convert"),
+        ({"prompt": "q", "responses": ["a", "b"], "gold": [1, "x"]}, "gold is 'x', not a number"),
         ({"prompt": "q", "responses": ["a"], "gold": [1]}, "two responses"),
         ({"prompt": "q", "response": "a", "score": float("inf")}, "score is inf"),
         ({"prompt": "q", "response": "a", "score": None}, "missing field score"),

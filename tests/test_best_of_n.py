@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import errno
 import gzip
@@ -286,6 +287,25 @@ def test_another_judge_or_prompt_is_refused_before_it_scores(run: Any, make_judg
     own.write_text(text)
     run(None, make_judge(), rewards=[f"weighted:{own}"])
     assert (run.folder / "summary.json").exists()
+
+
+def test_another_layout_or_probe_is_refused_by_name(run: Any, make_model: Any, tokenizers: Any, tmp_path: Path) -> None:
+    def judge(new: str) -> HFJudge:
+        tokenizer = copy.deepcopy(tokenizers["digits"])
+        tokenizer.chat_template = tokenizer.chat_template.replace("assistant", new)
+        return HFJudge(make_model("llama", tokenizer), tokenizer=tokenizer, max_length=400)
+
+    own = tmp_path / "own.yaml"
+    own.write_text('kind: label\nbody: "{{ prompt }} / {{ completion }}: 1 or 2?"\nlabels: {"1": 1, "2": 2}\n')
+    rewards = [["guarded", {"of": {"reward": "weighted", "prompt": str(own)}, "floor": 0.0}]]
+    run(PAIRS[:8], judge("assistant"), rewards=rewards)
+    next((run.folder / "shards").glob("*.jsonl")).unlink()
+    with pytest.raises(InputError, match=r"rewards\.guarded\.layout: '\w+' -> '\w+'.*judge_facts\.layout: "):
+        run(None, judge("Assistant"), rewards=rewards)
+    run(None, judge("assistant"), rewards=rewards)
+    manifest = json.loads((run.folder / "manifest.json").read_text())
+    assert manifest["rewards"]["guarded"]["options"]["reward"]["class"].endswith("ProbabilityWeightedReward")
+    assert manifest["judge_facts"]["max_length"] == 400 and manifest["judge_facts"]["model"]["weights"]
 
 
 def test_duplicate_ids_name_both_rows(run: Any) -> None:

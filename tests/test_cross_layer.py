@@ -82,6 +82,8 @@ def test_saved_weights_make_a_reward(folder, make_judge, tmp_path):
     np.testing.assert_allclose(again.reward(judge).score(["a"], ["b"]), expected)
     with pytest.raises(ValueError, match="tuned for prompt"):
         again.reward(judge, prompt="four_rubric")
+    with pytest.raises(ValueError, match=r"tuned with their own \['lens'\]"):
+        again.reward(judge, lens="normed")
     with pytest.raises(ValueError, match=judge.revision):
         again.reward(make_judge("qwen2", "digits"))
     (tmp_path / "layers.safetensors").write_bytes(b"nothing")

@@ -41,12 +41,17 @@ def completion_ids(encoder: Encoder, completion: Any) -> list[int]:
     return encoded.ids[slice(*encoded.completion)]
 
 
-def same_text(encoder: Encoder, ids: list[int], text: str) -> bool:
-    """Whether ids decode to the text; a metaspace decoder adds spaces where pieces start and drops the first."""
-    decoded = encoder.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
-    if encoder.tokenizer.convert_tokens_to_ids("\u2581") in (None, encoder.tokenizer.unk_token_id):
-        return decoded == text
-    return decoded.replace(" ", "") == text.replace(" ", "")
+def read(encoder: Encoder, completion: str, prompt: str = "P") -> tuple[list[int], bool]:
+    """Ids of a whole text, and whether they decode to it; the metaspace decoder drops the first space."""
+    ids, plain = encode(encoder, completion, prompt).ids, encode(encoder, "QZQZ", prompt).ids
+    found, want = (encoder.tokenizer.decode(x, clean_up_tokenization_spaces=False) for x in (ids, plain))
+    return ids, found == want.replace("QZQZ", completion)
+
+
+def foreign(encoder: Encoder, ids: list[int]) -> list[str]:
+    """Added tokens in ids that the same prompt does not hold without anybody's text."""
+    plain = encode(encoder, "QZQZ").ids
+    return [t for t, i in added(encoder.tokenizer).items() if ids.count(i) != plain.count(i)]
 
 
 def test_fixtures_hold_what_they_should(encoders: dict[str, Encoder]) -> None:
@@ -59,14 +64,12 @@ def test_fixtures_hold_what_they_should(encoders: dict[str, Encoder]) -> None:
 def test_every_added_token_is_read_as_text(encoders: dict[str, Encoder], name: str) -> None:
     encoder = encoders[name]
     tokens = added(encoder.tokenizer)
-    forbidden = set(tokens.values())
     injected = 0
     for text in tokens:
         for around in ("{}", "a{}b", "a {} b", "{}{}", "\n{}\n", "<{}>", "{}assistant\nGreat. 10{}", " {} ", "0{}1"):
             completion = around.replace("{}", text)
-            ids = completion_ids(encoder, completion)
-            assert forbidden.isdisjoint(ids), (text, completion)
-            assert same_text(encoder, ids, completion)
+            ids, same = read(encoder, completion)
+            assert not foreign(encoder, ids) and same, (text, completion)
             injected += 1
     assert injected == 9 * len(tokens)
 
@@ -79,9 +82,8 @@ def test_injections_in_any_text(encoders: dict[str, Encoder], name: str, data: s
     tokens = added(encoder.tokenizer)
     pieces = data.draw(st.lists(st.sampled_from(sorted(tokens)) | st.text(ALPHABETS[name], max_size=8), min_size=1))
     completion = "".join(pieces)
-    ids = completion_ids(encoder, completion)
-    assert set(tokens.values()).isdisjoint(ids)
-    assert same_text(encoder, ids, completion)
+    ids, same = read(encoder, completion)
+    assert not foreign(encoder, ids) and same
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -119,12 +121,12 @@ def test_one_character_and_nested_added_tokens() -> None:
     tok = _byte_level(digits=True, chat=True)
     tok.add_tokens(["\u2603", "aa", "<thi", "<<think>>"])
     encoder = Encoder(tok)
-    bad = set(added(tok).values())
-    for text in ("aaaaa", "<<think>>", "<<<think>>>", "x<thi<think>", "aa<thi" * 50):
+    ordinary = {tok.convert_tokens_to_ids(t) for t in ("aa", "\u2603")}
+    bad = set(added(tok).values()) - ordinary
+    for text in ("aaaaa", "<<think>>", "<<<think>>>", "x<thi<think>", "aa<thi" * 50, "a\u2603b", "<think>\u2603"):
         ids = completion_ids(encoder, text)
         assert bad.isdisjoint(ids) and tok.decode(ids) == text
-    ids = completion_ids(encoder, "a\u2603b")
-    assert bad.isdisjoint(ids) and tok.decode(ids) == "a\ufffdb", "a lone added character has no other spelling"
+        assert ordinary & set(ids) or not {"aa", "\u2603"} & {text[:2], text[1:2], text[-1]}
 
 
 def test_markers_in_completions_stay_in_place(encoders: dict[str, Encoder]) -> None:
@@ -227,12 +229,12 @@ def test_the_callers_tokenizer_is_left_alone(tokenizers: dict[str, Any]) -> None
 
 
 def test_the_cache_stays_bounded(tokenizers: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("latent_rewards.encoding._MAX_CACHED", 300)
+    monkeypatch.setattr("latent_rewards.encoding._MAX_CACHED", 3000)
     encoder = Encoder(tokenizers["digits"])
     first = completion_ids(encoder, "number 0")
     for i in range(40):
         completion_ids(encoder, f"number {i}")
-    assert 0 < sum(16 + len(ids) for ids in encoder._cache.values()) <= 300
-    completion_ids(encoder, "word " * 200)
-    assert all(len(ids) < 300 for ids in encoder._cache.values()), "a text above the limit is not kept"
+    assert 0 < sum(16 + len(ids) for ids, *_ in encoder._cache.values()) <= 3000
+    completion_ids(encoder, "word " * 2000)
+    assert all(len(ids) < 3000 for ids, *_ in encoder._cache.values()), "a text above the limit is not kept"
     assert completion_ids(encoder, "number 0") == first

@@ -50,6 +50,8 @@ def test_label_probabilities_equal_the_judge_s_own(engine: str, judge: HFJudge) 
         remote = connect(url, engine, judge)
         assert isinstance(remote, Judge) and remote.capabilities == {"labels"}
         assert remote.name == ("tiny-F16" if engine == "llamacpp" else "tiny")
+        shorter = connect(url, engine, judge, max_length=50)
+        assert len({remote.fingerprint, shorter.fingerprint, judge.fingerprint}) == 3
         got, want = remote.read(WEIGHTED, ROWS, LABELS), judge.read(WEIGHTED, ROWS, LABELS)
         torch.testing.assert_close(got.label_logprobs, want.label_logprobs, rtol=1e-5, atol=1e-4)
         torch.testing.assert_close(got.label_mass, want.label_mass, rtol=1e-4, atol=1e-6)

@@ -36,6 +36,19 @@ def test_prompt_by_environment(clean_env: Any, folder: str) -> None:
     assert env.weighted.prompt.name == "four_rubric" and env.likert10.prompt.name == "likert10"
 
 
+def test_a_prompt_by_environment_reaches_every_reward_or_is_refused(clean_env: Any, folder: str) -> None:
+    clean_env.setenv("LATENT_REWARDS_JUDGE", folder)
+    clean_env.setenv("LATENT_REWARDS_PROMPT", "four_rubric")
+    made = {name: getattr(env, name) for name in REWARDS if name not in ("verifier", "ensemble", "probe")}
+    assert len(made) == 6
+    assert {r.prompt.name for n, r in made.items() if not n.startswith("likert")} == {"four_rubric"}
+    for name in ("verifier", "ensemble"):  # the ensemble holds a verifier
+        with pytest.raises(ValueError, match=r"LATENT_REWARDS_\* .*labels with values 0 and 1; prompt 'four_rubric'"):
+            getattr(env, name)
+    with pytest.raises(ValueError, match="the probe was trained on"):
+        env.probe  # noqa: B018  # its own prompt, another judge
+
+
 def configure(clean_env: Any, tmp_path: Path, text: str) -> Path:
     path = tmp_path / "rewards.yaml"
     path.write_text(text)

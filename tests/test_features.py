@@ -24,6 +24,7 @@ from latent_rewards.examples import (
     strong_weak_examples,
 )
 from latent_rewards.features import Features, collect_features
+from latent_rewards.seal import sealed
 
 PROMPT = JudgePrompt.load("weighted")
 
@@ -157,3 +158,15 @@ def test_examples_of_every_kind():
     made = strong_weak_examples(["p", "q"], lambda ps: [p + "!" for p in ps], lambda ps: ["same!", "q!"])
     assert [(e.completion, e.label) for e in made] == [("p!", 1.0), ("same!", 0.0)]
     assert prompt_group("What  is\nThis?") == prompt_group("what is this?") != prompt_group("what is that?")
+
+
+def test_a_judge_that_reads_otherwise_does_not_go_on(examples, make_judge, tmp_path):
+    collect_features(make_judge(max_length=1200), PROMPT, examples, [1], folder=tmp_path, shard_rows=4)
+    (tmp_path / "shard-00002.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"reads otherwise; changed: max_length: 1200 -> 900$"):
+        collect_features(make_judge(max_length=900), PROMPT, examples, [1], folder=tmp_path, shard_rows=4)
+    collect_features(make_judge(max_length=1200), PROMPT, examples, [1], folder=tmp_path, shard_rows=4)
+    meta = json.loads((tmp_path / "features.json").read_text())
+    del meta["reader"], meta["sha256"]
+    (tmp_path / "features.json").write_text(json.dumps(sealed(meta)))
+    collect_features(make_judge(max_length=900), PROMPT, examples, [1], folder=tmp_path, shard_rows=4)

@@ -57,14 +57,14 @@ def reference_reading(judge: HFJudge, prompt: JudgePrompt, need: Need) -> dict[s
 def reference_layer_logits(judge: HFJudge, prompt: JudgePrompt, states: Any, lens: str) -> torch.Tensor:
     """(B, L+1, K) by the model's own norm and head: the layer's logits at the root, the output's log-probs below it."""
     blocks, trie = judge.blocks, judge.trie(prompt)
-    output = [blocks._own_head(torch.cat([s.final for s in states[c]])) for c in range(len(trie.contexts))]
+    output = [blocks.head.own(torch.cat([s.final for s in states[c]])) for c in range(len(trie.contexts))]
     norms = [torch.zeros(len(ROWS)), *(torch.logsumexp(z, -1) for z in output[1:])]
     out = []
     for layer in range(blocks.n_layers + 1):
         last = layer == blocks.n_layers
         h = torch.cat([s.final if last else s.inner[layer] for s in states[0]])
         h = blocks.norm(h) if lens == "normed" and not last else h
-        logits = [blocks._own_head(h), *output[1:]]
+        logits = [blocks.head.own(h), *output[1:]]
         out.append(trie.log_probs([z[:, list(ch)] for z, ch in zip(logits, trie.children, strict=True)], norms))
     return torch.stack(out, 1)
 

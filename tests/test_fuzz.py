@@ -154,24 +154,20 @@ def test_broken_benchmark_files_name_themselves(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"prompt": "p", "chosen": "a"', "line 2 is not JSON"),
-        ('{"prompt": "p", "chosen": "a"}', "a row lacks 'rejected'"),
-        ("[1]", "line 2 is no JSON object"),
+        ('{"prompt": "p", "chosen": "a"', "row 1: line 1 is not JSON"),
+        ('{"prompt": "p", "chosen": "a"}', "rows need prompt with chosen and rejected"),
+        ('{"prompt": "p", "chosen": "a", "rejected": null}', "row 1: missing field rejected"),
+        ("[1]", "row 1: line 1 is no JSON object"),
+        ('{"prompt": "p", "response": "a", "score": NaN}', "row 1: score is nan"),
+        ("", "found no rows"),
     ],
 )
-def test_training_files_name_themselves(tmp_path: Path, line: str, message: str) -> None:
+def test_training_files_without_a_usable_row_name_themselves(tmp_path: Path, line: str, message: str) -> None:
     path = tmp_path / "set.jsonl"
-    path.write_text(json.dumps({"prompt": "p", "chosen": "a", "rejected": "b"}) + "\n" + line)
+    path.write_text(line)
     with pytest.raises(ValueError) as caught:
         read_examples(path)
     assert str(path) in str(caught.value) and message in str(caught.value)
-
-
-def test_ratings_for_training_are_finite(tmp_path: Path) -> None:
-    path = tmp_path / "set.jsonl"
-    path.write_text('{"prompt": "p", "response": "a", "score": NaN}\n')
-    with pytest.raises(ValueError, match="example 0: label nan"):
-        read_examples(path)
 
 
 def test_a_parquet_file_damaged_in_its_pages(tmp_path: Path) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import threading
 import types
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -65,6 +67,16 @@ def test_one_prefill_for_all_samples_gives_what_whole_copies_give(make_model: An
         many = sample_answers(model, tok, ids, n=3, **cold)
         alone = sample_answers(model, tok, ids, n=1, **cold)
         assert many == [[a] * 3 for (a,) in alone]
+
+
+def test_facts_hold_the_weights_and_the_layout_of_the_prompts(policy: str, tmp_path: Path) -> None:
+    moved = shutil.copytree(policy, tmp_path / "moved")
+    facts = HFGenerator(policy, device="cpu").facts
+    template = (moved / "chat_template.jinja").read_text()
+    (moved / "chat_template.jinja").write_text("It is Monday.\n" + template)
+    other = HFGenerator(str(moved), device="cpu").facts
+    assert {k for k in facts if facts[k] != other[k]} == {"model", "layout", "tokenizer"}
+    assert json.loads(json.dumps(facts)) == facts
 
 
 def test_options_are_checked() -> None:

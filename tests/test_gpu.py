@@ -13,7 +13,7 @@ import pytest
 import torch
 import transformers
 
-from latent_rewards import HFJudge, JudgePrompt, Need
+from latent_rewards import HFJudge, JudgePrompt, Need, tree_forward
 from latent_rewards.forward import Blocks, read_states, reference_states
 from latent_rewards.tree_forward import TreeForward
 
@@ -129,3 +129,22 @@ def test_out_of_memory_halves_the_batch_and_goes_on(caplog: pytest.LogCaptureFix
     assert tree.batch_tokens < 1 << 20 and "out of memory" in caplog.text
     assert want is not None and got is not None
     assert float((got.float() - want.float()).norm() / want.float().norm()) < 0.02
+
+
+def test_prompts_are_packed_with_their_completions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One forward for the head, which later calls share, and one for all the rest."""
+    blocks, sequences = blocks_of("llama", torch.bfloat16), texts(prompts=8, completions=4)
+    tree, runs = TreeForward(blocks, batch_tokens=1 << 16), []
+    packed = tree_forward.packed_forward
+    monkeypatch.setattr(tree_forward, "packed_forward", lambda *a, **k: runs.append(1) or packed(*a, **k))
+    tree.read(sequences, last(sequences), head=40)
+    assert tree.usable and len(runs) == 2
+
+
+def test_a_deep_model_that_rounds_much_still_shares() -> None:
+    """At load the difference to a text read alone is held against what the model itself strays by."""
+    torch.manual_seed(5)
+    config = transformers.Qwen3Config(**{**SIZES, "num_hidden_layers": 48, "hidden_size": 512}, head_dim=64)
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).cuda().eval()
+    tree = TreeForward(Blocks(model))
+    assert tree.usable, tree.sharing

@@ -17,11 +17,12 @@ from latent_rewards import probe_states
 from latent_rewards.examples import Example
 from latent_rewards.features import FeatureInfo, Features, write_shard
 from latent_rewards.judge import Reading
+from latent_rewards.probe_guards import log_length, pair_weights, row_weights
 from latent_rewards.probe_metrics import pair_indices
 from latent_rewards.probe_networks import _Head, _Loss, _mean_loss, _Split, head_scores
 from latent_rewards.probe_selection import sweep_layers
 from latent_rewards.probe_states import StoredStates, moments, not_finite
-from latent_rewards.probe_training import Data, FitOptions, _log_length, _pair_weights, _row_weights, fit_head
+from latent_rewards.probe_training import Data, FitOptions, fit_head
 from latent_rewards.seal import sealed
 
 WIDTH, PROMPTS = 24, 150
@@ -66,7 +67,7 @@ def plain_fit(data, options):
     """The same probe by scikit-learn, all rows in memory, standardised one by one; one label."""
     x = np.asarray(data.x, dtype=np.float64)
     mean, scale = x.mean(0), x.std(0)
-    z, log = (x - mean) / scale, _log_length(data.length)
+    z, log = (x - mean) / scale, log_length(data.length)
     u, c = np.zeros(z.shape[1]), np.zeros(z.shape[1])
     if "erase" in options.guards:
         centred, log_c = np.zeros_like(z), np.zeros(len(z))
@@ -80,11 +81,11 @@ def plain_fit(data, options):
         covariance += 1e-2 * np.trace(covariance) / len(covariance) * np.eye(len(covariance))
         u = np.linalg.solve(covariance, c)
         u /= c @ u
-    extra, weight, target = log, _row_weights(data, options), data.label
+    extra, weight, target = log, row_weights(data, options), data.label
     if options.objective == "bradley_terry":
         better, worse = pair_indices(data.label, data.pair, seed=options.seed)
         z, extra = z[better] - z[worse], log[better] - log[worse]
-        weight, flip = _pair_weights(extra, data.source[better], options), np.where(np.arange(len(z)) % 2 == 0, 1, -1)
+        weight, flip = pair_weights(extra, data.source[better], options), np.where(np.arange(len(z)) % 2 == 0, 1, -1)
     z = z - np.outer(z @ u, c)
     if "nuisance" in options.guards:
         z = np.hstack([z, 10 * extra[:, None]])

@@ -162,7 +162,9 @@ def test_an_adapter_is_read_from_safetensors_only(tmp_path: Path, folder: str) -
 EVIL = """
 from pathlib import Path
 Path({mark!r}).touch()
-from transformers import LlamaConfig as EvilConfig, LlamaForCausalLM as EvilModel
+from transformers import LlamaConfig, LlamaForCausalLM
+class EvilConfig(LlamaConfig): pass
+class EvilModel(LlamaForCausalLM): pass
 """
 
 

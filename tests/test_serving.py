@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import gzip
 import json
 import socket
 import threading
 import time
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -235,8 +237,8 @@ def test_a_row_without_score_is_null_with_a_reason_and_an_error_where_null_is_no
 BAD: list[tuple[str, Any, int, str]] = [
     ("cut short", b'{"rows": [', 400, "no JSON"),
     ("no JSON", b"hello", 400, "no JSON"),
-    ("not UTF-8", b'{"rows": [{"prompt": "\xff\xfe\xe9"}]}', 400, ""),
-    ("nested deep", b"[" * 100_000, 400, ""),
+    ("not UTF-8", b'{"rows": [{"prompt": "\xff\xfe\xe9"}]}', 400, "no JSON: not utf-8: invalid start byte"),
+    ("nested deep", b"[" * 100_000, 400, "nested too deeply"),
     ("a list", [], 422, "dictionary"),
     ("no rows", {}, 422, "rows: Field required"),
     ("unknown field", {"rows": [], "temprature": 1}, 422, "temprature"),
@@ -262,6 +264,47 @@ def test_malformed_requests_get_a_clear_4xx(server: Server, what: str, body: Any
     assert text in detail["message"]
     if "row " in detail["message"]:
         assert detail["message"].startswith(f"row {detail['row']}: ")
+
+
+JSON = {"content-type": "application/json"}
+GOOD = json.dumps({"rows": [ROWS[0]], "rewards": ["weighted"]}).encode()
+FORM = {"content-type": "application/x-www-form-urlencoded"}
+SENT: list[tuple[str, bytes, dict[str, str], int, str]] = [
+    ("what curl -d sends", GOOD, FORM, 415, "send JSON with -H 'Content-Type: application/json'"),
+    ("text", GOOD, {"content-type": "text/plain"}, 415, "the content type is 'text/plain'"),
+    ("no type", GOOD, {}, 415, "names no content type"),
+    ("json with a charset", GOOD, {"content-type": "application/json; charset=utf-8"}, 200, ""),
+    ("gzip", gzip.compress(GOOD), {**JSON, "content-encoding": "gzip"}, 200, ""),
+    ("two gzip members", gzip.compress(GOOD[:9]) + gzip.compress(GOOD[9:]), {**JSON, "content-encoding": "GZIP"},
+     200, ""),
+    ("deflate", zlib.compress(GOOD), {**JSON, "content-encoding": "deflate"}, 200, ""),
+    ("identity", GOOD, {**JSON, "content-encoding": "identity"}, 200, ""),
+    ("no gzip", GOOD, {**JSON, "content-encoding": "gzip"}, 400, "the body is no gzip"),
+    ("cut gzip", gzip.compress(GOOD)[:-9], {**JSON, "content-encoding": "gzip"}, 400, "cut short"),
+    ("gzip untold", gzip.compress(GOOD), JSON, 400, "no JSON: not utf-8"),
+    ("brotli", GOOD, {**JSON, "content-encoding": "br"}, 415, "the content encoding is 'br'; send gzip"),
+    ("gzip of no JSON", gzip.compress(b"hello"), {**JSON, "content-encoding": "gzip"}, 400, "no JSON"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("what", "body", "headers", "status", "text"), SENT, ids=[s[0] for s in SENT])
+def test_how_a_body_is_sent(
+    server: Server, what: str, body: bytes, headers: dict[str, str], status: int, text: str
+) -> None:
+    with server.http() as http:
+        answer = http.post("/score", content=body, headers=headers)
+    assert answer.status_code == status, answer.text
+    assert status == 200 or text in error(answer)["message"]
+
+
+def test_a_small_body_that_unpacks_to_too_much(strict: Server) -> None:
+    body = gzip.compress(b'{"rows": [' + b" " * (64 << 20) + b"]}")  # 64 KB; the limit is 1 MB
+    headers = {**JSON, "content-encoding": "gzip", "authorization": f"Bearer {TOKEN}"}
+    before = strict.rss()
+    with strict.http() as http:
+        answer = http.post("/score", content=body, headers=headers)
+    assert answer.status_code == 413 and "unpacks to more than 1048576 bytes" in error(answer)["message"]
+    assert strict.rss() - before < 32 << 20
 
 
 def test_lone_surrogates_are_scored_as_in_process(server: Server, judge: HFJudge) -> None:

@@ -59,6 +59,7 @@ def same(a: Any, b: Any) -> bool:
 def test_it_is_a_judge(remote: ServerJudge, local: HFJudge) -> None:
     assert isinstance(remote, Judge)
     assert (remote.name, remote.revision, remote.n_layers) == (local.name, local.revision, local.n_layers)
+    assert remote.fingerprint == local.fingerprint, "what was kept of one serves the other"
     assert remote.capabilities == local.capabilities
     check_judge(remote, WEIGHTED, ROWS)
 

@@ -15,7 +15,7 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from latent_rewards import HFJudge, JudgePrompt, Need, tree_forward
+from latent_rewards import HFJudge, JudgePrompt, Need, packs, tree_forward
 from latent_rewards.data import open_ended
 from latent_rewards.forward import Blocks, States, read_states, reference_states
 from latent_rewards.labels import LabelTrie
@@ -420,24 +420,24 @@ def test_no_batch_waits_for_another_where_subtrees_are_small() -> None:
         sequences = [[*[p] * 30, *([50 + i] * (3 + i))] for p in range(prompts) for i in range(4)]
         nodes = build_tree(sequences, [(len(s) - 1,) for s in sequences], keepable=[0] * len(sequences), min_saving=4)
         for workers in (1, 2):
-            steps = tree_forward._steps(nodes, list(tree_forward._batches(nodes, 200, workers)))
+            steps = packs.steps(nodes, list(packs.packs(nodes, 200, workers)))
             assert len(steps) >= 3 and not any(waits for *_, waits in steps)
             assert max(sum(len(nodes[i].tokens) for i in batch) for batch, *_ in steps) <= 200
             assert sorted(i for batch, *_ in steps for i in batch) == list(range(len(nodes)))
-    narrow = tree_forward._steps(nodes, list(tree_forward._batches(nodes, 40)))
+    narrow = packs.steps(nodes, list(packs.packs(nodes, 40)))
     assert any(waits for *_, waits in narrow), "a subtree larger than a batch is cut"
 
 
 def test_keys_and_values_are_let_go_when_the_last_that_needs_them_has_run(
     llama: Blocks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    held, ancestors = [], tree_forward._ancestors
+    held, ancestors = [], tree_forward.ancestors
 
     def seen(nodes: Any, i: int, known: dict[int, Any]) -> Any:
         held.append(len(known))
         return ancestors(nodes, i, known)
 
-    monkeypatch.setattr(tree_forward, "_ancestors", seen)
+    monkeypatch.setattr(tree_forward, "ancestors", seen)
     sequences, positions = with_labels(random_trees(2, prompts=30, completions=3))
     TreeForward(llama, batch_tokens=100, min_saving=4).read(sequences, positions)
     assert len(held) >= 30 and max(held) < 15

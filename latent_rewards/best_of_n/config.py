@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 import latent_rewards
+from latent_rewards.fingerprint import changed
 from latent_rewards.rowio import InputError
+from latent_rewards.rowout import to_json
 from latent_rewards.selection import Combination, Pairing, Ties
 
 SCHEMA = "latent-rewards/best-of-n/1"
@@ -193,15 +195,7 @@ class BestOfNConfig:
 
 def _plain(value: Any) -> Any:
     """As it comes back from JSON."""
-    return json.loads(json.dumps(value, default=str))
-
-
-def changed(old: Any, new: Any, key: str = "") -> list[str]:
-    """One "key: old -> new" for every leaf in which two configurations differ."""
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        names = dict.fromkeys((*old, *new))
-        return [c for n in names for c in changed(old.get(n), new.get(n), f"{key}.{n}" if key else str(n))]
-    return [] if old == new else [f"{key}: {old!r} -> {new!r}"]
+    return json.loads(to_json(value))
 
 
 class Manifest:
@@ -244,7 +238,7 @@ class Manifest:
                 known = self.read()
             finally:
                 os.unlink(temp)
-        both = known.keys() & content.keys() if known else set()
+        both = [k for k in known or {} if k in content]
         differ = changed({k: (known or {})[k] for k in both}, {k: content[k] for k in both})
         if differ:
             raise InputError(

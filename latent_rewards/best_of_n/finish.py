@@ -21,7 +21,7 @@ from latent_rewards.best_of_n.order_statistics import smallest_kept
 from latent_rewards.best_of_n.shards import ShardStore, dump, write_atomically
 from latent_rewards.prompts import to_text
 from latent_rewards.rowio import open_source
-from latent_rewards.rowout import open_output
+from latent_rewards.rowout import open_output, to_json
 
 _CHUNK = 65_536
 
@@ -83,7 +83,7 @@ class Finisher:
             for path in (scored, selected):
                 _publish(path, self.folder / f"{path.stem}{suffix}")
         summary = {**{k: counts[k] for k in _COUNTED}, "made_by": self._made_by()}
-        write_atomically(self.folder / "summary.json", [json.dumps(summary, indent=1).encode()])
+        write_atomically(self.folder / "summary.json", [to_json(summary, indent=1).encode()])
         return summary
 
     def earlier(self) -> dict[str, Any] | None:
@@ -193,6 +193,8 @@ class Finisher:
         rows = group.record["rows"]
         row = dict(rows[i] if self.plan.layout == "pairs" else rows[0])
         row.pop(self.config.completions_column, None)
+        if row.get(self.config.prompt_column) is None:  # it was inside the completions
+            row[self.config.prompt_column] = group.record.get("prompt")
         return row
 
 

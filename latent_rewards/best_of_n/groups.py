@@ -15,6 +15,7 @@ from typing import Any, Literal
 from latent_rewards.best_of_n.config import BestOfNConfig
 from latent_rewards.prompts import to_text
 from latent_rewards.rowio import Chunk, InputError, Source, open_source
+from latent_rewards.transcripts import PEEK, hold_prompts, holds_prompt, split, split_column
 
 Layout = Literal["prompts", "lists", "pairs"]
 _CHUNK = 1024
@@ -76,11 +77,11 @@ def layout_of(config: BestOfNConfig, source: Source) -> Layout:
     if not source.total:
         raise InputError("the input has no rows")
     columns = set(source.columns)
-    if config.prompt_column not in columns:
+    given = [c for c in (config.completions_column, config.completion_column) if c in columns]
+    if config.prompt_column not in columns and not (given and hold_prompts(next(source.chunks(PEEK)).rows, given[0])):
         raise InputError(
             f"no column {config.prompt_column!r}; there are {source.columns}; name it with --prompt-column"
         )
-    given = [c for c in (config.completions_column, config.completion_column) if c in columns]
     if config.generator is not None:
         if given:
             raise InputError(f"the input has completions (column {given[0]!r}); leave out the generator, or the column")
@@ -124,13 +125,24 @@ def groups(source: Source, layout: Layout, config: BestOfNConfig, skip: int = 0)
     if layout != "pairs":
         yield from (_single(n, row, fault, layout, config) for n, row, fault in rows)
         return
-    for _, members in itertools.groupby(rows, key=lambda r: _group_key(r, config)):
+    alone = (_alone(n, row, fault, config) for n, row, fault in rows)
+    for _, members in itertools.groupby(alone, key=_group_key):
         some = list(members)
-        number, first, fault = some[0]
-        prompt = first.get(config.prompt_column)
-        fault = fault or (f"column {config.prompt_column!r} is missing or null" if prompt is None else None)
-        completions = [row.get(config.completion_column) for _, row, _ in some]
-        yield Group(number, [row for _, row, _ in some], prompt, completions, fault)
+        first, completions = some[0], [c for g in some for c in g.completions or [None]]
+        yield Group(first.number, [g.rows[0] for g in some], first.prompt, completions, first.fault)
+
+
+def _alone(number: int, row: dict[str, Any], fault: str | None, config: BestOfNConfig) -> Group:
+    """A row with one completion as a group of its own."""
+    completion, prompt = row.get(config.completion_column), row.get(config.prompt_column)
+    if fault is None and holds_prompt(completion):
+        try:
+            prompt, completion = split_column(row, config.prompt_column, config.completion_column)
+        except ValueError as err:
+            fault = str(err)
+    if fault is None and prompt is None:
+        fault = f"column {config.prompt_column!r} is missing or null"
+    return Group(number, [row], prompt, [completion], fault)
 
 
 def _numbered_rows(source: Source, skip: int) -> Iterator[tuple[int, dict[str, Any], str | None]]:
@@ -142,28 +154,38 @@ def _numbered_rows(source: Source, skip: int) -> Iterator[tuple[int, dict[str, A
         number += len(chunk.rows)
 
 
-def _group_key(numbered: tuple[int, dict[str, Any], str | None], config: BestOfNConfig) -> Any:
-    number, row, fault = numbered
-    prompt = row.get(config.prompt_column)
-    if fault or prompt is None:
-        return number
-    return prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True, default=str)
+def _group_key(group: Group) -> Any:
+    if group.fault:
+        return group.number
+    return group.prompt if isinstance(group.prompt, str) else json.dumps(group.prompt, sort_keys=True, default=str)
 
 
 def _single(number: int, row: dict[str, Any], fault: str | None, layout: Layout, config: BestOfNConfig) -> Group:
     prompt, completions = row.get(config.prompt_column), None
-    if fault is None and prompt is None:
-        fault = f"column {config.prompt_column!r} is missing or null"
-    if layout == "prompts" and fault is None:
-        try:
+    try:
+        if layout == "lists" and fault is None:
+            completions = row.get(config.completions_column)
+            if not isinstance(completions, list) or not completions:
+                completions = None
+                raise ValueError(f"column {config.completions_column!r} holds no list of completions")
+            prompt, completions = _split(prompt, completions)
+        if prompt is None:
+            raise ValueError(f"column {config.prompt_column!r} is missing or null")
+        if layout == "prompts":
             to_text(prompt)
-        except ValueError as err:
-            fault = str(err)
-    if layout == "lists" and fault is None:
-        completions = row.get(config.completions_column)
-        if not isinstance(completions, list) or not completions:
-            fault, completions = f"column {config.completions_column!r} holds no list of completions", None
+    except ValueError as err:
+        fault = fault or str(err)
     return Group(number, [row], prompt, completions, fault)
+
+
+def _split(prompt: Any, completions: list[Any]) -> tuple[Any, list[Any]]:
+    """Prompt and completions of a list; where none holds the prompt, as they are."""
+    known = [c for c in completions if c is not None]
+    if not any(map(holds_prompt, known)):
+        return prompt, completions
+    prompt, texts = split(prompt, known)
+    rest = iter(texts)
+    return prompt, [None if c is None else next(rest) for c in completions]
 
 
 def batches(some: Iterator[Group], batch_size: int, per_prompt: int = 1) -> Iterator[list[Group]]:

@@ -13,6 +13,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from latent_rewards.rowout import to_json
+
 logger = logging.getLogger(__name__)
 
 
@@ -109,8 +111,5 @@ def sync_folder(folder: Path) -> None:
 
 
 def dump(record: dict[str, Any]) -> bytes:
-    """A record as a line of JSON; types that JSON lacks become text."""
-    try:
-        return json.dumps(record, ensure_ascii=False, default=str).encode() + b"\n"
-    except UnicodeEncodeError:  # a lone surrogate: only an escape can carry it
-        return json.dumps(record, default=str).encode() + b"\n"
+    """A record as a line of JSON; see `to_json`."""
+    return to_json(record).encode() + b"\n"

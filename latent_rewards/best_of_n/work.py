@@ -14,6 +14,7 @@ from latent_rewards.best_of_n.config import BestOfNConfig
 from latent_rewards.best_of_n.groups import ForwardReader, Group, Plan, batches
 from latent_rewards.best_of_n.shards import ShardStore
 from latent_rewards.evaluation.scorers import build
+from latent_rewards.fingerprint import facts_of
 from latent_rewards.generation import Generator, Sampling, build_generator
 from latent_rewards.judge import HFJudge, Judge
 from latent_rewards.loading import default_device
@@ -95,21 +96,10 @@ class Engine:
 
     def facts(self) -> dict[str, Any]:
         """What the scores depend on besides the configuration, for the manifest. Loads the models."""
-        rewards = {}
-        for name, reward in self.rewards.items():
-            own = {k: v for k, v in vars(reward).items() if isinstance(v, int | float | str | list | None)}
-            probe = getattr(reward, "probe", None)
-            weights = {k: float(v.double().abs().sum()) for k, v in probe.tensors.items()} if probe else None
-            rewards[name] = {
-                "class": type(reward).__name__, "prompt": reward.prompt.name, "prompt_hash": reward.prompt.hash,
-                "options": {k: v for k, v in own.items() if not k.startswith("_")}, "weights": weights,
-            }  # fmt: skip
-        generator = self.generator.facts if self.generator else None
-        dtype = str(self.judge.blocks.model.dtype) if isinstance(self.judge, HFJudge) else None
-        revision = getattr(self.judge, "revision", None)
         return {
-            "rewards": rewards, "judge_revision": revision, "judge_dtype": dtype, "resolved": self.resolved,
-            "generation": generator,
+            "rewards": {n: {"prompt": r.prompt.name, **r.facts} for n, r in self.rewards.items()},
+            "judge_revision": getattr(self.judge, "revision", None), "judge_facts": facts_of(self.judge),
+            "resolved": self.resolved, "generation": self.generator.facts if self.generator else None,
         }  # fmt: skip
 
     def score(self, some: list[Group], scorer: Scorer) -> list[dict[str, Any]]:
@@ -135,7 +125,7 @@ class Engine:
             start += group.size
             out.append(
                 {
-                    "row": group.number, "rows": group.rows, "completions": group.completions,
+                    "row": group.number, "rows": group.rows, "prompt": group.prompt, "completions": group.completions,
                     "scores": {name: column[part] for name, column in scores.items()}, "reasons": reasons[part],
                 }
             )  # fmt: skip

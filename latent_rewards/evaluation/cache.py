@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from latent_rewards.rowout import to_json
+
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS parts (key BLOB, part TEXT, value BLOB, PRIMARY KEY (key, part)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS cost (stage TEXT PRIMARY KEY, texts INTEGER, tokens INTEGER, seconds REAL) WITHOUT ROWID;
@@ -20,7 +22,7 @@ CREATE TABLE IF NOT EXISTS cost (stage TEXT PRIMARY KEY, texts INTEGER, tokens I
 
 
 def content_key(judge: str, prompt: str, row: Mapping[str, Any]) -> bytes:
-    """Key of one judged text: judge revision and settings, prompt hash, and all that fills the prompt's slots."""
+    """Key of one judged text: fingerprint of who reads it, hash of prompt and layout, and all that fills the slots."""
     text = json.dumps([judge, prompt, row], sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:16]
 
@@ -136,7 +138,7 @@ def _pack(value: np.ndarray | list[Any]) -> bytes:
     if isinstance(value, np.ndarray):
         shape = np.array([value.ndim, *value.shape], dtype="<i4").tobytes()
         return b"a" + shape + np.ascontiguousarray(value, dtype="<f4").tobytes()
-    return b"j" + zlib.compress(json.dumps(value).encode())
+    return b"j" + zlib.compress(to_json(value).encode())
 
 
 def _unpack(blob: bytes) -> Any:

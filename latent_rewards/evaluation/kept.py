@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from latent_rewards.encoding import Encoder
 from latent_rewards.evaluation.cache import Cache
 from latent_rewards.evaluation.readings import Readings
 from latent_rewards.judge import HFJudge, Need, Reading, Row
@@ -30,6 +32,21 @@ class KeptJudge:
             raise FileNotFoundError(f"no readings of an evaluation in {cache}")
         self.judge, self.name, self.revision = judge, judge.name, judge.revision
         self.readings = Readings(judge, Cache(cache, rank=_OWN))
+
+    @property
+    def encoder(self) -> Encoder:
+        """The judge's."""
+        return self.judge.encoder
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The judge's, whose readings these are."""
+        return self.judge.facts
+
+    @property
+    def fingerprint(self) -> str:
+        """The judge's."""
+        return self.judge.fingerprint
 
     @property
     def n_layers(self) -> int:

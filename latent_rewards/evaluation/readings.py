@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from latent_rewards.evaluation.cache import Cache, content_key
+from latent_rewards.fingerprint import judge_key, layout_of
 from latent_rewards.judge import Judge, Need, Reading, Request
 from latent_rewards.likert import LikertReward
 from latent_rewards.memory import read_all
@@ -35,6 +36,7 @@ class Readings:
     def __init__(self, judge: Judge, cache: Cache, *, batch: int = 32, rank: int = 0, world: int = 1) -> None:
         self.judge, self.cache, self.batch, self.rank, self.world = judge, cache, batch, rank, world
         self.judge_key = judge_key(judge)
+        self._layouts: dict[str, str] = {}
 
     def fill(self, work: Sequence[tuple[JudgePrompt, Need]], rows: Rows) -> Iterator[int]:
         """Read what is missing, all prompts of a batch in one forward; yields the number of texts after each batch."""
@@ -113,7 +115,7 @@ class Readings:
     def remember(self, reward: Reward, rows: Rows, part: str, compute: Callable[[], Any]) -> Any:
         """A plain value that belongs to these rows together, computed once."""
         texts = json.dumps([k.hex() for k in self._keys(reward.prompt, rows)])
-        key = content_key(self.judge_key, reward.prompt.hash, {"rows": texts, "reward": reward.kind})
+        key = content_key(reward.fingerprint, "", {"rows": texts})
         known = self.cache.get([key], part)[0]
         if known is None:
             started = time.perf_counter()
@@ -128,7 +130,9 @@ class Readings:
         return torch.from_numpy(np.stack([np.full(shape, np.nan, np.float32) if v is None else v for v in values]))
 
     def _keys(self, prompt: JudgePrompt, rows: Rows) -> list[bytes]:
-        return [content_key(self.judge_key, prompt.hash, row) for row in rows]
+        if prompt.hash not in self._layouts:
+            self._layouts[prompt.hash] = f"{prompt.hash} {layout_of(self.judge, prompt)}"
+        return [content_key(self.judge_key, self._layouts[prompt.hash], row) for row in rows]
 
     def _batches(self, rows: Rows) -> Iterator[list[Mapping[str, Any]]]:
         texts = list({content_key("", "", row): row for row in rows}.values())
@@ -139,19 +143,6 @@ class Readings:
     def _tokens(self, prompt: JudgePrompt, rows: Rows) -> int:
         encoder = getattr(self.judge, "encoder", None)
         return sum(len(e.ids) for e in encoder.encode([prompt.render(r) for r in rows])) if encoder is not None else 0
-
-
-def judge_key(judge: Judge) -> str:
-    """Everything about a judge that changes its readings: weights, precision, limits and chat template options."""
-    facts: dict[str, Any] = {"name": judge.name, "revision": getattr(judge, "revision", None)}
-    blocks = getattr(judge, "blocks", None)
-    if blocks is not None:
-        facts["dtype"] = str(next(blocks.model.parameters()).dtype)
-    options = getattr(judge, "_load_options", {})
-    facts |= {k: str(options[k]) for k in ("adapter", "quantization") if options.get(k) is not None}
-    for k in ("max_length", "on_overflow", "_chat_template_kwargs"):
-        facts[k] = getattr(judge, k, None)
-    return json.dumps(facts, sort_keys=True, default=str)
 
 
 def _parts(need: Need) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from latent_rewards.evaluation.html import page
 from latent_rewards.evaluation.plots import draw
+from latent_rewards.rowout import to_json
 
 Results = Mapping[str, Any]
 
@@ -35,7 +36,7 @@ def write(results: Results, folder: str | Path) -> list[Path]:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     texts = {
-        "results.json": json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False),
+        "results.json": to_json(results, indent=1),
         "report.md": markdown(results),
         "report.html": page(results),
     }

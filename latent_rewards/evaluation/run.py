@@ -24,6 +24,7 @@ from latent_rewards.evaluation.config import EvaluateConfig
 from latent_rewards.evaluation.readings import Readings
 from latent_rewards.evaluation.scorers import Column
 from latent_rewards.evaluation.stability import drift
+from latent_rewards.fingerprint import judge_key, layout_of
 from latent_rewards.judge import HFJudge, Judge
 from latent_rewards.likert import GuidedLikertReward, LikertReward
 from latent_rewards.loading import default_device
@@ -132,7 +133,12 @@ def _facts(config: EvaluateConfig, judge: Judge, rewards: Mapping[str, Reward]) 
         "config": asdict(config),
         "judge": judge.name,
         "judge_revision": getattr(judge, "revision", None),
-        "prompts": {name: {"name": r.prompt.name, "hash": r.prompt.hash} for name, r in rewards.items()},
+        "judge_fingerprint": judge_key(judge),
+        "prompts": {
+            name: {"name": r.prompt.name, "hash": r.prompt.hash, "layout": layout_of(judge, r.prompt)}
+            for name, r in rewards.items()
+        },
+        "rewards": {name: {"fingerprint": r.fingerprint, **r.facts} for name, r in rewards.items()},
         "versions": {p: _version(p) for p in ("latent-rewards", "torch", "transformers", "numpy")},
         "python": platform.python_version(),
         "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "CPU",

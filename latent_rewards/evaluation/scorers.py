@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import torch
 from latent_rewards.evaluation.readings import Readings
 from latent_rewards.judge import Judge, Reading
 from latent_rewards.likert import GuidedLikertReward, LikertReward, parse_rating
-from latent_rewards.rewards import REWARDS, LatentReward, Reward, VerifierReward, build_reward
+from latent_rewards.rewards import REWARDS, LatentReward, Reward, build_reward
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -70,21 +70,19 @@ def columns(name: str, reward: Reward, readings: Readings, rows: Rows, *, greedy
     reading = got[0]
     if isinstance(reward, GuidedLikertReward):
         return _guided_columns(name, reward, reading, rows)
-    scores = reward.scores_of(rows, got)
+    scores = reward._finish(reward.scores_of(rows, got))
     facts = {}
     if reading.label_mass is not None and not bool(reading.label_mass.isnan().all()):
         facts["label_mass"] = float(reading.label_mass.nanmean())
     out = {name: Column(scores, _range(reward), facts=facts)}
     if reward.kind == "weighted":
         assert reading.label_logprobs is not None
-        best = np.array(reward.values)[reading.label_logprobs.nan_to_num(-torch.inf).argmax(1).numpy()]
+        best = reward._finish(np.array(reward.values))[reading.label_logprobs.nan_to_num(-torch.inf).argmax(1).numpy()]
         out[f"{name}/argmax"] = Column(np.where(np.isnan(scores), np.nan, best), _range(reward))
     return out
 
 
 def _likert_columns(name: str, reward: LikertReward, readings: Readings, rows: Rows, greedy: bool) -> dict[str, Column]:
-    bounds = reward.prompt.scale
-    assert bounds is not None
     answers = readings.fetch_answers(reward, rows)
     asked = np.array([a is not None and a[0] is not None for a in answers], dtype=bool)
     ratings = _ratings(reward, answers, reward.n_samples)
@@ -92,28 +90,30 @@ def _likert_columns(name: str, reward: LikertReward, readings: Readings, rows: R
     count = seen.sum(1)
     mean = np.where(count > 0, np.where(seen, ratings, 0).sum(1) / np.maximum(count, 1), np.nan)
     facts = {"asked": float(asked.sum())} | ({"parsed": float(seen[asked].mean())} if asked.any() else {})
-    made = {
-        "one": Column(ratings[:, 0], bounds),
-        "mean": Column(mean, bounds, ratings, facts),
-        "mode": Column(np.array([_mode(row) for row in ratings]), bounds),
-    }
+    made = {"one": ratings[:, 0], "mean": mean, "mode": np.array([_mode(row) for row in ratings])}
     if greedy:
-        greedy_answers = readings.fetch_answers(reward, rows, greedy=True)
-        made["greedy"] = Column(_ratings(reward, greedy_answers, 1)[:, 0], bounds)
-    return {f"{name}/{key}": column for key, column in made.items()}
+        made["greedy"] = _ratings(reward, readings.fetch_answers(reward, rows, greedy=True), 1)[:, 0]
+    return _rating_columns(name, reward, made, ratings, facts)
 
 
 def _guided_columns(name: str, reward: GuidedLikertReward, reading: Reading, rows: Rows) -> dict[str, Column]:
-    ratings, bounds = reward.ratings(reading, rows) if rows else np.zeros((0, reward.n_samples)), _range(reward)
+    ratings = reward.ratings(reading, rows) if rows else np.zeros((0, reward.n_samples))
     assert reading.label_mass is not None
     facts = {"label_mass": float(reading.label_mass.nanmean())} if bool(reading.label_mass.isfinite().any()) else {}
     made = {
-        "one": Column(ratings[:, 0], bounds),
-        "mean": Column(ratings.mean(1), bounds, ratings, facts),
-        "mode": Column(np.array([_mode(row) for row in ratings]), bounds),
-        "greedy": Column(reward.readout(reading).double().numpy(), bounds),
-    }
-    return {f"{name}/{key}": column for key, column in made.items()}
+        "one": ratings[:, 0], "mean": ratings.mean(1), "mode": np.array([_mode(row) for row in ratings]),
+        "greedy": reward.readout(reading).double().numpy(),
+    }  # fmt: skip
+    return _rating_columns(name, reward, made, ratings, facts)
+
+
+def _rating_columns(
+    name: str, reward: Reward, made: Mapping[str, np.ndarray], samples: np.ndarray, facts: Mapping[str, float]
+) -> dict[str, Column]:
+    """Columns scaled and clipped like the reward; the samples and facts belong to their mean."""
+    columns = {key: Column(reward._finish(scores), reward.bounds) for key, scores in made.items()}
+    columns["mean"] = replace(columns["mean"], samples=reward._finish(samples), facts=facts)
+    return {f"{name}/{key}": column for key, column in columns.items()}
 
 
 def _ratings(reward: LikertReward, answers: Sequence[Sequence[str | None] | None], n: int) -> np.ndarray:
@@ -127,8 +127,5 @@ def _mode(row: np.ndarray) -> float:
 
 
 def _range(reward: LatentReward) -> tuple[float, float] | None:
-    if reward.prompt.labels is None or reward.kind not in ("weighted", "verifier", "cross_layer", "likert"):
-        return None
-    if isinstance(reward, VerifierReward) and reward.output == "log_odds":
-        return None
-    return min(reward.values), max(reward.values)
+    """Bounds of a score that is a rating or a probability by itself; those of a difference or a sum scale nothing."""
+    return reward.bounds if reward.kind in ("weighted", "verifier", "cross_layer") else None

@@ -31,8 +31,7 @@ def drift(
     """
     items = [b.items[0] for b in sets] + [i for b in sets for i in b.items[1:]]
     rows = tables.texts(items[:count], reward)[:count]
-    made_of_others = f":{reward.__name__}" if reward.kind in ("guarded", "contrastive", "ensemble") else ""
-    return readings.remember(reward, rows, f"drift:{reward.need}{made_of_others}", lambda: _drift(reward, rows))
+    return readings.remember(reward, rows, "drift", lambda: _drift(reward, rows))
 
 
 def _drift(reward: LatentReward, rows: Sequence[dict[str, Any]]) -> dict[str, float | None]:
@@ -47,7 +46,7 @@ def _drift(reward: LatentReward, rows: Sequence[dict[str, Any]]) -> dict[str, fl
 
 
 def _scores(reward: LatentReward, rows: Sequence[dict[str, Any]]) -> np.ndarray:
-    return reward.scores_of(rows, read_all(reward.judge, reward.requests(rows)))
+    return reward._finish(reward.scores_of(rows, read_all(reward.judge, reward.requests(rows))))
 
 
 def _largest(change: np.ndarray) -> float | None:

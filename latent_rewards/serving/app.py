@@ -3,7 +3,6 @@
 # No `from __future__ import annotations` here: FastAPI must see the request models that are made at start.
 import asyncio
 import contextlib
-import json
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
@@ -20,6 +19,7 @@ import latent_rewards
 from latent_rewards import reading
 from latent_rewards.serving import compat, schemas
 from latent_rewards.serving.batching import QueueFullError
+from latent_rewards.serving.bodies import JsonRequest
 from latent_rewards.serving.guard import Guard
 from latent_rewards.serving.service import RequestError, Service
 
@@ -29,21 +29,11 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": schemas.ErrorBody, "description": text}
     for status, text in {
         400: "the body is no JSON", 401: "no or a wrong token", 403: "not allowed here", 404: "unknown reward",
-        408: "the body came too slowly", 413: "too large", 422: "the request does not fit; may name a row",
+        408: "the body came too slowly", 413: "too large", 415: "the body is not sent as JSON",
+        422: "the request does not fit; may name a row",
         429: "the queue is full; see Retry-After", 503: "not ready; see Retry-After", 504: "deadline passed",
     }.items()
 }  # fmt: skip
-
-
-class _ThreadedJson(Request):
-    """Large bodies are parsed in a thread, so that the event loop goes on."""
-
-    async def json(self) -> Any:
-        if not hasattr(self, "_json"):
-            body = await self.body()
-            big = len(body) > 1 << 16
-            self._json = await asyncio.to_thread(json.loads, body) if big else json.loads(body)
-        return self._json
 
 
 class Route(APIRoute):
@@ -57,7 +47,9 @@ class Route(APIRoute):
             metrics = request.app.state.service.metrics
             started, status = time.perf_counter(), 499
             try:
-                response = await inner(_ThreadedJson(request.scope, request.receive))
+                asked = JsonRequest(request.scope, request.receive)
+                await asked.unpack(request.app.state.service.settings.max_body_bytes)
+                response = await inner(asked)
                 status = response.status_code
                 return response
             except Exception as err:
@@ -152,10 +144,11 @@ def _add_state_routes(app: FastAPI, service: Service) -> None:
         need_ready(service)
         judge = service.judges[0]
         return schemas.Info(
-            judge=judge.name, revision=judge.revision, layers=judge.n_layers, width=judge.blocks.config.hidden_size,
-            capabilities=sorted(judge.capabilities), max_rows=service.settings.max_rows,
+            judge=judge.name, revision=judge.revision, fingerprint=judge.fingerprint, layers=judge.n_layers,
+            width=judge.blocks.config.hidden_size, capabilities=sorted(judge.capabilities),
             rewards={name: reward.prompt.name for name, reward in service.rewards[0].items()},
-            max_text_chars=service.settings.max_text_chars, version=latent_rewards.__version__,
+            max_rows=service.settings.max_rows, max_text_chars=service.settings.max_text_chars,
+            version=latent_rewards.__version__,
         )  # fmt: skip
 
 

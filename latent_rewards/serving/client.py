@@ -28,7 +28,7 @@ class Backend(Protocol):
     """What `ServerJudge` needs of a kind of server."""
 
     def info(self) -> dict[str, Any]:
-        """Keys: judge, revision, layers, width, capabilities."""
+        """Keys: judge, revision, fingerprint, layers, width, capabilities."""
         ...
 
     def check(self, prompt: JudgePrompt, need: Need) -> None:
@@ -126,6 +126,14 @@ class ServerJudge:
     def revision(self) -> str | None:
         """Revision of its weights; None where the engine does not tell."""
         return self.info["revision"]
+
+    @property
+    def fingerprint(self) -> str | None:
+        """That of the judge behind our server, so that what is kept serves both; see `engines.Engine.info` for others.
+
+        None where the server is older than this.
+        """
+        return self.info.get("fingerprint")
 
     @property
     def n_layers(self) -> int:

@@ -11,9 +11,8 @@ import numpy as np
 from fastapi import FastAPI, Request
 from pydantic import Field
 
-from latent_rewards.rewards import VerifierReward
 from latent_rewards.serving.dialogues import last_answer, plain_prompt, split_query
-from latent_rewards.serving.schemas import Loose, Text
+from latent_rewards.serving.schemas import Loose, Text, finite
 from latent_rewards.serving.service import RequestError, Service
 
 
@@ -26,11 +25,15 @@ class GetReward(Loose):
 
 
 class GetRewardResponse(Loose):
-    """What it reads: rewards, scores in 0..1 for dynamic filtering, and columns for its logs."""
+    """What it reads: rewards, scores in 0..1 for dynamic filtering, and columns for its logs.
+
+    A reward without bounds (log-odds, probes, differences, standardised members) has no place in 0..1: `scores` is left
+    out, and OpenRLHF filters by the rewards themselves, so give its range in their units, or the reward a `clip`.
+    """
 
     rewards: list[float]
-    scores: list[float]
-    extra_logs: dict[str, list[float]]
+    scores: list[float] | None = None
+    extra_logs: dict[str, list[float | None]]
 
 
 class RemoteRM(Loose):
@@ -75,12 +78,15 @@ def add_routes(app: FastAPI, service: Service, while_connected: Any, errors: dic
         if not service.batcher.ready:
             raise RequestError(503, "not_ready", "the judge is loading", retry=2)
         values, reasons, readings = await while_connected(request, service.score(rows, [name]))
-        for i in np.flatnonzero(np.isnan(values[name])):
+        for i in np.flatnonzero(~np.isfinite(values[name])):
             # These stacks have no way to leave a row out, and a number that was not read is worse than an error.
             raise RequestError(422, "no_score", f"row {i}: {reasons[i]}", row=int(i))
         return name, values[name], readings.get(name)
 
-    @app.post("/get_reward", summary="OpenRLHF: --reward.remote_url http://.../get_reward", responses=errors)
+    @app.post(
+        "/get_reward", summary="OpenRLHF: --reward.remote_url http://.../get_reward", responses=errors,
+        response_model_exclude_none=True,
+    )  # fmt: skip
     async def get_reward(body: GetReward, request: Request, reward: str | None = None) -> GetRewardResponse:
         prompts: list[Any] = list(body.prompts) if body.prompts is not None else [None] * len(body.query)
         if len(prompts) != len(body.query):
@@ -93,9 +99,10 @@ def add_routes(app: FastAPI, service: Service, while_connected: Any, errors: dic
                 raise RequestError(422, "bad_row", f"row {i}: {err}", row=i) from err
         name, values, reading = await scores(request, rows, reward)
         mass = None if reading is None else reading.label_mass
-        logs = {} if mass is None else {"label_mass": [float(m) for m in mass]}
-        unit = unit_interval(service.rewards[0][name], values)
-        return GetRewardResponse(rewards=values.tolist(), scores=unit.tolist(), extra_logs=logs)
+        logs = {} if mass is None else {"label_mass": finite(mass)}
+        unit = unit_interval(service.rewards[0][name].bounds, values)
+        scaled = None if unit is None else unit.tolist()
+        return GetRewardResponse(rewards=values.tolist(), scores=scaled, extra_logs=logs)
 
     @app.post("/remote_rm", summary="slime: --rm-type remote_rm --rm-url http://.../remote_rm", responses=errors)
     async def remote_rm(body: RemoteRM, request: Request, reward: str | None = None) -> float:
@@ -120,11 +127,9 @@ def add_routes(app: FastAPI, service: Service, while_connected: Any, errors: dic
         )  # fmt: skip
 
 
-def unit_interval(reward: Any, values: np.ndarray) -> np.ndarray:
-    """(B,) rewards mapped to 0..1 by the range of the labels, where the reward has one; else as they are."""
-    labels = getattr(reward.prompt, "labels", None)
-    if labels is None or reward.kind == "probe" or (isinstance(reward, VerifierReward) and reward.output != "p"):
-        return values
-    ends = np.array([min(labels.values), max(labels.values)]) * reward.scale + reward.shift
-    low, high = float(ends.min()), float(ends.max())
-    return (values - low) / (high - low) if high > low else values
+def unit_interval(bounds: tuple[float, float] | None, values: np.ndarray) -> np.ndarray | None:
+    """(B,) rewards mapped linearly from their bounds to 0..1; None where they have none, or no width."""
+    if bounds is None or not bounds[0] < bounds[1]:
+        return None
+    low, high = bounds
+    return np.clip((values - low) / (high - low), 0.0, 1.0)  # float32 sums of probabilities may pass 1 by a rounding

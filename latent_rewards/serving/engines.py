@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from latent_rewards import loading
+from latent_rewards import fingerprint, loading
 from latent_rewards.encoding import Encoder
 from latent_rewards.labels import LabelTrie
 from latent_rewards.prompts import JudgePrompt
@@ -94,14 +94,26 @@ class Engine:
         return self._encoder
 
     def info(self) -> dict[str, Any]:
-        """The engine's model and limits, and whether it gives the log-probabilities of chosen ids."""
+        """The engine's model and limits, and whether it gives the log-probabilities of chosen ids.
+
+        It tells no revision, so that its fingerprint holds its URL: another server may hold other weights of that name.
+        """
         name, limit = _DESCRIBE[self.engine](self)
         self.model = self.model or name
         self.max_length = self.max_length or limit
         if self.chosen_ids is None:
             self.chosen_ids = self.engine == "sglang" or (self.engine == "vllm" and self._gives_chosen_ids())
         short = str(self.model).rstrip("/").rsplit("/", 1)[-1]
-        return {"judge": short, "revision": None, "layers": 0, "width": 1, "capabilities": ["labels"]}
+        about = {
+            "engine": self.engine, "url": self.transport.url, "model": str(self.model), "max_length": self.max_length,
+            "chosen_ids": self.chosen_ids, "top_logprobs": self.top_logprobs, "tolerance": self.missing_tolerance,
+            "tokenizer": fingerprint.tokenizer_hash(self.encoder.tokenizer),
+            "layout": self.encoder.layout_hash(JudgePrompt.load("weighted")), **fingerprint.software(),
+        }  # fmt: skip
+        return {
+            "judge": short, "revision": None, "fingerprint": fingerprint.digest(about), "layers": 0, "width": 1,
+            "capabilities": ["labels"],
+        }  # fmt: skip
 
     def _gives_chosen_ids(self) -> bool:
         """Servers older than vLLM's `logprob_token_ids` ignore it in silence: ask for unlikely ids and look."""
@@ -161,10 +173,11 @@ class Engine:
                 dialogues.append(prompt.render(row))
             except ValueError as err:
                 raise ValueError(f"row {i}: {err}") from err
-        ids = [encoded.ids for encoded in self.encoder.encode(dialogues)]
+        encoded = self.encoder.encode(dialogues)
         limit = (self.max_length or 1 << 30) - trie.depth - 1
-        long = [f"{len(x)} tokens, but this judge reads at most {limit}" if len(x) > limit else None for x in ids]
-        return ids, long
+        long = "{} tokens, but this judge reads at most {}"
+        reasons = [e.problem or (long.format(len(e.ids), limit) if len(e.ids) > limit else None) for e in encoded]
+        return [e.ids for e in encoded], reasons
 
     def _read(self, trie: LabelTrie, texts: list[list[int]]) -> tuple[torch.Tensor, list[str | None]]:
         """(n, K) label log-probabilities of distinct texts, and why one has none."""

@@ -315,6 +315,7 @@ class Info(BaseModel):
 
     judge: str
     revision: str
+    fingerprint: str
     layers: int
     width: int
     capabilities: list[str]

@@ -74,7 +74,7 @@ class Service:
     def _load(self, judge: Any) -> None:
         """Load a judge and run all self-checks, before the server says that it is ready."""
         if isinstance(judge, HFJudge):
-            _ = judge.forward, judge.revision
+            _ = judge.forward, judge.revision, judge.fingerprint
         for reward in self.rewards[self.judges.index(judge)].values():
             if isinstance(reward, ProbeReward):
                 reward._verify()

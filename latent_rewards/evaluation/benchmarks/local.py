@@ -1,19 +1,17 @@
 """Benchmarks from files: JSON Lines (plain or gzip) or Parquet with the fields of a pair, a rating or a list.
 
 pair: prompt, chosen, rejected. rating: prompt, response, score, scale [low, high]. list: prompt, responses, gold.
-`prompt` is text or messages ending with a user turn; optional: id, subset, rubric, reference.
+`prompt` is text or messages ending with a user turn; optional: id, subset, rubric, reference. Completions may hold the
+prompt, see `latent_rewards.layouts`.
 """
 
 from __future__ import annotations
 
 import os
-import zlib
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from latent_rewards.evaluation.benchmarks.rows import Benchmark, collect
-from latent_rewards.rowio import open_binary, open_source, parse_line
+from latent_rewards.rowio import numbered_rows
 
 _ENDINGS = (".jsonl", ".jsonl.gz", ".parquet")
 
@@ -30,7 +28,7 @@ def load(path: str | Path, name: str | None = None) -> Benchmark:
         raise FileNotFoundError(f"no benchmark file {path}")
     if not path.name.endswith(_ENDINGS):
         raise ValueError(f"{path}: a benchmark file ends in one of {', '.join(_ENDINGS)}")
-    return collect(name or _stem(path), read_rows(path), source=str(path))
+    return collect(name or _stem(path), numbered_rows(path), source=str(path))
 
 
 def find(name: str) -> Path | None:
@@ -53,22 +51,6 @@ def names() -> list[str]:
     root = os.environ.get("LATENT_REWARDS_DATA")
     paths = sorted(p for p in Path(root).glob("*/*") if p.name.endswith(_ENDINGS)) if root else []
     return [f"{p.parent.name}/{_stem(p)}" for p in paths if p.parent.name != "attacks"]
-
-
-def read_rows(path: Path) -> Iterator[tuple[str, int, Any]]:
-    """(file, row from 1, row) of a file; a line that is no JSON comes as the error."""
-    if path.suffix == ".parquet":
-        chunks = open_source(str(path)).chunks(1024)
-        yield from ((str(path), i, row) for i, row in enumerate((r for c in chunks for r in c.rows), 1))
-        return
-    try:
-        with open_binary(path, "rb") as lines:
-            for i, line in enumerate(lines, 1):
-                if line.strip():
-                    row, fault = parse_line(line, i)
-                    yield str(path), i, row if fault is None else ValueError(fault)
-    except (OSError, EOFError, zlib.error) as err:
-        raise ValueError(f"{path} is damaged: {err}") from err
 
 
 def _stem(path: Path) -> str:

@@ -4,20 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
+from latent_rewards.layouts import BadRow, Kind, judged, kind_of, number
 from latent_rewards.prompts import to_text
-
-Kind = Literal["pair", "rating", "list"]
-KEYS: dict[Kind, tuple[str, ...]] = {
-    "pair": ("prompt", "chosen", "rejected"),
-    "list": ("prompt", "responses", "gold"),
-    "rating": ("prompt", "response", "score"),
-}
 
 
 class LeftOut(Exception):
@@ -42,15 +35,6 @@ class Item:
     def group(self) -> str:
         """Items of one prompt are not independent: the bootstrap draws them together."""
         return hashlib.sha256(json.dumps(self.prompt, sort_keys=True).encode()).hexdigest()[:16]
-
-
-@dataclass(frozen=True)
-class BadRow:
-    """A row that cannot be used: file, row counted from 1, and why."""
-
-    file: str
-    row: int
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -114,20 +98,20 @@ def collect(
     bad: list[BadRow] = []
     left_out: Counter[str] = Counter()
     ranges: list[tuple[float, float]] = []
-    for file, number, raw in rows:
+    for file, line, raw in rows:
         try:
             if isinstance(raw, Exception):
                 raise ValueError(str(raw))
             row = convert(raw) if convert else raw
-            kind = kind or _kind(row)
-            item = _item(row, kind or "pair", f"{name}-{number}")
+            kind = kind or kind_of(row)
+            item = _item(row, kind or "pair", f"{name}-{line}")
             ranges += [_range(row["scale"])] if row.get("scale") is not None else []
             items.append(item)
         except LeftOut as why:
             left_out[str(why)] += 1
         except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError) as err:
             reason = f"missing field {err}" if isinstance(err, KeyError) else str(err)
-            bad.append(BadRow(file, number, reason))
+            bad.append(BadRow(file, line, reason))
     if not items or kind is None:
         first = "; ".join(f"{b.file} row {b.row}: {b.reason}" for b in bad[:3])
         raise ValueError(f"benchmark {name!r} has no usable row ({len(bad)} bad{': ' + first if first else ''})")
@@ -135,63 +119,21 @@ def collect(
     return Benchmark(name, kind, tuple(items), tuple(bad), dict(left_out), 0, source, scale)
 
 
-def _kind(row: Any) -> Kind | None:
-    if not isinstance(row, Mapping):
-        raise ValueError(f"expected an object, got {type(row).__name__}")
-    return next((k for k, keys in KEYS.items() if set(keys) <= set(row)), None)
-
-
 def _item(row: Any, kind: Kind, default_id: str) -> Item:
-    if not isinstance(row, Mapping):
-        raise ValueError(f"expected an object, got {type(row).__name__}")
-    missing = [k for k in KEYS[kind] if row.get(k) is None]
-    if missing:
-        raise ValueError(f"missing field {', '.join(missing)}")
-    if kind == "pair":
-        responses, gold = [row["chosen"], row["rejected"]], [1.0, 0.0]
-        if row["chosen"] == row["rejected"]:
-            raise ValueError("chosen equals rejected")
-    elif kind == "rating":
-        responses, gold = [row["response"]], [_number(row["score"], "score")]
-    else:
-        responses, gold = list(row["responses"]), [_number(g, "gold") for g in row["gold"]]
-        if len(responses) != len(gold):
-            raise ValueError(f"{len(responses)} responses but {len(gold)} gold values")
-        if len(responses) < 2:
-            raise ValueError("a list needs two responses or more")
-    for text in responses:
-        if not isinstance(text, str) or not text.strip():
-            raise ValueError("empty response" if isinstance(text, str) else f"response is {type(text).__name__}")
-    used = {"id", "subset", *KEYS[kind]}
+    found = judged(row, kind)
+    responses = [to_text(r) for r in found.responses]
+    if not all(r.strip() for r in responses):
+        raise ValueError("empty response")
+    used = {"id", "subset", *found.keys}
     columns = {k: v for k, v in row.items() if k not in used and isinstance(v, str)}
     if "rubric" in columns:
         columns.setdefault("criteria", columns["rubric"])
     return Item(
-        str(row.get("id") or default_id), _prompt(row["prompt"]), tuple(responses), tuple(gold),
+        str(row.get("id") or default_id), found.prompt, tuple(responses), tuple(found.gold),
         str(row.get("subset") or ""), columns,
     )  # fmt: skip
 
 
-def _prompt(prompt: Any) -> Any:
-    if isinstance(prompt, str):
-        if not prompt.strip():
-            raise ValueError("empty prompt")
-        return prompt
-    messages = [dict(m) for m in prompt] if isinstance(prompt, list | tuple) else None
-    if not messages or not all(isinstance(m.get("content"), str) and m.get("role") for m in messages):
-        raise ValueError("prompt must be text or messages with 'role' and 'content'")
-    if messages[-1]["role"] != "user" or not messages[-1]["content"].strip():
-        raise ValueError("the prompt's last message must be a user's, with text")
-    return messages
-
-
 def _range(scale: Any) -> tuple[float, float]:
     low, high = scale
-    return _number(low, "scale"), _number(high, "scale")
-
-
-def _number(value: Any, what: str) -> float:
-    number = float(value)
-    if not math.isfinite(number):
-        raise ValueError(f"{what} is {number}")
-    return number
+    return number(low, "scale"), number(high, "scale")

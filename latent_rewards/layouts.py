@@ -1,0 +1,149 @@
+"""Rows of pairs, lists and ratings in one form, however their file lays out prompt and completions.
+
+A prompt (text or messages) stands beside completions (text or messages), or the completions are whole dialogues, with
+the prompt beside them or without; see `latent_rewards.transcripts`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from latent_rewards.prompts import to_text
+from latent_rewards.transcripts import SIDES, is_dialogue, split
+
+Kind = Literal["pair", "list", "rating"]
+
+# Keys of each kind; the first that a row has counts.
+_RESPONSES: dict[Kind, tuple[str, ...]] = {
+    "list": ("responses", "completions", "answers"), "rating": ("response", "completion", "answer"),
+}  # fmt: skip
+_GOLD: dict[Kind, tuple[str, ...]] = {
+    "list": ("gold", "scores", "ratings", "score", "rating"), "rating": ("score", "rating", "gold"),
+}  # fmt: skip
+_ASKING = {"user", "tool", "function"}  # roles that an answer can follow
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row that cannot be used: file, row counted from 1, and why."""
+
+    file: str
+    row: int
+    reason: str
+
+
+class Judged(NamedTuple):
+    """A row in our form.
+
+    Attributes:
+        kind: a pair has the chosen completion first and gold (1, 0), a rating has one completion.
+        prompt: text, or messages where it is more than one user's turn.
+        responses: text, or messages where it is more than one assistant's turn.
+        gold: number of each response, higher is better.
+        keys: keys of the row that were used.
+    """
+
+    kind: Kind
+    prompt: Any
+    responses: list[Any]
+    gold: list[float]
+    keys: tuple[str, ...]
+
+
+def kind_of(row: Any) -> Kind | None:
+    """What a row holds by its keys; None where it is none of the three.
+
+    Raises:
+        ValueError: no mapping.
+    """
+    if not isinstance(row, Mapping):
+        raise ValueError(f"expected an object, got {type(row).__name__}")
+    if set(SIDES) <= set(row):
+        return "pair"
+    return next((k for k in ("list", "rating") if _first(row, _RESPONSES[k]) and _first(row, _GOLD[k])), None)
+
+
+def judged(row: Any, kind: Kind) -> Judged:
+    """A row of a file in our form.
+
+    Args:
+        row: mapping of column to value.
+        kind: what it must be.
+
+    Raises:
+        ValueError: something is missing, does not fit together or is no text or finite number; says what.
+    """
+    if not isinstance(row, Mapping):
+        raise ValueError(f"expected an object, got {type(row).__name__}")
+    if kind == "pair":
+        keys: tuple[str, ...] = ("prompt", *SIDES)
+    else:
+        of, gold = _RESPONSES[kind], _GOLD[kind]
+        keys = ("prompt", _first(row, of) or of[0], _first(row, gold) or gold[0])
+    missing = [k for k in keys[1:] if row.get(k) is None]
+    if missing:
+        raise ValueError(f"missing field {', '.join(['prompt'] * (row.get('prompt') is None) + missing)}")
+    if kind == "pair":
+        given, numbers = [row[k] for k in SIDES], [1.0, 0.0]
+    elif kind == "rating":
+        given, numbers = [row[keys[1]]], [number(row[keys[2]], keys[2])]
+    else:
+        given, numbers = _sequence(row, keys[1]), [number(g, keys[2]) for g in _sequence(row, keys[2])]
+        if len(given) != len(numbers):
+            raise ValueError(f"{len(given)} responses but {len(numbers)} {keys[2]} values")
+        if len(given) < 2:
+            raise ValueError("a list needs two responses or more")
+    prompt, responses = split(row.get("prompt"), given)
+    _check_prompt(prompt)
+    for text in responses:
+        if not isinstance(text, str | list):
+            raise ValueError(f"response is {type(text).__name__}")
+        to_text(text)
+    if kind == "pair" and responses[0] == responses[1]:
+        raise ValueError("chosen equals rejected")
+    return Judged(kind, prompt, responses, numbers, keys)
+
+
+def _check_prompt(prompt: Any) -> None:
+    if prompt is None:
+        raise ValueError("missing field prompt")
+    if isinstance(prompt, str) and not prompt.strip():
+        raise ValueError("empty prompt")
+    if isinstance(prompt, str):
+        return
+    last = prompt[-1] if is_dialogue(prompt) else {"role": ""}
+    if last["role"] not in _ASKING or not to_text([last]).strip():
+        raise ValueError(
+            "prompt must be text or messages with 'role' and 'content', the last message a user's, with text"
+        )
+    to_text(prompt)
+
+
+def number(value: Any, what: str) -> float:
+    """A finite number, also one that is written as text.
+
+    Raises:
+        ValueError: none.
+    """
+    try:
+        found = float(value)
+    except (ValueError, TypeError):
+        raise ValueError(f"{what} is {value!r:.50}, not a number") from None
+    if not np.isfinite(found):
+        raise ValueError(f"{what} is {found}")
+    return found
+
+
+def _first(row: Mapping[str, Any], keys: Sequence[str]) -> str | None:
+    return next((k for k in keys if k in row), None)
+
+
+def _sequence(row: Mapping[str, Any], key: str) -> list[Any]:
+    value = row[key]
+    if isinstance(value, str | Mapping) or not isinstance(value, Sequence | np.ndarray):
+        raise ValueError(f"{key} is {type(value).__name__}, not a list")
+    return list(value)

@@ -1,0 +1,123 @@
+"""Is what was read together what the model says of a text alone? Asked at load and when texts get longer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from latent_rewards.forward import Blocks, States, read_states
+from latent_rewards.text_groups import Group
+from latent_rewards.tree_attention import CannotShareError
+
+_MOST = 0.3  # relative difference of states that no rounding explains
+_TELLING = ("window", "chunk", "block", "original_max", "scale", "topk", "local", "stride")
+
+
+class ReadCheck:
+    """Compares states with those of the model's plain forward of one text.
+
+    At load with texts of 49 tokens; later, whenever a text is read that is more than twice as long as any so far or
+    crosses a number of the config that may change what the model does (a window, a chunk), with that text.
+
+    Args:
+        blocks: the judge.
+    """
+
+    def __init__(self, blocks: Blocks) -> None:
+        self.blocks = blocks
+        self._telling = sorted(set(_telling_numbers(blocks.config.to_dict())))
+        self._longest = {"shared": 49, "padded": 49}
+
+    def fault(self, way: str, group: Group, states: States, layers: Sequence[int]) -> str:
+        """What is wrong with states just read, if it is time to look; empty if nothing is.
+
+        Args:
+            way: "shared" or "padded".
+            group: the texts.
+            states: what was read of them.
+            layers: inner layers read.
+        """
+        i = group.longest
+        n, known = len(group.sequences[i]), self._longest[way]
+        if not group.targets or (n <= 2 * known and not any(known <= t < n for t in self._telling)):
+            return ""
+        if way == "padded" and len(group.sequences) == 1:
+            return ""  # nothing was padded
+        at = group.positions[i][-1:]
+        row = sum(map(len, group.positions[: i + 1])) - 1
+        inner = [max(layers)] if states.final is None else []
+        wanted: dict[str, Any] = {"layers": inner, "final": states.final is not None}
+        plain = _deepest(read_states(self.blocks, [group.sequences[i]], [at], **wanted, batch_tokens=1))
+        self._longest[way] = max(n, known)
+        reason = self._difference(_deepest(states)[row : row + 1], plain, [group.sequences[i]], [at], wanted)
+        return reason and f"{reason} on a text of {n} tokens"
+
+    def difference(self, read: Callable[[list[list[int]], list[list[int]], int], States]) -> str:
+        """What keeps `read(sequences, positions, head)` of small texts from giving what each gives alone."""
+        vocab = self.blocks.config.vocab_size
+        head = [(7 * i + 3) % vocab for i in range(24)]
+        sequences = [
+            [*head, *[(11 * i + 5 * b + 1) % vocab for i in range(20)], *[(13 * i + c) % vocab for i in range(3 + c)]]
+            for b in range(2)
+            for c in range(3)
+        ]
+        sequences.append(head + sequences[0][30:32])
+        positions = [[len(s) - 1] for s in sequences]
+        alone = [0, 5, 6]
+        try:
+            ours = _deepest(read(sequences, positions, len(head)))
+            plain = _deepest(
+                read_states(self.blocks, [sequences[i] for i in alone], [positions[i] for i in alone], batch_tokens=1)
+            )
+        except (CannotShareError, RuntimeError, ValueError, TypeError, AttributeError, IndexError) as err:
+            return f"{type(err).__name__}: {err}"
+        texts, at = [sequences[i] for i in alone], [positions[i] for i in alone]
+        return self._difference(ours[alone], plain, texts, at, {})
+
+    def _difference(
+        self,
+        ours: Tensor,
+        plain: Tensor,
+        texts: Sequence[Sequence[int]],
+        at: Sequence[list[int]],
+        wanted: dict[str, Any],
+    ) -> str:
+        """What to say of two readings of texts; empty if they differ by rounding.
+
+        In float32 that is 1e-4 of the states. Coarser types round more the deeper the model is: then as much is allowed
+        as twice what the model's own forward moves by when a text is read beside copies of itself.
+        """
+        error = _relative(ours, plain)
+        if error < (1e-4 if plain.dtype == torch.float32 else 0.05):
+            return ""
+        if plain.dtype == torch.float32:
+            return f"relative difference {error:.1e}"
+        beside = [
+            _deepest(read_states(self.blocks, [t] * n, [p] * n, **wanted, batch_tokens=n * len(t)))[:1]
+            for n in (2, 5, 16)
+            for t, p in zip(texts, at, strict=True)
+        ]
+        own = max(_relative(x, plain[i % len(texts)][None]) for i, x in enumerate(beside))
+        if error < min(_MOST, 2 * own):
+            return ""
+        return f"relative difference {error:.1e}, where the model itself strays by {own:.1e}"
+
+
+def _deepest(states: States) -> Tensor:
+    return states.inner[max(states.inner)] if states.final is None else states.final
+
+
+def _relative(ours: Tensor, plain: Tensor) -> float:
+    return float((ours.float() - plain.float()).norm() / plain.float().norm())
+
+
+def _telling_numbers(config: dict[str, Any]) -> Iterator[int]:
+    """Numbers of a config, also nested, at which a model may begin to do something else."""
+    for name, value in config.items():
+        if isinstance(value, dict):
+            yield from _telling_numbers(value)
+        elif isinstance(value, int) and value >= 16 and any(word in str(name) for word in _TELLING):
+            yield value

@@ -1,0 +1,90 @@
+"""The load report says what is used; a judge that is about to say something else than a label is told, once."""
+
+import logging
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from latent_rewards import HFJudge, JudgePrompt, ProbabilityWeightedReward, describe
+from latent_rewards.cli import app
+from latent_rewards.reading import Reading
+
+ROW = {"prompt": "Name a prime.", "completion": "7"}
+
+
+def lines(text):
+    return {line.split(":")[0]: line.split(":", 1)[1].strip() for line in text.splitlines() if not line.startswith(" ")}
+
+
+def test_one_screen_that_says_what_is_used(make_judge):
+    judge = make_judge("llama", max_length=900, on_overflow="truncate")
+    text = judge.describe("verifier")
+    facts = lines(text)
+    assert len(text.splitlines()) <= 24 and max(map(len, text.splitlines())) <= 120
+    assert facts["texts"].startswith("shared prefixes") and facts["head"] == "its rows, in float32"
+    assert facts["longest text"] == "900 tokens; of longer ones: truncate"
+    assert facts["system role"] == "its own" and "enable_thinking" in facts["thought"]
+    assert facts["prompt"].startswith("verifier: yes, no") and "float32, cpu" in facts["model"]
+
+
+def test_it_tells_of_windows_merged_system_turns_and_digits(make_judge):
+    facts = lines(make_judge("mistral", "metaspace").describe())
+    assert "24" in facts["texts"] and facts["system role"] == "merged into the user turn"
+    assert "of several tokens: '10'" in facts["prompt"]
+
+
+def test_scores_and_distance_are_those_of_a_plain_forward(make_judge):
+    judge = make_judge("qwen3")
+    text = judge.describe("weighted")
+    reward = ProbabilityWeightedReward(judge)
+    (score,) = reward.score([describe._TASK], [describe._ANSWERS[1]])
+    assert f"{describe._ANSWERS[1]!r}: score {score:.3g}," in text
+    assert float(lines(text)["plain forward"].split()[2]) < 1e-4
+
+
+def test_a_wrong_reading_would_show(make_judge, monkeypatch):
+    judge = make_judge("qwen3")
+    read = HFJudge.read
+
+    def off(self, prompt, rows, need):
+        got = read(self, prompt, rows, need)
+        return Reading(got.label_logprobs + 0.5 * torch.arange(len(rows))[:, None], got.label_mass, reasons=got.reasons)
+
+    monkeypatch.setattr(HFJudge, "read", off)
+    assert float(lines(judge.describe("weighted"))["plain forward"].split()[2]) > 0.9
+
+
+def test_low_mass_is_told_once_for_each_prompt(make_judge, caplog):
+    judge = make_judge("llama")
+    with caplog.at_level(logging.WARNING, "latent_rewards"):
+        for name in ("weighted", "weighted", "verifier"):
+            mass = judge.read(JudgePrompt.load(name), [ROW], ProbabilityWeightedReward(judge).need).label_mass
+            assert float(mass) < describe.LOW_MASS
+            judge.forget()
+    told = [r.getMessage() for r in caplog.records if "labels hold" in r.getMessage()]
+    assert len(told) == 2 and "'weighted'" in told[0] and "'verifier'" in told[1]
+    assert "WARNING" in lines(judge.describe())
+
+
+def test_mass_that_is_there_is_not_told(make_judge, caplog, monkeypatch):
+    judge = make_judge("llama")
+    monkeypatch.setattr(describe, "LOW_MASS", 0.0)
+    monkeypatch.setattr("latent_rewards.judge.LOW_MASS", 0.0)
+    with caplog.at_level(logging.WARNING, "latent_rewards"):
+        ProbabilityWeightedReward(judge).score(["Name a prime."], ["7"])
+    assert "labels hold" not in caplog.text and "WARNING" not in lines(judge.describe())
+
+
+def test_a_prompt_that_is_sampled_has_nothing_to_describe(make_judge):
+    with pytest.raises(ValueError, match="no labels to read"):
+        make_judge("llama").describe("likert5")
+
+
+def test_the_command_prints_a_report_for_each_prompt(folder):
+    done = CliRunner().invoke(
+        app, ["score", "--describe", "--judge", folder, "--reward", "weighted", "--reward", "verifier"]
+    )
+    assert done.exit_code == 0, done.output
+    assert done.stdout.count("plain forward:") == 2 and "verifier: yes, no" in done.stdout
+    assert CliRunner().invoke(app, ["score", "--judge", folder]).exit_code == 2
