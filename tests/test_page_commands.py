@@ -97,7 +97,7 @@ def test_commands_could_run(page: Path) -> None:
 
 def test_a_command_that_is_wrong_is_found() -> None:
     for wrong in (
-        "latent-rewards score --rewrad x --input a.jsonl --output b.jsonl", "latent-rewards score --input a.jsonl",
+        "latent-rewards score --rewrad x --input a.jsonl --output b.jsonl", "latent-rewards export probe",
         "latent-rewards scores", "python -m recipes.grppo", "python -m recipes.grpo --config configs/grpo/none.yaml",
         "python -m benchmarks.throughput --thread 1", "make quick", "pip install .[trian]", "curl x",
         "trl grpo --reward_funcs latent_rewards.env.wieghted", "python -m pytest tests/test_none.py",
