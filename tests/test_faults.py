@@ -1,6 +1,6 @@
 """What breaks at night: judges that fail, memory and disks that end, rows that lack something, killed processes.
 
-The table "When things break" in the README names these tests.
+The table "Faults" of docs/faults.md names these tests.
 """
 
 from __future__ import annotations

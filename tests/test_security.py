@@ -1,4 +1,4 @@
-"""What others wrote cannot run code, leave its folder, or keep a machine busy; the README's section says the same."""
+"""What others wrote cannot run code, leave its folder, or keep a machine busy; docs/security.md says the same."""
 
 from __future__ import annotations
 
