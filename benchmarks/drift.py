@@ -26,7 +26,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
 
 from latent_rewards import HFJudge, build_reward
-from latent_rewards.loading import resolve_model
+from latent_rewards.engine.loading import resolve_model
 from latent_rewards.rowout import to_json
 
 CAPITALS = {

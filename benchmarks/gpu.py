@@ -24,9 +24,9 @@ import torch
 import transformers
 
 from benchmarks.throughput import Shape, command, commit, floor_flops
-from latent_rewards.forward import Blocks
+from latent_rewards.engine.blocks import Blocks
+from latent_rewards.engine.tree import TreeForward
 from latent_rewards.rowout import to_json
-from latent_rewards.tree_forward import TreeForward
 
 # hidden, intermediate, layers, heads, key-value heads; head width 128 and vocabulary as published.
 SHAPES = {

@@ -20,7 +20,7 @@ import torch
 from benchmarks.throughput import HERE, command, commit, cpu_kind, machine
 from benchmarks.workloads import workloads
 from latent_rewards import HFJudge, ProbabilityWeightedReward
-from latent_rewards.cpu_attention import causal_attention
+from latent_rewards.engine.attention_cpu import causal_attention
 from latent_rewards.rowout import to_json
 
 

@@ -28,7 +28,7 @@ import numpy as np
 
 from benchmarks.contestants import CONTESTANTS
 from benchmarks.workloads import build, spread
-from latent_rewards.prefix_tree import build_tree
+from latent_rewards.engine.prefix_tree import build_tree
 from latent_rewards.rowout import to_json
 
 HERE = Path(__file__).parent

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from latent_rewards import HFJudge, ProbabilityWeightedReward
-from latent_rewards.loading import EMBEDDED, resolve_model
+from latent_rewards.engine.loading import EMBEDDED, resolve_model
 
 Pairs = list[tuple[str, str]]
 

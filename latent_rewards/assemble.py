@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from latent_rewards.forward import Blocks, States
+from latent_rewards.engine.blocks import Blocks, States
 from latent_rewards.labels import LabelTrie
 from latent_rewards.reading import Lens, Need, Reading
 

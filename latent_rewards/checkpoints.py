@@ -13,10 +13,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from latent_rewards import loading
-from latent_rewards.forward import Blocks
+from latent_rewards.engine import loading
+from latent_rewards.engine.blocks import Blocks
+from latent_rewards.engine.pretrained import auto_class
 from latent_rewards.judge import HFJudge
-from latent_rewards.pretrained import auto_class
 
 
 class Source:

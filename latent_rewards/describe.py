@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from latent_rewards.forward import reference_states
+from latent_rewards.engine.blocks import reference_states
 from latent_rewards.labels import LabelTrie
 from latent_rewards.prompts import JudgePrompt
 from latent_rewards.reading import Need

@@ -21,8 +21,8 @@ from trl.models import prepare_deepspeed
 from trl.models.utils import _ForwardRedirection
 
 from latent_rewards.distillation import LossOptions, LossParts, TeacherStates, distillation_loss
-from latent_rewards.loading import resolve_model
-from latent_rewards.pretrained import load_causal_lm
+from latent_rewards.engine.loading import resolve_model
+from latent_rewards.engine.pretrained import load_causal_lm
 from latent_rewards.teachers import (
     backbone_states,
     check_head,

@@ -14,8 +14,8 @@ from benchmarks import architectures
 from benchmarks.architectures import TOLERANCE, compare, prompts, texts
 from benchmarks.tiny_models import ARCHITECTURES, EDGE, OPTIONS, VARIANTS, byte_tokenizer, tiny_model
 from latent_rewards import HFJudge, Need
-from latent_rewards.decoder import find_decoder
-from latent_rewards.sampling import sample_answers
+from latent_rewards.engine.decoder import find_decoder
+from latent_rewards.engine.sampling import sample_answers
 
 SHORT = 160  # tokens: a little more than the prompt of `texts` has
 LONGROPE = {"rope_parameters": {**OPTIONS["phi3"]["rope_parameters"], "original_max_position_embeddings": SHORT}}

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from latent_rewards import cpu_attention
-from latent_rewards.forward import Blocks, read_states
-from latent_rewards.tree_forward import TreeForward
+from latent_rewards.engine import attention_cpu as cpu_attention
+from latent_rewards.engine.blocks import Blocks, read_states
+from latent_rewards.engine.tree import TreeForward
 
 
 def reference(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:

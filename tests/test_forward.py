@@ -7,7 +7,7 @@ import torch
 from conftest import FAMILIES
 
 from latent_rewards import HFJudge, JudgePrompt, Need
-from latent_rewards.forward import Blocks, read_states, reference_states
+from latent_rewards.engine.blocks import Blocks, read_states, reference_states
 
 WEIGHTED = JudgePrompt.load("weighted")
 VERIFIER = JudgePrompt.load("verifier")

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import torch
 
+from latent_rewards.engine.sampling import sample_answers
 from latent_rewards.generation import HFGenerator, Sampling, ServerGenerator, VLLMGenerator, build_generator
-from latent_rewards.sampling import sample_answers
 
 PROMPTS = [
     "Name a prime.",

@@ -13,9 +13,10 @@ import pytest
 import torch
 import transformers
 
-from latent_rewards import HFJudge, JudgePrompt, Need, tree_forward
-from latent_rewards.forward import Blocks, read_states, reference_states
-from latent_rewards.tree_forward import TreeForward
+from latent_rewards import HFJudge, JudgePrompt, Need
+from latent_rewards.engine import tree as tree_forward
+from latent_rewards.engine.blocks import Blocks, read_states, reference_states
+from latent_rewards.engine.tree import TreeForward
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 

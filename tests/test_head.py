@@ -9,10 +9,10 @@ import transformers
 from torch import nn
 
 from latent_rewards import HFJudge, JudgePrompt, Need
-from latent_rewards import head as head_module
-from latent_rewards.forward import Blocks
-from latent_rewards.head import ROWS, same_logits
-from latent_rewards.side_by_side import replica
+from latent_rewards.engine import head as head_module
+from latent_rewards.engine.blocks import Blocks
+from latent_rewards.engine.head import ROWS, same_logits
+from latent_rewards.engine.workers import replica
 
 VERIFIER = JudgePrompt.load("verifier")
 TEXTS = [

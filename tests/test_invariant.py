@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from latent_rewards import HFJudge, JudgePrompt, Need, Request
-from latent_rewards.invariant_forward import pieces
+from latent_rewards.engine.invariant import pieces
 
 WEIGHTED, VERIFIER = JudgePrompt.load("weighted"), JudgePrompt.load("verifier")
 NEED = Need(labels=True, hidden=frozenset({1, 2}), layer_logits=frozenset({"normed"}))

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from contracts import UNREADABLE, FakeJudge, Logs, trl_kwargs
 
-from latent_rewards import GuidedLikertReward, HFJudge, JudgePrompt, LikertReward, sampling
+from latent_rewards import GuidedLikertReward, HFJudge, JudgePrompt, LikertReward
+from latent_rewards.engine import sampling
 from latent_rewards.likert import mode_agreement, parse_rating, sample_ratings
 
 NAN = float("nan")

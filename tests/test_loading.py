@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from latent_rewards import HFJudge, loading
+from latent_rewards import HFJudge
+from latent_rewards.engine import loading
 
 
 def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from latent_rewards.prefix_cache import KeysValues, PrefixCache
+from latent_rewards.engine.prefix_cache import KeysValues, PrefixCache
 
 
 def kv(n: int, layers: int = 2, seed: int = 0) -> KeysValues:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from latent_rewards.prefix_tree import Node, build_tree
+from latent_rewards.engine.prefix_tree import Node, build_tree
 
 # Few letters and short heads, so that prefixes meet, nest and repeat.
 RUN = st.lists(st.integers(0, 2), max_size=6)

@@ -156,7 +156,7 @@ def test_weights_that_would_be_left_out(folder: str, tmp_path: Path, caplog: pyt
     harmless = ("v_head.summary.weight", "model.layers.0.self_attn.rotary_emb.inv_freq", "mtp.layers.0.mlp.weight")
     more = {name: torch.ones(1, 4) for name in harmless}
     save_file(tensors | more, copy / "model.safetensors", metadata={"format": "pt"})
-    with caplog.at_level("INFO", logger="latent_rewards.pretrained"):
+    with caplog.at_level("INFO", logger="latent_rewards.engine.pretrained"):
         assert HFJudge(str(copy), device="cpu").blocks.plain_head
     assert "weights in its files are not the LM's" in caplog.text and "v_head.summary.weight" in caplog.text
 

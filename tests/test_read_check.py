@@ -4,8 +4,8 @@ import pytest
 import torch
 import transformers
 
-from latent_rewards.forward import Blocks, States, read_states
-from latent_rewards.read_check import ReadCheck
+from latent_rewards.engine.blocks import Blocks, States, read_states
+from latent_rewards.engine.read_check import ReadCheck
 
 
 def blocks(dtype, layers=2):

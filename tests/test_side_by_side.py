@@ -9,9 +9,9 @@ import pytest
 import torch
 from test_tree_forward import SHARING, close, make_blocks, random_trees, with_labels
 
-from latent_rewards.forward import Blocks, read_states
-from latent_rewards.side_by_side import replica, run_side_by_side
-from latent_rewards.tree_forward import TreeForward
+from latent_rewards.engine.blocks import Blocks, read_states
+from latent_rewards.engine.tree import TreeForward
+from latent_rewards.engine.workers import replica, run_side_by_side
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_a_judge_whose_modules_cannot_be_copied_runs_one_pack_at_a_time(
     def fail(_: Blocks) -> Blocks:
         raise TypeError("cannot pickle")
 
-    monkeypatch.setattr("latent_rewards.tree_forward.replica", fail)
+    monkeypatch.setattr("latent_rewards.engine.tree.replica", fail)
     forward = TreeForward(blocks, batch_tokens=160)
     sequences, positions = with_labels(random_trees(1, prompts=8, completions=8, longest=90))
     for _ in range(2):

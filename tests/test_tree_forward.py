@@ -15,12 +15,14 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from latent_rewards import HFJudge, JudgePrompt, Need, packs, tree_forward
+from latent_rewards import HFJudge, JudgePrompt, Need
 from latent_rewards.data import open_ended
-from latent_rewards.forward import Blocks, States, read_states, reference_states
+from latent_rewards.engine import packs
+from latent_rewards.engine import tree as tree_forward
+from latent_rewards.engine.blocks import Blocks, States, read_states, reference_states
+from latent_rewards.engine.prefix_tree import build_tree
+from latent_rewards.engine.tree import TreeForward
 from latent_rewards.labels import LabelTrie
-from latent_rewards.prefix_tree import build_tree
-from latent_rewards.tree_forward import TreeForward
 
 VOCAB = 97
 SIZES: dict[str, Any] = {

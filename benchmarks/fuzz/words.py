@@ -14,9 +14,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 
 from benchmarks.fuzz.draw import WORDS, Draw
 from latent_rewards.encoding import Encoder
+from latent_rewards.engine.prefix_tree import build_tree
 from latent_rewards.labels import Labels, LabelTrie
 from latent_rewards.likert import parse_rating
-from latent_rewards.prefix_tree import build_tree
 from latent_rewards.prompts import Dialogue, JudgePrompt, prompt_folder
 
 

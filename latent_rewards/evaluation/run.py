@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
+from latent_rewards.engine.loading import default_device
 from latent_rewards.evaluation import benchmarks, checks, scorers, summary, tables
 from latent_rewards.evaluation.analysis import Analysis
 from latent_rewards.evaluation.benchmarks.rows import Benchmark
@@ -27,7 +28,6 @@ from latent_rewards.evaluation.stability import drift
 from latent_rewards.fingerprint import judge_key, layout_of
 from latent_rewards.judge import HFJudge, Judge
 from latent_rewards.likert import GuidedLikertReward, LikertReward
-from latent_rewards.loading import default_device
 from latent_rewards.rewards import LatentReward, Reward
 
 __all__ = ["EvaluateConfig", "evaluate"]

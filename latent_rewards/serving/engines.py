@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from latent_rewards import fingerprint, loading
+from latent_rewards import fingerprint
 from latent_rewards.encoding import Encoder
+from latent_rewards.engine import loading
 from latent_rewards.labels import LabelTrie
 from latent_rewards.prompts import JudgePrompt
 from latent_rewards.reading import Need, Reading, Request, Row

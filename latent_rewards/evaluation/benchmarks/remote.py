@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from latent_rewards.loading import cache_folder
+from latent_rewards.engine.loading import cache_folder
 
 
 @dataclass(frozen=True)

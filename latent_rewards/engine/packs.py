@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from latent_rewards.prefix_cache import KeysValues
-from latent_rewards.prefix_tree import Node
+from latent_rewards.engine.prefix_cache import KeysValues
+from latent_rewards.engine.prefix_tree import Node
 
 
 def steps(nodes: list[Node], batches: list[list[int]]) -> list[tuple[list[int], list[int], set[int]]]:

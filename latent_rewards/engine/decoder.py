@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from latent_rewards.rope_switch import stretch
+from latent_rewards.engine.rope_switch import stretch
 
 
 def find_decoder(model: Any, config: Any) -> tuple[Any, nn.ModuleList]:

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from latent_rewards.forward import Blocks, States, read_states
-from latent_rewards.text_groups import Group
-from latent_rewards.tree_attention import CannotShareError
+from latent_rewards.engine.attention import CannotShareError
+from latent_rewards.engine.blocks import Blocks, States, read_states
+from latent_rewards.engine.text_groups import Group
 
 _MOST = 0.3  # relative difference of states that no rounding explains
 _TELLING = ("window", "chunk", "block", "original_max", "scale", "topk", "local", "stride")

@@ -13,15 +13,15 @@ from typing import Any, NamedTuple
 
 import torch
 
-from latent_rewards.forward import Blocks, States, read_states
-from latent_rewards.packed_forward import packed_forward
-from latent_rewards.packs import ancestors, packs, steps
-from latent_rewards.prefix_cache import KeysValues, PrefixCache
-from latent_rewards.prefix_tree import Node, build_tree
-from latent_rewards.read_check import ReadCheck
-from latent_rewards.side_by_side import MOST_WORKERS, replica, run_side_by_side
-from latent_rewards.text_groups import Group, group_texts, put_together
-from latent_rewards.tree_attention import CannotShareError, Span, TreePlan
+from latent_rewards.engine.attention import CannotShareError, Span, TreePlan
+from latent_rewards.engine.blocks import Blocks, States, read_states
+from latent_rewards.engine.packed import packed_forward
+from latent_rewards.engine.packs import ancestors, packs, steps
+from latent_rewards.engine.prefix_cache import KeysValues, PrefixCache
+from latent_rewards.engine.prefix_tree import Node, build_tree
+from latent_rewards.engine.read_check import ReadCheck
+from latent_rewards.engine.text_groups import Group, group_texts, put_together
+from latent_rewards.engine.workers import MOST_WORKERS, replica, run_side_by_side
 
 logger = logging.getLogger(__name__)
 

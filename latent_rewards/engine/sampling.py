@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from latent_rewards.rope_switch import RopeSwitch
+from latent_rewards.engine.rope_switch import RopeSwitch
 
 
 @torch.no_grad()

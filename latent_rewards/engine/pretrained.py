@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from latent_rewards.peft_adapters import check_loaded, text_of
+from latent_rewards.engine.peft_adapters import check_loaded, text_of
 
 logger = logging.getLogger(__name__)
 

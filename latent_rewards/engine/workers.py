@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from latent_rewards.forward import Blocks
+from latent_rewards.engine.blocks import Blocks
 
 MOST_WORKERS = 4
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from latent_rewards import cpu_attention
+from latent_rewards.engine import attention_cpu as cpu_attention
 
 NAME = "latent_rewards_tree"
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from latent_rewards.forward import States
-from latent_rewards.rope_switch import RopeSwitch
+from latent_rewards.engine.blocks import States
+from latent_rewards.engine.rope_switch import RopeSwitch
 
 
 @dataclass

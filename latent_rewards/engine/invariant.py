@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from latent_rewards.forward import States
-from latent_rewards.prefix_cache import KeysValues
-from latent_rewards.prefix_tree import Node
-from latent_rewards.text_groups import Group
-from latent_rewards.tree_forward import TreeForward, Wanted, salt_of
+from latent_rewards.engine.blocks import States
+from latent_rewards.engine.prefix_cache import KeysValues
+from latent_rewards.engine.prefix_tree import Node
+from latent_rewards.engine.text_groups import Group
+from latent_rewards.engine.tree import TreeForward, Wanted, salt_of
 
 
 class InvariantForward(TreeForward):

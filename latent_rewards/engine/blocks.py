@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from latent_rewards.decoder import find_decoder, longest_text, refuse_if_not_causal
-from latent_rewards.head import Head
-from latent_rewards.pretrained import check_model
-from latent_rewards.rope_switch import RopeSwitch
+from latent_rewards.engine.decoder import find_decoder, longest_text, refuse_if_not_causal
+from latent_rewards.engine.head import Head
+from latent_rewards.engine.pretrained import check_model
+from latent_rewards.engine.rope_switch import RopeSwitch
 
 logger = logging.getLogger(__name__)
 

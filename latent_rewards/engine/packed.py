@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from latent_rewards.forward import Blocks, States, catch_inner
-from latent_rewards.tree_attention import (
+from latent_rewards.engine.attention import (
     NAME,
     CannotShareError,
     CaughtKeysError,
@@ -19,6 +18,7 @@ from latent_rewards.tree_attention import (
     mask_forward,
     running,
 )
+from latent_rewards.engine.blocks import Blocks, States, catch_inner
 
 
 def packed_forward(

@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from latent_rewards.peft_adapters import PICKLED, Source, adapter_tokenizer, apply_adapter, find_source
-from latent_rewards.pretrained import load_causal_lm, processor_template
+from latent_rewards.engine.peft_adapters import PICKLED, Source, adapter_tokenizer, apply_adapter, find_source
+from latent_rewards.engine.pretrained import load_causal_lm, processor_template
 
 logger = logging.getLogger(__name__)
 
