@@ -27,7 +27,7 @@ import transformers
 
 from benchmarks.tiny_models import ARCHITECTURES, EDGE, VARIANTS, byte_tokenizer, tiny_model
 from latent_rewards import HFJudge, JudgePrompt, Need, Request
-from latent_rewards.labels import Labels
+from latent_rewards.judge.labels import Labels
 
 RESULTS = Path(__file__).parent / "results"
 TOLERANCE = 1e-4  # nats

@@ -30,8 +30,8 @@ from latent_rewards.data import open_ended
 from latent_rewards.evaluation.kept import KeptJudge
 from latent_rewards.examples import Example, list_examples, pair_examples, prompt_group, rating_examples
 from latent_rewards.features import Features, collect_features
-from latent_rewards.judge import Judge, Lens
-from latent_rewards.prompts import to_text
+from latent_rewards.judge.hf import Judge, Lens
+from latent_rewards.judge.prompts import to_text
 
 DEV_SHARE = 0.4
 

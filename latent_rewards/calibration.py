@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from latent_rewards.examples import prompt_group
-from latent_rewards.fingerprint import tensors_hash
+from latent_rewards.judge.fingerprint import tensors_hash
 from latent_rewards.rewards import Reward, bounds_of, with_prompt_of
 from latent_rewards.seal import sealed, unsealed
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from latent_rewards.engine import loading
 from latent_rewards.engine.blocks import Blocks
 from latent_rewards.engine.pretrained import auto_class
-from latent_rewards.judge import HFJudge
+from latent_rewards.judge.hf import HFJudge
 
 
 class Source:

@@ -10,9 +10,9 @@ from typing import Annotated
 
 import typer
 
-from latent_rewards.judge import HFJudge
-from latent_rewards.layouts import BadRow
-from latent_rewards.prompts import JudgePrompt
+from latent_rewards.judge.hf import HFJudge
+from latent_rewards.judge.layouts import BadRow
+from latent_rewards.judge.prompts import JudgePrompt
 from latent_rewards.rowout import to_json
 
 app = typer.Typer(help="Train, look at and publish probes.", no_args_is_help=True)

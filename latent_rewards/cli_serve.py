@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from latent_rewards.judge import HFJudge
+from latent_rewards.judge.hf import HFJudge
 from latent_rewards.rewards import REWARDS, build_reward
 
 TOKEN = "LATENT_REWARDS_TOKEN"

@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from latent_rewards.judge import Need, Reading, Request
-from latent_rewards.prompts import to_text
+from latent_rewards.judge.hf import Need, Reading, Request
+from latent_rewards.judge.prompts import to_text
 from latent_rewards.rewards import LatentReward, bounds_of, with_prompt_of
 
 

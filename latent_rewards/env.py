@@ -24,7 +24,7 @@ from typing import Any
 
 import yaml
 
-from latent_rewards.judge import HFJudge, Judge
+from latent_rewards.judge.hf import HFJudge, Judge
 from latent_rewards.rewards import REWARDS, Reward, build_reward
 
 

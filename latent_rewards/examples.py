@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from latent_rewards.layouts import BadRow, Judged, Kind, judged, kind_of
-from latent_rewards.prompts import to_text
+from latent_rewards.judge.layouts import BadRow, Judged, Kind, judged, kind_of
+from latent_rewards.judge.prompts import to_text
 from latent_rewards.rowio import numbered_rows
 
 logger = logging.getLogger(__name__)
@@ -115,7 +115,7 @@ def read_examples(path: str | Path, *, limit: int | None = None, bad: list[BadRo
     """Examples of a JSON Lines (.jsonl or .jsonl.gz) or Parquet file, recognised by the keys of its first sound row.
 
     `chosen` and `rejected`: pairs. `responses` and `gold`: lists. `score` with `response` or `completion`: ratings.
-    Completions may hold the prompt; see `latent_rewards.layouts`. Unusable rows are left out, with a warning.
+    Completions may hold the prompt; see `latent_rewards.judge.layouts`. Unusable rows are left out, with a warning.
 
     Args:
         path: the file.

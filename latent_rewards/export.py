@@ -14,10 +14,10 @@ from torch import Tensor
 
 from latent_rewards.checkpoints import Source, write_shards
 from latent_rewards.export_template import judge_template, judge_tokenizer, same_tokens, save_tokenizer
-from latent_rewards.judge import HFJudge
-from latent_rewards.labels import Labels
+from latent_rewards.judge.hf import HFJudge
+from latent_rewards.judge.labels import Labels
+from latent_rewards.judge.prompts import JudgePrompt
 from latent_rewards.probes import Probe, check_revision
-from latent_rewards.prompts import JudgePrompt
 
 logger = logging.getLogger(__name__)
 

@@ -11,9 +11,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from latent_rewards.encoding import Encoder
-from latent_rewards.judge import HFJudge
-from latent_rewards.prompts import _SPEAKER, JudgePrompt, Segment
+from latent_rewards.judge.encoding import Encoder
+from latent_rewards.judge.hf import HFJudge
+from latent_rewards.judge.prompts import _SPEAKER, JudgePrompt, Segment
 
 FENCE = "\ue004"
 

@@ -12,9 +12,9 @@ from typing import Any, Literal, Protocol, cast
 
 import torch
 
-from latent_rewards import fingerprint
 from latent_rewards.engine import loading
 from latent_rewards.engine.sampling import sample_answers
+from latent_rewards.judge import fingerprint
 
 logger = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from latent_rewards.judge import Need, Reading, Request
-from latent_rewards.prompts import to_text
+from latent_rewards.judge.hf import Need, Reading, Request
+from latent_rewards.judge.prompts import to_text
 from latent_rewards.relevance import log_odds, weights_hash, without_copies
 from latent_rewards.rewards import LatentReward, bounds_of, with_prompt_of
 

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from latent_rewards.judge import Judge, Reading
-from latent_rewards.memory import in_halves
-from latent_rewards.prompts import JudgePrompt
+from latent_rewards.judge.hf import Judge, Reading
+from latent_rewards.judge.prompts import JudgePrompt
+from latent_rewards.judge.requests import in_halves
 from latent_rewards.rewards import LatentReward, Reward
 
 # What each judge drew last, so that rewards on the same samples draw them once.

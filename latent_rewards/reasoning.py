@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from latent_rewards.fingerprint import layout_of
-from latent_rewards.prompts import JudgePrompt
+from latent_rewards.judge.fingerprint import layout_of
+from latent_rewards.judge.prompts import JudgePrompt
 from latent_rewards.rewards import LatentReward, Reward, bounds_of, with_prompt_of
 
 

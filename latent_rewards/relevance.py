@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from latent_rewards.prompts import to_text
+from latent_rewards.judge.prompts import to_text
 
 FEATURES = (
     "share of the prompt's words said", "share of the words that are the prompt's", "log words shared", "any shared",

@@ -17,11 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from latent_rewards import fingerprint, readouts
-from latent_rewards.judge import HFJudge, Judge, Lens, Need, Reading
-from latent_rewards.memory import read_all
-from latent_rewards.prompts import JudgePrompt
-from latent_rewards.reading import Request
+from latent_rewards import readouts
+from latent_rewards.judge import fingerprint
+from latent_rewards.judge.hf import HFJudge, Judge, Lens, Need, Reading
+from latent_rewards.judge.prompts import JudgePrompt
+from latent_rewards.judge.reading import Request
+from latent_rewards.judge.requests import read_all
 
 logger = logging.getLogger(__name__)
 

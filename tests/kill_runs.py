@@ -24,7 +24,7 @@ import psutil
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM  # noqa: F401  before the forks
 
 from latent_rewards.best_of_n import BestOfNConfig, Selection, best_of_n
-from latent_rewards.judge import HFJudge  # noqa: F401  likewise
+from latent_rewards.judge.hf import HFJudge  # noqa: F401  likewise
 
 ROOT = Path(__file__).parent.parent
 

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from latent_rewards import HFJudge, ProbabilityWeightedReward
-from latent_rewards.lockstep import LockstepJudge
+from latent_rewards.judge.lockstep import LockstepJudge
 
 
 def main(folder: str, out: str, mode: str = "whole") -> None:

@@ -11,7 +11,7 @@ import torch
 from contracts import FakeJudge
 
 from latent_rewards import JudgePrompt, Need
-from latent_rewards.reading import Request
+from latent_rewards.judge.reading import Request
 from latent_rewards.serving.batching import Batcher, Job, QueueFullError, choose, wait_until
 from latent_rewards.serving.merging import read_together
 from latent_rewards.serving.settings import ServeSettings

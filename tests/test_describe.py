@@ -6,9 +6,10 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from latent_rewards import HFJudge, JudgePrompt, ProbabilityWeightedReward, describe
+from latent_rewards import HFJudge, JudgePrompt, ProbabilityWeightedReward
 from latent_rewards.cli import app
-from latent_rewards.reading import Reading
+from latent_rewards.judge import describe
+from latent_rewards.judge.reading import Reading
 
 ROW = {"prompt": "Name a prime.", "completion": "7"}
 
@@ -70,7 +71,7 @@ def test_low_mass_is_told_once_for_each_prompt(make_judge, caplog):
 def test_mass_that_is_there_is_not_told(make_judge, caplog, monkeypatch):
     judge = make_judge("llama")
     monkeypatch.setattr(describe, "LOW_MASS", 0.0)
-    monkeypatch.setattr("latent_rewards.judge.LOW_MASS", 0.0)
+    monkeypatch.setattr("latent_rewards.judge.hf.LOW_MASS", 0.0)
     with caplog.at_level(logging.WARNING, "latent_rewards"):
         ProbabilityWeightedReward(judge).score(["Name a prime."], ["7"])
     assert "labels hold" not in caplog.text and "WARNING" not in lines(judge.describe())

@@ -34,7 +34,7 @@ from pages import (
 )  # fmt: skip
 
 from latent_rewards import JudgePrompt, env, rewards
-from latent_rewards.prompts import prompt_folder
+from latent_rewards.judge.prompts import prompt_folder
 
 CLI, TRL, PROMPTS, FAULTS = (ROOT / "docs" / f"{page}.md" for page in ("cli", "trl", "prompts", "faults"))
 # What the README names already and no module has moved to; each leaves when it is there.

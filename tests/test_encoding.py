@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from latent_rewards import HFJudge, JudgePrompt
-from latent_rewards.encoding import Encoded, Encoder
+from latent_rewards.judge.encoding import Encoded, Encoder
 
 NAMES = ["digits", "numbers", "plain", "metaspace", "embedded"]
 # What each vocabulary can spell: the metaspace one holds ASCII, the embedded one lacks some bytes.
@@ -229,7 +229,7 @@ def test_the_callers_tokenizer_is_left_alone(tokenizers: dict[str, Any]) -> None
 
 
 def test_the_cache_stays_bounded(tokenizers: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("latent_rewards.encoding._MAX_CACHED", 3000)
+    monkeypatch.setattr("latent_rewards.judge.encoding._MAX_CACHED", 3000)
     encoder = Encoder(tokenizers["digits"])
     first = completion_ids(encoder, "number 0")
     for i in range(40):

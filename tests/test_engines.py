@@ -22,7 +22,7 @@ from servers import free_port
 
 from latent_rewards import CrossLayerReward, HFJudge, JudgePrompt, LikertReward, Need, ProbabilityWeightedReward
 from latent_rewards.data import open_ended
-from latent_rewards.judge import Judge
+from latent_rewards.judge.hf import Judge
 from latent_rewards.serving import ServerJudge
 
 WEIGHTED = JudgePrompt.load("weighted")

@@ -16,7 +16,7 @@ from latent_rewards.evaluation.cache import Cache, content_key
 from latent_rewards.evaluation.readings import Readings, judge_key
 from latent_rewards.evaluation.run import EvaluateConfig, evaluate
 from latent_rewards.evaluation.scorers import Column
-from latent_rewards.judge import Need
+from latent_rewards.judge.hf import Need
 from latent_rewards.rewards import REWARDS
 
 ROOT = Path(__file__).parent.parent

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from text_tokenizers import BUILDERS, PLAIN_ADDED, SPECIAL, byte_level, sentencepiece, slow, unigram
 
 from latent_rewards import JudgePrompt
-from latent_rewards.encoding import Encoder
+from latent_rewards.judge.encoding import Encoder
 
 PROMPTS = [JudgePrompt.load(name) for name in ("weighted", "weighted_reasoned")]
 QUICK = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)

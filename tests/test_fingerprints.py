@@ -32,7 +32,7 @@ from latent_rewards.evaluation import benchmarks, scorers
 from latent_rewards.evaluation.cache import Cache
 from latent_rewards.evaluation.readings import Readings
 from latent_rewards.evaluation.stability import drift
-from latent_rewards.fingerprint import digest, tensors_hash
+from latent_rewards.judge.fingerprint import digest, tensors_hash
 from latent_rewards.reasoning import ReasonedReward
 from latent_rewards.response_scores import score_responses
 from latent_rewards.rewards import REWARDS

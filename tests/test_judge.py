@@ -21,7 +21,7 @@ from latent_rewards import (
     Request,
     VerifierReward,
 )
-from latent_rewards import judge as judge_module
+from latent_rewards.judge import hf as judge_module
 
 WEIGHTED = JudgePrompt.load("weighted")
 LABELS = Need(labels=True)

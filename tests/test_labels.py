@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from latent_rewards import HFJudge, JudgePrompt, Labels, Need
-from latent_rewards.encoding import Encoder
-from latent_rewards.labels import LabelTrie, log1mexp
+from latent_rewards.judge.encoding import Encoder
+from latent_rewards.judge.labels import LabelTrie, log1mexp
 from latent_rewards.readouts import expected_rating
 
 ROWS = [

@@ -10,7 +10,7 @@ import transformers.utils.chat_template_utils as chat_templates
 from text_tokenizers import byte_level
 
 from latent_rewards import HFJudge, JudgePrompt, Need
-from latent_rewards.encoding import Encoder
+from latent_rewards.judge.encoding import Encoder
 
 WEIGHTED, LIKERT = JudgePrompt.load("weighted"), JudgePrompt.load("likert10")
 ROW = {"prompt": "Name a prime.", "completion": "7"}

@@ -12,7 +12,7 @@ import pytest
 from servers import environment, free_port
 
 from latent_rewards import HFJudge, ProbabilityWeightedReward
-from latent_rewards.lockstep import LockstepJudge
+from latent_rewards.judge.lockstep import LockstepJudge
 
 PROGRAM = Path(__file__).parent / "lockstep_ranks.py"
 

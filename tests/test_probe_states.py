@@ -16,7 +16,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from latent_rewards import probe_states
 from latent_rewards.examples import Example
 from latent_rewards.features import FeatureInfo, Features, write_shard
-from latent_rewards.judge import Reading
+from latent_rewards.judge.hf import Reading
 from latent_rewards.probe_guards import log_length, pair_weights, row_weights
 from latent_rewards.probe_metrics import pair_indices
 from latent_rewards.probe_networks import _Head, _Loss, _mean_loss, _Split, head_scores

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from latent_rewards import JudgePrompt
-from latent_rewards.prompts import Segment, prompt_folder, to_segments, to_text
+from latent_rewards.judge.prompts import Segment, prompt_folder, to_segments, to_text
 
 FILES = sorted(prompt_folder().rglob("*.yaml"))
 GOOD = {

@@ -25,8 +25,8 @@ from latent_rewards.evaluation.benchmarks.remote import GitHub
 from latent_rewards.evaluation.cache import Cache, _unpack
 from latent_rewards.examples import read_examples
 from latent_rewards.features import Features
+from latent_rewards.judge.prompts import prompt_folder
 from latent_rewards.probes import Probe
-from latent_rewards.prompts import prompt_folder
 from latent_rewards.rowio import open_source
 
 ROOT = Path(__file__).parent.parent

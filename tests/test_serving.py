@@ -27,7 +27,7 @@ from contracts import options_for
 from servers import Server, serving
 
 from latent_rewards import GuardedReward, HFJudge, JudgePrompt, LikertReward, Need, build_reward
-from latent_rewards.reading import Request
+from latent_rewards.judge.reading import Request
 from latent_rewards.rewards import REWARDS as ALL
 from latent_rewards.rewards import Reward
 from latent_rewards.serving.service import Service

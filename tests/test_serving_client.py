@@ -22,8 +22,8 @@ pytest.importorskip("fastapi")
 pytest.importorskip("prometheus_client")
 
 from latent_rewards import HFJudge, JudgePrompt, Need, build_reward
-from latent_rewards.judge import Judge
-from latent_rewards.reading import Request
+from latent_rewards.judge.hf import Judge
+from latent_rewards.judge.reading import Request
 from latent_rewards.rewards import REWARDS
 from latent_rewards.serving import JudgeServerError, ServerJudge
 from latent_rewards.serving.client import RewardClient

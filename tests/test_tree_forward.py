@@ -22,7 +22,7 @@ from latent_rewards.engine import tree as tree_forward
 from latent_rewards.engine.blocks import Blocks, States, read_states, reference_states
 from latent_rewards.engine.prefix_tree import build_tree
 from latent_rewards.engine.tree import TreeForward
-from latent_rewards.labels import LabelTrie
+from latent_rewards.judge.labels import LabelTrie
 
 VOCAB = 97
 SIZES: dict[str, Any] = {

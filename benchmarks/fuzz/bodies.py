@@ -12,8 +12,8 @@ import torch
 
 from benchmarks.fuzz.draw import KEYS, Draw, damaged
 from latent_rewards import ProbabilityWeightedReward, VerifierReward
-from latent_rewards.prompts import JudgePrompt
-from latent_rewards.reading import Need, Reading
+from latent_rewards.judge.prompts import JudgePrompt
+from latent_rewards.judge.reading import Need, Reading
 
 PATHS = ("/score", "/score", "/score", "/read", "/generate", "/get_reward", "/remote_rm", "/classify")
 NEAR: dict[str, dict[str, Any]] = {

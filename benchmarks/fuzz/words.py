@@ -13,11 +13,11 @@ import transformers
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from benchmarks.fuzz.draw import WORDS, Draw
-from latent_rewards.encoding import Encoder
 from latent_rewards.engine.prefix_tree import build_tree
-from latent_rewards.labels import Labels, LabelTrie
+from latent_rewards.judge.encoding import Encoder
+from latent_rewards.judge.labels import Labels, LabelTrie
+from latent_rewards.judge.prompts import Dialogue, JudgePrompt, prompt_folder
 from latent_rewards.likert import parse_rating
-from latent_rewards.prompts import Dialogue, JudgePrompt, prompt_folder
 
 
 @functools.cache

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import latent_rewards
-from latent_rewards.fingerprint import changed
+from latent_rewards.judge.fingerprint import changed
 from latent_rewards.rowio import InputError
 from latent_rewards.rowout import to_json
 from latent_rewards.selection import Combination, Pairing, Ties

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from latent_rewards.evaluation.benchmarks.rows import Item
-from latent_rewards.prompts import to_text
+from latent_rewards.judge.prompts import to_text
 
 
 class Attack(NamedTuple):

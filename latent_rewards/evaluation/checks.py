@@ -14,8 +14,8 @@ from latent_rewards.evaluation.benchmarks.rows import Benchmark
 from latent_rewards.evaluation.config import EvaluateConfig
 from latent_rewards.evaluation.readings import Readings
 from latent_rewards.evaluation.scorers import Column
-from latent_rewards.judge import Need
-from latent_rewards.prompts import JudgePrompt
+from latent_rewards.judge.hf import Need
+from latent_rewards.judge.prompts import JudgePrompt
 from latent_rewards.rewards import LatentReward, Reward
 
 Rewards = Mapping[str, LatentReward]

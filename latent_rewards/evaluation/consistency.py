@@ -15,7 +15,7 @@ import torch
 
 from latent_rewards.evaluation import bootstrap
 from latent_rewards.evaluation.benchmarks.rows import Benchmark, Item
-from latent_rewards.prompts import JudgePrompt
+from latent_rewards.judge.prompts import JudgePrompt
 from latent_rewards.readouts import label_probs
 
 

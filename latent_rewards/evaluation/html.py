@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from latent_rewards.evaluation import charts
 from latent_rewards.evaluation.plots import pool_agreement, pool_histograms
-from latent_rewards.prompts import to_text
+from latent_rewards.judge.prompts import to_text
 
 _TITLES = {
     "pair": ("Pairs", "which of two responses is better"),

@@ -7,12 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from latent_rewards.encoding import Encoder
 from latent_rewards.evaluation.cache import Cache
 from latent_rewards.evaluation.readings import Readings
-from latent_rewards.judge import HFJudge, Need, Reading, Row
-from latent_rewards.prompts import JudgePrompt
-from latent_rewards.reading import unread
+from latent_rewards.judge.encoding import Encoder
+from latent_rewards.judge.hf import HFJudge, Need, Reading, Row
+from latent_rewards.judge.prompts import JudgePrompt
+from latent_rewards.judge.reading import unread
 
 
 class KeptJudge:

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 
 from latent_rewards.evaluation.cache import Cache, content_key
-from latent_rewards.fingerprint import judge_key, layout_of
-from latent_rewards.judge import Judge, Need, Reading, Request
+from latent_rewards.judge.fingerprint import judge_key, layout_of
+from latent_rewards.judge.hf import Judge, Need, Reading, Request
+from latent_rewards.judge.prompts import JudgePrompt
+from latent_rewards.judge.requests import read_all
 from latent_rewards.likert import LikertReward
-from latent_rewards.memory import read_all
-from latent_rewards.prompts import JudgePrompt
 from latent_rewards.rewards import Reward
 
 Rows = Sequence[Mapping[str, Any]]

@@ -25,8 +25,8 @@ from latent_rewards.evaluation.config import EvaluateConfig
 from latent_rewards.evaluation.readings import Readings
 from latent_rewards.evaluation.scorers import Column
 from latent_rewards.evaluation.stability import drift
-from latent_rewards.fingerprint import judge_key, layout_of
-from latent_rewards.judge import HFJudge, Judge
+from latent_rewards.judge.fingerprint import judge_key, layout_of
+from latent_rewards.judge.hf import HFJudge, Judge
 from latent_rewards.likert import GuidedLikertReward, LikertReward
 from latent_rewards.rewards import LatentReward, Reward
 

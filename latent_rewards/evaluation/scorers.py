@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from latent_rewards.evaluation.readings import Readings
-from latent_rewards.judge import Judge, Reading
+from latent_rewards.judge.hf import Judge, Reading
 from latent_rewards.likert import GuidedLikertReward, LikertReward, parse_rating
 from latent_rewards.rewards import REWARDS, LatentReward, Reward, build_reward
 

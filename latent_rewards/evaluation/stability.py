@@ -10,7 +10,7 @@ import numpy as np
 from latent_rewards.evaluation import tables
 from latent_rewards.evaluation.benchmarks.rows import Benchmark
 from latent_rewards.evaluation.readings import Readings
-from latent_rewards.memory import read_all
+from latent_rewards.judge.requests import read_all
 from latent_rewards.rewards import LatentReward
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from latent_rewards.evaluation.benchmarks.rows import Benchmark, Item
 from latent_rewards.evaluation.metrics import Table
 from latent_rewards.evaluation.scorers import Column
-from latent_rewards.prompts import to_text
+from latent_rewards.judge.prompts import to_text
 from latent_rewards.rewards import Reward
 
 

@@ -16,7 +16,7 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
 import latent_rewards
-from latent_rewards import reading
+from latent_rewards.judge import reading
 from latent_rewards.serving import compat, schemas
 from latent_rewards.serving.batching import QueueFullError
 from latent_rewards.serving.bodies import JsonRequest

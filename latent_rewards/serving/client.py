@@ -13,8 +13,8 @@ from typing import Any, Literal, Protocol
 
 import torch
 
-from latent_rewards.prompts import JudgePrompt
-from latent_rewards.reading import Need, Reading, Request, Row, unread
+from latent_rewards.judge.prompts import JudgePrompt
+from latent_rewards.judge.reading import Need, Reading, Request, Row, unread
 from latent_rewards.serving.transport import JudgeServerError, Transport, encode
 
 logger = logging.getLogger(__name__)

@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from latent_rewards import fingerprint
-from latent_rewards.encoding import Encoder
 from latent_rewards.engine import loading
-from latent_rewards.labels import LabelTrie
-from latent_rewards.prompts import JudgePrompt
-from latent_rewards.reading import Need, Reading, Request, Row
+from latent_rewards.judge import fingerprint
+from latent_rewards.judge.encoding import Encoder
+from latent_rewards.judge.labels import LabelTrie
+from latent_rewards.judge.prompts import JudgePrompt
+from latent_rewards.judge.reading import Need, Reading, Request, Row
 from latent_rewards.serving.transport import JudgeServerError, Transport
 
 logger = logging.getLogger(__name__)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from latent_rewards.reading import Need, Reading, Request
+from latent_rewards.judge.reading import Need, Reading, Request
 
 
 def read_together(judge: Any, requests: Sequence[Sequence[Request]]) -> list[list[Reading]]:

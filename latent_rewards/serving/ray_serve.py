@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from latent_rewards.judge import HFJudge
+from latent_rewards.judge.hf import HFJudge
 from latent_rewards.rewards import build_reward
 from latent_rewards.serving.app import create_app
 from latent_rewards.serving.service import Service

@@ -14,9 +14,9 @@ import torch
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, WithJsonSchema, create_model
 from torch import Tensor
 
-from latent_rewards.labels import Labels
-from latent_rewards.prompts import JudgePrompt, to_segments
-from latent_rewards.reading import Lens, Need, Reading
+from latent_rewards.judge.labels import Labels
+from latent_rewards.judge.prompts import JudgePrompt, to_segments
+from latent_rewards.judge.reading import Lens, Need, Reading
 
 _MESSAGE: dict[str, Any] = {
     "type": "object",

@@ -2,7 +2,7 @@
 
 pair: prompt, chosen, rejected. rating: prompt, response, score, scale [low, high]. list: prompt, responses, gold.
 `prompt` is text or messages ending with a user turn; optional: id, subset, rubric, reference. Completions may hold the
-prompt, see `latent_rewards.layouts`.
+prompt, see `latent_rewards.judge.layouts`.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from latent_rewards.layouts import BadRow, Kind, judged, kind_of, number
-from latent_rewards.prompts import to_text
+from latent_rewards.judge.layouts import BadRow, Kind, judged, kind_of, number
+from latent_rewards.judge.prompts import to_text
 
 
 class LeftOut(Exception):

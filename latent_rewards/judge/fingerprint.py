@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 import latent_rewards
-from latent_rewards.prompts import JudgePrompt
-from latent_rewards.reading import Judge
+from latent_rewards.judge.prompts import JudgePrompt
+from latent_rewards.judge.reading import Judge
 
 FORMAT = 2
 """Raised whenever the same judge, prompt and text give another reading than before."""

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch.distributed as dist
 
-from latent_rewards.prompts import JudgePrompt
-from latent_rewards.reading import Need, Reading, Row
+from latent_rewards.judge.prompts import JudgePrompt
+from latent_rewards.judge.reading import Need, Reading, Row
 
 
 class LockstepJudge:

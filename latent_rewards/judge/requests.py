@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from latent_rewards.reading import Judge, Reading, Request
+from latent_rewards.judge.reading import Judge, Reading, Request
 
 logger = logging.getLogger(__name__)
 

@@ -12,14 +12,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from latent_rewards.fast_tokens import FastSpelling
-from latent_rewards.labels import LabelTrie
-from latent_rewards.layout import ChatTemplate, Layout, sample_dialogue
-from latent_rewards.own_template import OwnTemplate, lays_out_itself
-from latent_rewards.prompts import Dialogue, JudgePrompt, Segment
-from latent_rewards.slow_tokens import SlowSpelling
-from latent_rewards.template import ways_to_fill
-from latent_rewards.tokens import Piece, Spelling
+from latent_rewards.judge.fast_tokens import FastSpelling
+from latent_rewards.judge.labels import LabelTrie
+from latent_rewards.judge.layout import ChatTemplate, Layout, sample_dialogue
+from latent_rewards.judge.own_template import OwnTemplate, lays_out_itself
+from latent_rewards.judge.prompts import Dialogue, JudgePrompt, Segment
+from latent_rewards.judge.slow_tokens import SlowSpelling
+from latent_rewards.judge.template import ways_to_fill
+from latent_rewards.judge.tokens import Piece, Spelling
 
 logger = logging.getLogger(__name__)
 

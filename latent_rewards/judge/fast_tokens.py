@@ -8,8 +8,8 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
-from latent_rewards.bare import Variant, bare_copy
-from latent_rewards.tokens import Control, Piece, Spelling, Tokens
+from latent_rewards.judge.bare import Variant, bare_copy
+from latent_rewards.judge.tokens import Control, Piece, Spelling, Tokens
 
 Span = Callable[[int], tuple[int, int]]  # first and last (exclusive) character of a token of the text
 _CHUNK = 256  # texts the backend holds at a time

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from latent_rewards.prompts import JudgePrompt
+from latent_rewards.judge.prompts import JudgePrompt
 
 Lens = Literal["raw", "normed"]
 Row = Mapping[str, Any]

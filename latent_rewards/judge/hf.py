@@ -14,18 +14,18 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from latent_rewards import fingerprint
-from latent_rewards.assemble import assemble, assemble_alone, states_needed
-from latent_rewards.describe import LOW_MASS, describe
-from latent_rewards.encoding import Encoded, Encoder
 from latent_rewards.engine import loading
 from latent_rewards.engine.blocks import Blocks, States
 from latent_rewards.engine.invariant import InvariantForward
 from latent_rewards.engine.sampling import sample_answers
 from latent_rewards.engine.tree import TreeForward
-from latent_rewards.labels import LabelTrie
-from latent_rewards.prompts import JudgePrompt
-from latent_rewards.reading import Judge, Lens, Need, Reading, Request, Row, unread
+from latent_rewards.judge import fingerprint
+from latent_rewards.judge.assemble import assemble, assemble_alone, states_needed
+from latent_rewards.judge.describe import LOW_MASS, describe
+from latent_rewards.judge.encoding import Encoded, Encoder
+from latent_rewards.judge.labels import LabelTrie
+from latent_rewards.judge.prompts import JudgePrompt
+from latent_rewards.judge.reading import Judge, Lens, Need, Reading, Request, Row, unread
 
 logger = logging.getLogger(__name__)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from latent_rewards.layout import merge_system
-from latent_rewards.prompts import Dialogue, Segment, Turn
-from latent_rewards.tokens import common
+from latent_rewards.judge.layout import merge_system
+from latent_rewards.judge.prompts import Dialogue, Segment, Turn
+from latent_rewards.judge.tokens import common
 
 
 class Whole(NamedTuple):

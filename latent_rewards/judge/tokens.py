@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from latent_rewards.bare import BYTE, Variant
+from latent_rewards.judge.bare import BYTE, Variant
 
 
 class Piece(NamedTuple):

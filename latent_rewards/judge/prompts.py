@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import yaml
 from jinja2 import TemplateError
 
-from latent_rewards.labels import Labels
-from latent_rewards.template import ENV, check_words, slots_of, ways_to_fill
+from latent_rewards.judge.labels import Labels
+from latent_rewards.judge.template import ENV, check_words, slots_of, ways_to_fill
 
 _KEYS = {
     "name", "kind", "source", "system", "body", "prefill", "labels", "spellings", "scale", "pattern", "completion",
@@ -270,8 +270,9 @@ def _word(value: Any) -> str:
 
 def prompt_folder() -> Path:
     """Folder of the shipped prompts: inside the installed package, or beside it in a source tree."""
-    inside = Path(__file__).parent / "_prompts"
-    return inside if inside.is_dir() else Path(__file__).parent.parent / "prompts"
+    package = Path(__file__).parents[1]
+    inside = package / "_prompts"
+    return inside if inside.is_dir() else package.parent / "prompts"
 
 
 def to_text(value: Any) -> str:

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from jinja2 import TemplateError
 
-from latent_rewards.prompts import Dialogue, Segment, Turn
-from latent_rewards.thinking import SWITCHES, closing, open_thought
+from latent_rewards.judge.prompts import Dialogue, Segment, Turn
+from latent_rewards.judge.thinking import SWITCHES, closing, open_thought
 
 # What a template's "today" is, so that the same rows score the same tomorrow; Llama 3 names this day by default.
 TODAY = datetime.date(2024, 7, 26)

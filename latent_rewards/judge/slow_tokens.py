@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from latent_rewards.tokens import Control, Piece, Spelling, Tokens, common
+from latent_rewards.judge.tokens import Control, Piece, Spelling, Tokens, common
 
 
 class SlowSpelling(Spelling):

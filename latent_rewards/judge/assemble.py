@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from latent_rewards.engine.blocks import Blocks, States
-from latent_rewards.labels import LabelTrie
-from latent_rewards.reading import Lens, Need, Reading
+from latent_rewards.judge.labels import LabelTrie
+from latent_rewards.judge.reading import Lens, Need, Reading
 
 
 def absolute_layers(need: Need, n_layers: int) -> dict[int, int]:

@@ -1,7 +1,7 @@
 """Rows of pairs, lists and ratings in one form, however their file lays out prompt and completions.
 
 A prompt (text or messages) stands beside completions (text or messages), or the completions are whole dialogues, with
-the prompt beside them or without; see `latent_rewards.transcripts`.
+the prompt beside them or without; see `latent_rewards.judge.transcripts`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from latent_rewards.prompts import to_text
-from latent_rewards.transcripts import SIDES, is_dialogue, split
+from latent_rewards.judge.prompts import to_text
+from latent_rewards.judge.transcripts import SIDES, is_dialogue, split
 
 Kind = Literal["pair", "list", "rating"]
 

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from latent_rewards.engine.blocks import reference_states
-from latent_rewards.labels import LabelTrie
-from latent_rewards.prompts import JudgePrompt
-from latent_rewards.reading import Need
+from latent_rewards.judge.labels import LabelTrie
+from latent_rewards.judge.prompts import JudgePrompt
+from latent_rewards.judge.reading import Need
 
 if TYPE_CHECKING:
-    from latent_rewards.judge import HFJudge
+    from latent_rewards.judge.hf import HFJudge
 
 LOW_MASS = 0.1  # labels that hold less than this share are not what the judge was about to say
 _TASK = "What is the capital of France?"
