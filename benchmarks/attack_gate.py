@@ -30,11 +30,11 @@ from latent_rewards.evaluation.attacks import best_response
 from latent_rewards.evaluation.benchmarks.rows import Item
 from latent_rewards.examples import Example
 from latent_rewards.features import collect_features
+from latent_rewards.files.outputs import to_json
 from latent_rewards.guards import broken_guards
 from latent_rewards.probe_networks import head_scores
 from latent_rewards.probe_training import Data, FitOptions, fit_head
 from latent_rewards.probes import Probe, ProbeConfig
-from latent_rewards.rowout import to_json
 
 FILES = ("llmbar", "llmbar_casestudy", "alpacaeval_lenmatched", "hhh_alignment", "llmeval2", "hh_harmless")
 MEASURED = ("pairwise/autoj", "pairwise/rmb", "pairwise/rm_bench")

@@ -30,7 +30,7 @@ from latent_rewards.best_of_n.groups import ForwardReader, batches, layout_of, m
 from latent_rewards.best_of_n.run import make_folder, specs
 from latent_rewards.best_of_n.shards import ShardStore
 from latent_rewards.best_of_n.work import Engine, Worker
-from latent_rewards.rowout import to_json
+from latent_rewards.files.outputs import to_json
 
 
 def write_pairs(path: Path, pairs: int) -> None:

@@ -25,8 +25,8 @@ import torch
 from benchmarks.throughput import cpu_kind
 from latent_rewards import HFJudge, JudgePrompt, Need
 from latent_rewards.evaluation import benchmarks
+from latent_rewards.files.outputs import to_json
 from latent_rewards.judge.prompts import to_text
-from latent_rewards.rowout import to_json
 
 # file -> most pairs, and most characters of a prompt with one response: short texts, so that the run fits a CPU
 FILES = {

@@ -27,7 +27,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from latent_rewards import HFJudge, build_reward
 from latent_rewards.engine.loading import resolve_model
-from latent_rewards.rowout import to_json
+from latent_rewards.files.outputs import to_json
 
 CAPITALS = {
     "France": "Paris", "Italy": "Rome", "Spain": "Madrid", "Germany": "Berlin", "Japan": "Tokyo", "China": "Beijing",

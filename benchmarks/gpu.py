@@ -26,7 +26,7 @@ import transformers
 from benchmarks.throughput import Shape, command, commit, floor_flops
 from latent_rewards.engine.blocks import Blocks
 from latent_rewards.engine.tree import TreeForward
-from latent_rewards.rowout import to_json
+from latent_rewards.files.outputs import to_json
 
 # hidden, intermediate, layers, heads, key-value heads; head width 128 and vocabulary as published.
 SHAPES = {

@@ -10,8 +10,8 @@ from collections import Counter
 from pathlib import Path
 
 from latent_rewards.evaluation import benchmarks
+from latent_rewards.files.outputs import to_json
 from latent_rewards.guards import broken_guards
-from latent_rewards.rowout import to_json
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from latent_rewards.evaluation import report
-from latent_rewards.rowout import to_json
+from latent_rewards.files.outputs import to_json
 
 
 def paired(results: dict[str, Any], against: str) -> list[list[str]]:

@@ -40,10 +40,10 @@ from benchmarks.probe_sample import EXTRA, FILES, arguments, collect
 from benchmarks.probe_ship import ship
 from benchmarks.throughput import command
 from latent_rewards import JudgePrompt, readouts
+from latent_rewards.files.outputs import to_json
 from latent_rewards.probe_card import table
 from latent_rewards.probe_metrics import bootstrap, mean_of_parts, wins
 from latent_rewards.probe_selection import cross_validate
-from latent_rewards.rowout import to_json
 
 
 def list_rho(bench: Bench, score: np.ndarray) -> dict[str, object]:

@@ -21,7 +21,7 @@ from benchmarks.throughput import HERE, command, commit, cpu_kind, machine
 from benchmarks.workloads import workloads
 from latent_rewards import HFJudge, ProbabilityWeightedReward
 from latent_rewards.engine.attention_cpu import causal_attention
-from latent_rewards.rowout import to_json
+from latent_rewards.files.outputs import to_json
 
 
 def profile(pairs: list[tuple[str, str]]) -> dict[str, float]:

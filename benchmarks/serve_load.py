@@ -28,7 +28,7 @@ import numpy as np
 from benchmarks.throughput import command, commit, machine
 from latent_rewards import HFJudge, build_reward
 from latent_rewards.data import open_ended
-from latent_rewards.rowout import to_json
+from latent_rewards.files.outputs import to_json
 from latent_rewards.serving.client import RewardClient
 
 

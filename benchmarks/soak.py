@@ -22,7 +22,7 @@ import torch
 from benchmarks.throughput import command, commit, cpu_kind, machine
 from latent_rewards import HFJudge
 from latent_rewards.engine.tree import TreeForward
-from latent_rewards.rowout import to_json
+from latent_rewards.files.outputs import to_json
 
 WARM_UP = 0.2
 

@@ -29,7 +29,7 @@ import numpy as np
 from benchmarks.contestants import CONTESTANTS
 from benchmarks.workloads import build, spread
 from latent_rewards.engine.prefix_tree import build_tree
-from latent_rewards.rowout import to_json
+from latent_rewards.files.outputs import to_json
 
 HERE = Path(__file__).parent
 FULL = ("gemm", "vllm", "ours", "ours-compiled", "ours-half", "ours-half-compiled")

@@ -20,12 +20,12 @@ from latent_rewards import cli_probe
 from latent_rewards.cli_best_of_n import best_of_n
 from latent_rewards.cli_evaluate import evaluate
 from latent_rewards.cli_serve import serve
+from latent_rewards.files.outputs import check_output, open_output
+from latent_rewards.files.sources import RAW, InputError, Source, open_source
 from latent_rewards.judge.hf import HFJudge
 from latent_rewards.judge.prompts import JudgePrompt, prompt_folder
 from latent_rewards.judge.transcripts import PEEK, hold_prompts
 from latent_rewards.rewards import REWARDS, Reward, build_reward
-from latent_rewards.rowio import RAW, InputError, Source, open_source
-from latent_rewards.rowout import check_output, open_output
 from latent_rewards.scorer import SHOWN, Scorer, required_slots
 
 _LOADING = (ValueError, OSError, ImportError, RuntimeError, AssertionError)  # what transformers and torch raise

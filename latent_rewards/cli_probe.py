@@ -10,10 +10,10 @@ from typing import Annotated
 
 import typer
 
+from latent_rewards.files.outputs import to_json
 from latent_rewards.judge.hf import HFJudge
 from latent_rewards.judge.layouts import BadRow
 from latent_rewards.judge.prompts import JudgePrompt
-from latent_rewards.rowout import to_json
 
 app = typer.Typer(help="Train, look at and publish probes.", no_args_is_help=True)
 export_app = typer.Typer(help="Write a standard sequence-classification reward model.", no_args_is_help=True)

@@ -16,11 +16,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from latent_rewards.files.seal import sealed, unsealed
 from latent_rewards.judge.hf import Judge, Lens
 from latent_rewards.judge.prompts import JudgePrompt
 from latent_rewards.readouts import cross_layer
 from latent_rewards.rewards import CrossLayerReward
-from latent_rewards.seal import sealed, unsealed
 
 logger = logging.getLogger(__name__)
 

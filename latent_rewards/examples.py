@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from latent_rewards.files.sources import numbered_rows
 from latent_rewards.judge.layouts import BadRow, Judged, Kind, judged, kind_of
 from latent_rewards.judge.prompts import to_text
-from latent_rewards.rowio import numbered_rows
 
 logger = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from latent_rewards.rowout import to_json
+from latent_rewards.files.outputs import to_json
 
 if TYPE_CHECKING:
     from latent_rewards.probes import Probe

@@ -17,11 +17,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from latent_rewards.files.seal import sealed, unsealed
 from latent_rewards.judge.fingerprint import tensors_hash
 from latent_rewards.judge.hf import Judge, Need, Reading, Request
 from latent_rewards.judge.prompts import JudgePrompt
 from latent_rewards.rewards import LatentReward, with_prompt_of
-from latent_rewards.seal import sealed, unsealed
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from latent_rewards.evaluation.cache import Cache, content_key
+from latent_rewards.files.cache import Cache, content_key
 from latent_rewards.rewards import Reward
 
 logger = logging.getLogger(__name__)

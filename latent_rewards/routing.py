@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from latent_rewards.rowout import to_json
+from latent_rewards.files.outputs import to_json
 
 Kind = Literal["knn", "ridge", "boosted"]
 

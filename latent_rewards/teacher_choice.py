@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from latent_rewards.rowout import to_json
+from latent_rewards.files.outputs import to_json
 
 Method = Literal["argmax", "softmax", "margin", "random", "single"]
 

@@ -23,8 +23,8 @@ from trl import TrlParser
 
 from latent_rewards.best_of_n import BestOfNConfig, Selection, best_of_n
 from latent_rewards.evaluation import benchmarks
+from latent_rewards.files.outputs import to_json
 from latent_rewards.judge.prompts import to_text
-from latent_rewards.rowout import to_json
 from recipes import best_of_n_table
 
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")

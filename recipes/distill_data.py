@@ -11,7 +11,7 @@ import numpy as np
 import yaml
 from accelerate import PartialState
 
-from latent_rewards.rowout import to_json
+from latent_rewards.files.outputs import to_json
 from recipes.distill_models import sample_responses
 from recipes.grpo import ScriptArguments, load_prompts
 

@@ -34,7 +34,7 @@ from trl.models import unwrap_model_for_generation
 from latent_rewards import HFJudge, Reward, build_reward
 from latent_rewards.data import open_ended
 from latent_rewards.engine.loading import EMBEDDED, resolve_model
-from latent_rewards.rowout import to_json
+from latent_rewards.files.outputs import to_json
 from recipes.report import (
     HeldOut,
     draw_curves,

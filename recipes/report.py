@@ -12,7 +12,7 @@ import torch
 
 import latent_rewards
 from latent_rewards import HFJudge, LikertReward, Reward, VerifierReward
-from latent_rewards.rowout import to_json
+from latent_rewards.files.outputs import to_json
 
 EMBEDDED_NOTE = (
     "The embedded judge is tiny: on real pairs its prompted scores are at chance, and its probe knows little beyond\n"

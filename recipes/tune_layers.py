@@ -26,10 +26,10 @@ from latent_rewards import HFJudge, JudgePrompt
 from latent_rewards.cross_layer import LayerWeights, TuneOptions, tune_layers
 from latent_rewards.examples import gather, sources
 from latent_rewards.features import collect_features
+from latent_rewards.files.outputs import to_json
 from latent_rewards.judge.layouts import BadRow
 from latent_rewards.probe_card import table
 from latent_rewards.readouts import cross_layer, expected_rating
-from latent_rewards.rowout import to_json
 
 
 @dataclass

@@ -20,10 +20,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
-from latent_rewards import HFJudge, ProbabilityWeightedReward, VerifierReward, rowout
+from latent_rewards import HFJudge, ProbabilityWeightedReward, VerifierReward
 from latent_rewards.cli import app
-from latent_rewards.rowio import open_source
-from latent_rewards.rowout import open_output
+from latent_rewards.files import outputs as rowout
+from latent_rewards.files.outputs import open_output
+from latent_rewards.files.sources import open_source
 
 ROWS = [
     {"prompt": "Capital of France?", "completion": "Paris.", "id": 1, "tags": ["a", "b"]},

@@ -24,7 +24,7 @@ from latent_rewards.examples import (
     strong_weak_examples,
 )
 from latent_rewards.features import Features, collect_features
-from latent_rewards.seal import sealed
+from latent_rewards.files.seal import sealed
 
 PROMPT = JudgePrompt.load("weighted")
 

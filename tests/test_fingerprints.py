@@ -29,9 +29,9 @@ from latent_rewards import (
 from latent_rewards import rewards as rewards_module
 from latent_rewards.calibration import CalibratedReward, Calibration
 from latent_rewards.evaluation import benchmarks, scorers
-from latent_rewards.evaluation.cache import Cache
 from latent_rewards.evaluation.readings import Readings
 from latent_rewards.evaluation.stability import drift
+from latent_rewards.files.cache import Cache
 from latent_rewards.judge.fingerprint import digest, tensors_hash
 from latent_rewards.reasoning import ReasonedReward
 from latent_rewards.response_scores import score_responses

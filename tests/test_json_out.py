@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 
 from latent_rewards.best_of_n.shards import ShardStore, dump
 from latent_rewards.cli import app
-from latent_rewards.rowout import to_json
-from latent_rewards.seal import sealed, unsealed
+from latent_rewards.files.outputs import to_json
+from latent_rewards.files.seal import sealed, unsealed
 
 NAN, INF = float("nan"), float("inf")
 

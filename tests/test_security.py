@@ -22,12 +22,12 @@ from latent_rewards.checkpoints import _tensor_files
 from latent_rewards.cross_layer import LayerWeights
 from latent_rewards.evaluation.benchmarks import local
 from latent_rewards.evaluation.benchmarks.remote import GitHub
-from latent_rewards.evaluation.cache import Cache, _unpack
 from latent_rewards.examples import read_examples
 from latent_rewards.features import Features
+from latent_rewards.files.cache import Cache, _unpack
+from latent_rewards.files.sources import open_source
 from latent_rewards.judge.prompts import prompt_folder
 from latent_rewards.probes import Probe
-from latent_rewards.rowio import open_source
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted((ROOT / "latent_rewards").rglob("*.py")) + sorted((ROOT / "recipes").rglob("*.py"))

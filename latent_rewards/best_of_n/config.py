@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import latent_rewards
+from latent_rewards.files.outputs import to_json
+from latent_rewards.files.sources import InputError
 from latent_rewards.judge.fingerprint import changed
-from latent_rewards.rowio import InputError
-from latent_rewards.rowout import to_json
 from latent_rewards.selection import Combination, Pairing, Ties
 
 SCHEMA = "latent-rewards/best-of-n/1"

@@ -19,9 +19,9 @@ from latent_rewards.best_of_n.config import BestOfNConfig, Selection, selection_
 from latent_rewards.best_of_n.groups import Plan
 from latent_rewards.best_of_n.order_statistics import smallest_kept
 from latent_rewards.best_of_n.shards import ShardStore, dump, write_atomically
+from latent_rewards.files.outputs import open_output, to_json
+from latent_rewards.files.sources import open_source
 from latent_rewards.judge.prompts import to_text
-from latent_rewards.rowio import open_source
-from latent_rewards.rowout import open_output, to_json
 
 _CHUNK = 65_536
 

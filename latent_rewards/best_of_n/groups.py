@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from latent_rewards.best_of_n.config import BestOfNConfig
+from latent_rewards.files.sources import Chunk, InputError, Source, open_source
 from latent_rewards.judge.prompts import to_text
 from latent_rewards.judge.transcripts import PEEK, hold_prompts, holds_prompt, split, split_column
-from latent_rewards.rowio import Chunk, InputError, Source, open_source
 
 Layout = Literal["prompts", "lists", "pairs"]
 _CHUNK = 1024

@@ -11,7 +11,7 @@ from latent_rewards.best_of_n.config import BestOfNConfig
 from latent_rewards.best_of_n.groups import Plan, open_input
 from latent_rewards.best_of_n.shards import ShardStore
 from latent_rewards.best_of_n.work import Engine, Worker
-from latent_rewards.rowio import InputError
+from latent_rewards.files.sources import InputError
 
 
 class ShardActor:

@@ -13,7 +13,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from latent_rewards.rowout import to_json
+from latent_rewards.files.outputs import to_json
 
 logger = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from latent_rewards.evaluation.cache import Cache
 from latent_rewards.evaluation.readings import Readings
+from latent_rewards.files.cache import Cache
 from latent_rewards.judge.encoding import Encoder
 from latent_rewards.judge.hf import HFJudge, Need, Reading, Row
 from latent_rewards.judge.prompts import JudgePrompt

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from latent_rewards.evaluation.cache import Cache, content_key
+from latent_rewards.files.cache import Cache, content_key
 from latent_rewards.judge.fingerprint import judge_key, layout_of
 from latent_rewards.judge.hf import Judge, Need, Reading, Request
 from latent_rewards.judge.prompts import JudgePrompt

@@ -9,7 +9,7 @@ from typing import Any
 
 from latent_rewards.evaluation.html import page
 from latent_rewards.evaluation.plots import draw
-from latent_rewards.rowout import to_json
+from latent_rewards.files.outputs import to_json
 
 Results = Mapping[str, Any]
 

@@ -20,11 +20,11 @@ from latent_rewards.engine.loading import default_device
 from latent_rewards.evaluation import benchmarks, checks, scorers, summary, tables
 from latent_rewards.evaluation.analysis import Analysis
 from latent_rewards.evaluation.benchmarks.rows import Benchmark
-from latent_rewards.evaluation.cache import Cache
 from latent_rewards.evaluation.config import EvaluateConfig
 from latent_rewards.evaluation.readings import Readings
 from latent_rewards.evaluation.scorers import Column
 from latent_rewards.evaluation.stability import drift
+from latent_rewards.files.cache import Cache
 from latent_rewards.judge.fingerprint import judge_key, layout_of
 from latent_rewards.judge.hf import HFJudge, Judge
 from latent_rewards.likert import GuidedLikertReward, LikertReward

@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 
 from latent_rewards.evaluation.benchmarks.rows import Benchmark, collect
-from latent_rewards.rowio import numbered_rows
+from latent_rewards.files.sources import numbered_rows
 
 _ENDINGS = (".jsonl", ".jsonl.gz", ".parquet")
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from latent_rewards.rowio import Chunk, InputError, Source, format_of, need_pyarrow, open_binary
+from latent_rewards.files.sources import Chunk, InputError, Source, format_of, need_pyarrow, open_binary
 
 _ROW_GROUP = 4096
 _SURROGATE = re.compile("[\ud800-\udfff]")

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from latent_rewards.rowout import to_json
+from latent_rewards.files.outputs import to_json
 
 _KEY = "sha256"
 

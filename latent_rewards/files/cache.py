@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from latent_rewards.rowout import to_json
+from latent_rewards.files.outputs import to_json
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS parts (key BLOB, part TEXT, value BLOB, PRIMARY KEY (key, part)) WITHOUT ROWID;
