@@ -18,12 +18,13 @@ import numpy as np
 import yaml
 
 from latent_rewards import HFJudge
-from latent_rewards.evaluation import benchmarks, bootstrap, scorers
+from latent_rewards.evaluation import benchmarks, scorers
 from latent_rewards.evaluation.attacks import best_response
 from latent_rewards.evaluation.benchmarks.rows import Item
 from latent_rewards.evaluation.config import EvaluateConfig
 from latent_rewards.files.outputs import to_json
 from latent_rewards.judge.prompts import to_text
+from latent_rewards.stats import bootstrap
 
 REWARDS = ["weighted", "weighted_relevant", "probe", "probe_answered", "probe_relevant"]
 

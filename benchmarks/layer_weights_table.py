@@ -25,8 +25,8 @@ from latent_rewards.cross_layer import TuneOptions, tune_layers
 from latent_rewards.features import Features
 from latent_rewards.files.outputs import to_json
 from latent_rewards.probe_card import table
-from latent_rewards.probe_metrics import bootstrap, mean_of_parts, pair_indices, wins
 from latent_rewards.readouts import cross_layer, expected_rating
+from latent_rewards.stats.pairs import bootstrap, mean_of_parts, pair_indices, wins
 
 TUNED_ON = (*RATED, "listwise/topical_chat")
 LENSES = ("normed", "raw")

@@ -42,8 +42,8 @@ from benchmarks.throughput import command
 from latent_rewards import JudgePrompt, readouts
 from latent_rewards.files.outputs import to_json
 from latent_rewards.probe_card import table
-from latent_rewards.probe_metrics import bootstrap, mean_of_parts, wins
 from latent_rewards.probe_selection import cross_validate
+from latent_rewards.stats.pairs import bootstrap, mean_of_parts, wins
 
 
 def list_rho(bench: Bench, score: np.ndarray) -> dict[str, object]:

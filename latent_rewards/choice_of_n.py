@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from latent_rewards.evaluation.bootstrap import Estimate, difference, mean_estimate
-from latent_rewards.evaluation.ranking import best_of_n
+from latent_rewards.stats.bootstrap import Estimate, difference, mean_estimate
+from latent_rewards.stats.ranking import best_of_n
 
 logger = logging.getLogger(__name__)
 

@@ -22,8 +22,8 @@ from latent_rewards.probe_guards import (
 )
 from latent_rewards.probe_linear import Direction
 from latent_rewards.probe_losses import kto_loss, ordinal_loss
-from latent_rewards.probe_metrics import pair_indices
 from latent_rewards.probe_states import States, StoredStates, blocks, moments, read, spans
+from latent_rewards.stats.pairs import pair_indices
 
 if TYPE_CHECKING:
     from latent_rewards.probe_training import Data, FitOptions

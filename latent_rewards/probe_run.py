@@ -19,11 +19,11 @@ from latent_rewards.examples import Example
 from latent_rewards.features import Features, collect_features
 from latent_rewards.judge.hf import HFJudge, Lens
 from latent_rewards.judge.prompts import JudgePrompt
-from latent_rewards.probe_metrics import pair_report
 from latent_rewards.probe_networks import head_scores
 from latent_rewards.probe_selection import best, sweep_layers
 from latent_rewards.probe_training import Data, FitOptions, check_disjoint, fit_head
 from latent_rewards.probes import Probe, ProbeConfig
+from latent_rewards.stats.pairs import pair_report
 
 logger = logging.getLogger(__name__)
 

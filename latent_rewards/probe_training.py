@@ -16,9 +16,9 @@ from latent_rewards import probe_states
 from latent_rewards.features import Features
 from latent_rewards.probe_guards import label_weights, length_direction, log_length, pair_weights, row_weights
 from latent_rewards.probe_linear import Design, fit, logistic, squares
-from latent_rewards.probe_metrics import pair_indices
 from latent_rewards.probe_states import States, StoredStates, moments, not_finite
 from latent_rewards.probes import Architecture
+from latent_rewards.stats.pairs import pair_indices
 
 logger = logging.getLogger(__name__)
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from latent_rewards.evaluation.bootstrap import Estimate, mean_estimate, statistic_estimate
 from latent_rewards.routing import Kind, choose, fit_predict
+from latent_rewards.stats.bootstrap import Estimate, mean_estimate, statistic_estimate
 
 
 def fold_numbers(n: int, folds: int, seed: int) -> np.ndarray:

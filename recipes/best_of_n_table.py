@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from latent_rewards.choice_of_n import choose_n, expected_gold
-from latent_rewards.evaluation.bootstrap import Estimate, difference, mean_estimate
 from latent_rewards.evaluation.plots import COLOURS
 from latent_rewards.files.outputs import to_json
 from latent_rewards.judge.prompts import to_text
+from latent_rewards.stats.bootstrap import Estimate, difference, mean_estimate
 
 Rows = list[dict[str, Any]]
 BASELINES = {"random": "#bbbbbb", "longest": "#777777", "oracle": "#000000"}

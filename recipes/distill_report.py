@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from latent_rewards.evaluation.bootstrap import mean_estimate
 from latent_rewards.files.outputs import to_json
+from latent_rewards.stats.bootstrap import mean_estimate
 
 COLOURS = {"latent": "#2a78d6", "likert": "#e34948", "random": "#888888", "single": "#1baf7a"}
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from latent_rewards.evaluation.bootstrap import Estimate
 from latent_rewards.files.outputs import to_json
+from latent_rewards.stats.bootstrap import Estimate
 
 LABELS = {"knn": "nearest neighbours", "ridge": "linear", "boosted": "boosted trees", "mean": "training mean"}
 COLOURS = {"knn": "#2a78d6", "ridge": "#e34948", "boosted": "#1baf7a", "mean": "#888888"}

@@ -5,10 +5,11 @@ import pytest
 from scipy import stats
 from sklearn.metrics import brier_score_loss, ndcg_score
 
-from latent_rewards.evaluation import bootstrap, distributions, metrics
-from latent_rewards.evaluation.correlation import kendall_tau_b, partial_spearman, pearson, ranks, spearman
+from latent_rewards.evaluation import metrics
 from latent_rewards.evaluation.metrics import METRICS, Table
-from latent_rewards.evaluation.ranking import best_of_n
+from latent_rewards.stats import bootstrap, distributions
+from latent_rewards.stats.correlation import kendall_tau_b, partial_spearman, pearson, ranks, spearman
+from latent_rewards.stats.ranking import best_of_n
 
 NAN = math.nan
 

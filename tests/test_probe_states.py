@@ -19,11 +19,11 @@ from latent_rewards.features import FeatureInfo, Features, write_shard
 from latent_rewards.files.seal import sealed
 from latent_rewards.judge.hf import Reading
 from latent_rewards.probe_guards import log_length, pair_weights, row_weights
-from latent_rewards.probe_metrics import pair_indices
 from latent_rewards.probe_networks import _Head, _Loss, _mean_loss, _Split, head_scores
 from latent_rewards.probe_selection import sweep_layers
 from latent_rewards.probe_states import StoredStates, moments, not_finite
 from latent_rewards.probe_training import Data, FitOptions, fit_head
+from latent_rewards.stats.pairs import pair_indices
 
 WIDTH, PROMPTS = 24, 150
 

@@ -17,11 +17,11 @@ from sklearn.linear_model import LogisticRegression
 from latent_rewards import HFJudge, JudgePrompt, ProbeReward
 from latent_rewards.examples import pair_examples
 from latent_rewards.features import collect_features
-from latent_rewards.probe_metrics import bootstrap, length_correlation, length_matched, pair_indices, pair_report, wins
 from latent_rewards.probe_networks import head_scores, kto_loss, ordinal_loss
 from latent_rewards.probe_selection import best, cross_validate, sweep_layers
 from latent_rewards.probe_training import Data, FitOptions, check_disjoint, fit_head
 from latent_rewards.probes import Probe, ProbeConfig
+from latent_rewards.stats.pairs import bootstrap, length_correlation, length_matched, pair_indices, pair_report, wins
 
 PROMPT = JudgePrompt.load("weighted")
 

@@ -22,13 +22,13 @@ from latent_rewards.best_of_n.finish import Finisher
 from latent_rewards.best_of_n.groups import Plan
 from latent_rewards.best_of_n.shards import ShardStore
 from latent_rewards.choice_of_n import choose_n
-from latent_rewards.evaluation.bootstrap import mean_estimate, statistic_estimate
 from latent_rewards.examples import pair_examples
 from latent_rewards.probe_guards import pair_weights, row_weights
-from latent_rewards.probe_metrics import bootstrap, mean_of_parts, pair_report
 from latent_rewards.probe_training import Data, FitOptions, fit_head
 from latent_rewards.rewards import group_statistics
 from latent_rewards.routing_evaluation import mean_out_of_fold, predict_out_of_fold
+from latent_rewards.stats.bootstrap import mean_estimate, statistic_estimate
+from latent_rewards.stats.pairs import bootstrap, mean_of_parts, pair_report
 
 NAN = float("nan")
 

@@ -8,15 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from latent_rewards.evaluation import bootstrap, distributions, tables
+from latent_rewards.evaluation import tables
 from latent_rewards.evaluation.benchmarks.rows import Benchmark
-from latent_rewards.evaluation.bootstrap import Estimate
 from latent_rewards.evaluation.calibrate import Calibrated, cross_fitted
-from latent_rewards.evaluation.correlation import ranks
 from latent_rewards.evaluation.metrics import METRICS, Metric, Table
-from latent_rewards.evaluation.ranking import best_of_n
 from latent_rewards.evaluation.scorers import Column
 from latent_rewards.likert import mode_agreement
+from latent_rewards.stats import bootstrap, distributions
+from latent_rewards.stats.bootstrap import Estimate
+from latent_rewards.stats.correlation import ranks
+from latent_rewards.stats.ranking import best_of_n
 
 BINS = 20
 

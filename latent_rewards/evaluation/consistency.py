@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from latent_rewards.evaluation import bootstrap
 from latent_rewards.evaluation.benchmarks.rows import Benchmark, Item
 from latent_rewards.judge.prompts import JudgePrompt
 from latent_rewards.readouts import label_probs
+from latent_rewards.stats import bootstrap
 
 
 def pairs(item: Item, width: int = 3) -> list[tuple[int, int]]:

@@ -12,9 +12,9 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from latent_rewards.evaluation.correlation import kendall_tau_b, partial_spearman, pearson, spearman
-from latent_rewards.evaluation.distributions import histogram, unit
-from latent_rewards.evaluation.ranking import dcg
+from latent_rewards.stats.correlation import kendall_tau_b, partial_spearman, pearson, spearman
+from latent_rewards.stats.distributions import histogram, unit
+from latent_rewards.stats.ranking import dcg
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from latent_rewards.evaluation import bootstrap, tables
+from latent_rewards.evaluation import tables
 from latent_rewards.evaluation.attacks import KINDS, attacked
 from latent_rewards.evaluation.benchmarks.rows import Benchmark
 from latent_rewards.evaluation.scorers import Column
+from latent_rewards.stats import bootstrap
 
 Score = Callable[[Benchmark], Mapping[str, Column]]
 
