@@ -24,17 +24,17 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from latent_rewards import HFJudge, JudgePrompt, readouts, relevance
-from latent_rewards.attack_negatives import PHRASES, attack_examples
 from latent_rewards.evaluation import benchmarks
 from latent_rewards.evaluation.attacks import best_response
 from latent_rewards.evaluation.benchmarks.rows import Item
-from latent_rewards.examples import Example
-from latent_rewards.features import collect_features
 from latent_rewards.files.outputs import to_json
 from latent_rewards.guards import broken_guards
-from latent_rewards.probe_networks import head_scores
-from latent_rewards.probe_training import Data, FitOptions, fit_head
-from latent_rewards.probes import Probe, ProbeConfig
+from latent_rewards.probes.examples import Example
+from latent_rewards.probes.features import collect_features
+from latent_rewards.probes.fit import Data, FitOptions, fit_head
+from latent_rewards.probes.negatives import PHRASES, attack_examples
+from latent_rewards.probes.networks import head_scores
+from latent_rewards.probes.probe import Probe, ProbeConfig
 
 FILES = ("llmbar", "llmbar_casestudy", "alpacaeval_lenmatched", "hhh_alignment", "llmeval2", "hh_harmless")
 MEASURED = ("pairwise/autoj", "pairwise/rmb", "pairwise/rm_bench")

@@ -25,7 +25,7 @@ import numpy as np
 from latent_rewards import HFJudge, ProbeReward
 from latent_rewards.data import open_ended
 from latent_rewards.export import export_probe, usage
-from latent_rewards.probes import Probe
+from latent_rewards.probes.probe import Probe
 
 
 def conversations(n: int) -> list[list[dict[str, str]]]:

@@ -21,10 +21,10 @@ from sklearn.model_selection import GroupKFold
 from benchmarks.probe_sample import FILES, RATED, arguments, collect
 from benchmarks.throughput import command
 from latent_rewards import JudgePrompt
-from latent_rewards.cross_layer import TuneOptions, tune_layers
-from latent_rewards.features import Features
 from latent_rewards.files.outputs import to_json
-from latent_rewards.probe_card import table
+from latent_rewards.probes.card import table
+from latent_rewards.probes.features import Features
+from latent_rewards.probes.layer_weights import TuneOptions, tune_layers
 from latent_rewards.readouts import cross_layer, expected_rating
 from latent_rewards.stats.pairs import bootstrap, mean_of_parts, pair_indices, wins
 
@@ -101,7 +101,7 @@ def _rho(score: np.ndarray, rating: np.ndarray) -> float:
 
 
 def main() -> None:
-    logging.getLogger("latent_rewards.cross_layer").setLevel(logging.ERROR)
+    logging.getLogger("latent_rewards.probes.layer_weights").setLevel(logging.ERROR)
     parser = arguments(__doc__)
     parser.set_defaults(files=[*FILES, *RATED])
     parser.add_argument("--epochs", type=int, default=1, help="the paper: 1, and 2 for Qwen2.5")

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from benchmarks.probe_sample import EVERY, RATED, Sample
-from latent_rewards.features import Features
-from latent_rewards.probe_networks import head_scores
-from latent_rewards.probe_selection import out_of_fold
-from latent_rewards.probe_training import Data, FitOptions, fit_head
+from latent_rewards.probes.cross_validation import out_of_fold
+from latent_rewards.probes.features import Features
+from latent_rewards.probes.fit import Data, FitOptions, fit_head
+from latent_rewards.probes.networks import head_scores
 from latent_rewards.stats.pairs import length_matched, pair_indices, wins
 
 OPEN = ("MIT", "Apache-2.0")

@@ -22,13 +22,13 @@ import numpy as np
 import torch
 
 from benchmarks.throughput import command
-from latent_rewards import probe_states
-from latent_rewards.examples import Example
-from latent_rewards.features import FeatureInfo, Features, write_shard
 from latent_rewards.files.outputs import to_json
 from latent_rewards.files.seal import sealed
 from latent_rewards.judge.hf import Reading
-from latent_rewards.probe_training import Data, FitOptions, fit_head
+from latent_rewards.probes import states as probe_states
+from latent_rewards.probes.examples import Example
+from latent_rewards.probes.features import FeatureInfo, Features, write_shard
+from latent_rewards.probes.fit import Data, FitOptions, fit_head
 
 SHARD = 512
 

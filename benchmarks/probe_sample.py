@@ -28,10 +28,10 @@ import numpy as np
 from latent_rewards import HFJudge, JudgePrompt
 from latent_rewards.data import open_ended
 from latent_rewards.evaluation.kept import KeptJudge
-from latent_rewards.examples import Example, list_examples, pair_examples, prompt_group, rating_examples
-from latent_rewards.features import Features, collect_features
 from latent_rewards.judge.hf import Judge, Lens
 from latent_rewards.judge.prompts import to_text
+from latent_rewards.probes.examples import Example, list_examples, pair_examples, prompt_group, rating_examples
+from latent_rewards.probes.features import Features, collect_features
 
 DEV_SHARE = 0.4
 

@@ -7,10 +7,10 @@ import dataclasses
 from benchmarks.probe_fits import LENGTH, OPEN, PROBE, Bench, Recipe, rows_of
 from benchmarks.probe_sample import EVERY
 from latent_rewards import JudgePrompt
-from latent_rewards.probe_networks import head_scores
-from latent_rewards.probe_selection import out_of_fold
-from latent_rewards.probe_training import Data, fit_head
-from latent_rewards.probes import Probe, ProbeConfig
+from latent_rewards.probes.cross_validation import out_of_fold
+from latent_rewards.probes.fit import Data, fit_head
+from latent_rewards.probes.networks import head_scores
+from latent_rewards.probes.probe import Probe, ProbeConfig
 from latent_rewards.stats.pairs import pair_report
 
 

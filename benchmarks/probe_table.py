@@ -41,8 +41,8 @@ from benchmarks.probe_ship import ship
 from benchmarks.throughput import command
 from latent_rewards import JudgePrompt, readouts
 from latent_rewards.files.outputs import to_json
-from latent_rewards.probe_card import table
-from latent_rewards.probe_selection import cross_validate
+from latent_rewards.probes.card import table
+from latent_rewards.probes.cross_validation import cross_validate
 from latent_rewards.stats.pairs import bootstrap, mean_of_parts, wins
 
 

@@ -6,7 +6,7 @@ from latent_rewards.judge.hf import HFJudge, Judge, Need, Reading, Request
 from latent_rewards.judge.labels import Labels
 from latent_rewards.judge.prompts import JudgePrompt
 from latent_rewards.likert import GuidedLikertReward, LikertReward
-from latent_rewards.probes import Probe, ProbeReward
+from latent_rewards.probes.probe import Probe, ProbeReward
 from latent_rewards.rewards import (
     AsyncReward,
     CrossLayerReward,

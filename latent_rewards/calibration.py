@@ -13,9 +13,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from latent_rewards.examples import prompt_group
 from latent_rewards.files.seal import sealed, unsealed
 from latent_rewards.judge.fingerprint import tensors_hash
+from latent_rewards.probes.examples import prompt_group
 from latent_rewards.rewards import Reward, bounds_of, with_prompt_of
 
 Method = Literal["affine", "platt", "temperature", "isotonic", "quantile"]

@@ -39,10 +39,10 @@ def train(
     seed: int = 42,
 ) -> None:
     """Train a probe on data files and say how good it is, against the prompted judge and against length alone."""
-    from latent_rewards.examples import gather, sources
-    from latent_rewards.probe_card import table
-    from latent_rewards.probe_run import RunOptions, train_probe
-    from latent_rewards.probe_training import FitOptions
+    from latent_rewards.probes.card import table
+    from latent_rewards.probes.examples import gather, sources
+    from latent_rewards.probes.fit import FitOptions
+    from latent_rewards.probes.train import RunOptions, train_probe
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     chosen = tuple(int(x) for x in layers.split(",") if x.strip())
@@ -71,8 +71,8 @@ def train(
 @app.command()
 def show(path: Annotated[str, typer.Argument(help="Folder of a probe, or the name of a shipped one.")]) -> None:
     """Print a probe's card: judge, layer, data, figures, limits."""
-    from latent_rewards.probe_card import model_card
-    from latent_rewards.probes import Probe
+    from latent_rewards.probes.card import model_card
+    from latent_rewards.probes.probe import Probe
 
     typer.echo(model_card(Probe.load(path)))
 
@@ -84,7 +84,7 @@ def push(
     private: bool = False,
 ) -> None:
     """Publish a probe on the hub, with its card."""
-    from latent_rewards.probes import Probe
+    from latent_rewards.probes.probe import Probe
 
     typer.echo(str(Probe.load(path).push_to_hub(repo, private=private)))
 
@@ -97,7 +97,7 @@ def export_probe_command(
 ) -> None:
     """The judge cut to the probe's layer, with the probe as score head."""
     from latent_rewards.export import export_probe
-    from latent_rewards.probes import Probe
+    from latent_rewards.probes.probe import Probe
 
     _say(export_probe(HFJudge(judge), Probe.load(path), out))
 

@@ -17,7 +17,7 @@ from latent_rewards.export_template import judge_template, judge_tokenizer, same
 from latent_rewards.judge.hf import HFJudge
 from latent_rewards.judge.labels import Labels
 from latent_rewards.judge.prompts import JudgePrompt
-from latent_rewards.probes import Probe, check_revision
+from latent_rewards.probes.probe import Probe, check_revision
 
 logger = logging.getLogger(__name__)
 

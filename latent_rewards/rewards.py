@@ -579,7 +579,7 @@ def _likert(scale: Literal[5, 10]) -> Callable[..., Reward]:
 
 
 def _probe(judge: Judge | str = "embedded", path: str | Path = "embedded", **options: Any) -> Reward:
-    from latent_rewards.probes import ProbeReward
+    from latent_rewards.probes.probe import ProbeReward
 
     return ProbeReward(judge, path, **options)
 

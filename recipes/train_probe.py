@@ -19,12 +19,12 @@ from importlib.metadata import version
 from pathlib import Path
 
 from latent_rewards import HFJudge, JudgePrompt
-from latent_rewards.examples import gather, sources
 from latent_rewards.files.outputs import to_json
 from latent_rewards.judge.layouts import BadRow
-from latent_rewards.probe_card import table
-from latent_rewards.probe_run import RunOptions, train_probe
-from latent_rewards.probe_training import FitOptions
+from latent_rewards.probes.card import table
+from latent_rewards.probes.examples import gather, sources
+from latent_rewards.probes.fit import FitOptions
+from latent_rewards.probes.train import RunOptions, train_probe
 
 
 @dataclass

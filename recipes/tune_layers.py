@@ -23,12 +23,12 @@ import torch
 from scipy.stats import spearmanr
 
 from latent_rewards import HFJudge, JudgePrompt
-from latent_rewards.cross_layer import LayerWeights, TuneOptions, tune_layers
-from latent_rewards.examples import gather, sources
-from latent_rewards.features import collect_features
 from latent_rewards.files.outputs import to_json
 from latent_rewards.judge.layouts import BadRow
-from latent_rewards.probe_card import table
+from latent_rewards.probes.card import table
+from latent_rewards.probes.examples import gather, sources
+from latent_rewards.probes.features import collect_features
+from latent_rewards.probes.layer_weights import LayerWeights, TuneOptions, tune_layers
 from latent_rewards.readouts import cross_layer, expected_rating
 
 

@@ -1,8 +1,8 @@
 import pytest
 
-from latent_rewards.attack_negatives import PHRASES, attack_examples
 from latent_rewards.evaluation.attacks import attacked
 from latent_rewards.evaluation.benchmarks import load
+from latent_rewards.probes.negatives import PHRASES, attack_examples
 
 
 def test_each_answer_gets_its_negatives():

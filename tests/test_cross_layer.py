@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from latent_rewards import CrossLayerReward, HFJudge, JudgePrompt
-from latent_rewards.cross_layer import LayerWeights, TuneOptions, lager_loss, tune_layers
+from latent_rewards.probes.layer_weights import LayerWeights, TuneOptions, lager_loss, tune_layers
 
 VALUES = (1.0, 2.0, 3.0)
 

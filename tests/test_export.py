@@ -11,7 +11,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipe
 
 from latent_rewards import HFJudge, JudgePrompt, Need, ProbeReward, VerifierReward
 from latent_rewards.export import export_labels, export_probe, export_verifier, usage
-from latent_rewards.probes import Probe, ProbeConfig
+from latent_rewards.probes.probe import Probe, ProbeConfig
 
 PROMPT = JudgePrompt.load("weighted")
 TALKS = [

@@ -29,13 +29,13 @@ from typer.testing import CliRunner
 
 from latent_rewards import HFJudge, LikertReward, ProbabilityWeightedReward, VerifierReward
 from latent_rewards.cli import app
-from latent_rewards.examples import Example
-from latent_rewards.features import Features, collect_features
 from latent_rewards.files.cache import Cache
 from latent_rewards.files.outputs import open_output
 from latent_rewards.files.sources import Chunk, InputError, Source
 from latent_rewards.judge.prompts import JudgePrompt
 from latent_rewards.judge.reading import Need, Reading
+from latent_rewards.probes.examples import Example
+from latent_rewards.probes.features import Features, collect_features
 from latent_rewards.scorer import Scorer
 
 ROOT = Path(__file__).parent.parent

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from latent_rewards import JudgePrompt, Need
-from latent_rewards.examples import (
+from latent_rewards.files.seal import sealed
+from latent_rewards.probes.examples import (
     Example,
     fingerprint,
     join_examples,
@@ -23,8 +24,7 @@ from latent_rewards.examples import (
     rating_examples,
     strong_weak_examples,
 )
-from latent_rewards.features import Features, collect_features
-from latent_rewards.files.seal import sealed
+from latent_rewards.probes.features import Features, collect_features
 
 PROMPT = JudgePrompt.load("weighted")
 

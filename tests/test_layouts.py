@@ -7,8 +7,8 @@ import json
 import pytest
 
 from latent_rewards.evaluation import benchmarks
-from latent_rewards.examples import Example, gather, pair_examples, read_examples, sources
 from latent_rewards.judge.transcripts import hold_prompts, split, split_column
+from latent_rewards.probes.examples import Example, gather, pair_examples, read_examples, sources
 
 
 def u(text):

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from latent_rewards.judge.prompts import JudgePrompt
-from latent_rewards.probe_card import model_card
-from latent_rewards.probe_guards import across, label_weights
-from latent_rewards.probe_networks import head_scores, kto_loss, ordinal_loss
-from latent_rewards.probe_training import Data, FitOptions, fit_head
-from latent_rewards.probes import Probe, ProbeConfig
+from latent_rewards.probes.card import model_card
+from latent_rewards.probes.fit import Data, FitOptions, fit_head
+from latent_rewards.probes.guards import across, label_weights
+from latent_rewards.probes.networks import head_scores, kto_loss, ordinal_loss
+from latent_rewards.probes.probe import Probe, ProbeConfig
 from latent_rewards.stats.pairs import length_correlation
 
 QUICK = {"strength": 10.0, "lr": 2e-2, "epochs": 25, "hidden": 8, "heads": 3}

@@ -13,16 +13,16 @@ import torch
 from scipy.stats import spearmanr
 from sklearn.linear_model import LogisticRegression, Ridge
 
-from latent_rewards import probe_states
-from latent_rewards.examples import Example
-from latent_rewards.features import FeatureInfo, Features, write_shard
 from latent_rewards.files.seal import sealed
 from latent_rewards.judge.hf import Reading
-from latent_rewards.probe_guards import log_length, pair_weights, row_weights
-from latent_rewards.probe_networks import _Head, _Loss, _mean_loss, _Split, head_scores
-from latent_rewards.probe_selection import sweep_layers
-from latent_rewards.probe_states import StoredStates, moments, not_finite
-from latent_rewards.probe_training import Data, FitOptions, fit_head
+from latent_rewards.probes import states as probe_states
+from latent_rewards.probes.cross_validation import sweep_layers
+from latent_rewards.probes.examples import Example
+from latent_rewards.probes.features import FeatureInfo, Features, write_shard
+from latent_rewards.probes.fit import Data, FitOptions, fit_head
+from latent_rewards.probes.guards import log_length, pair_weights, row_weights
+from latent_rewards.probes.networks import _Head, _Loss, _mean_loss, _Split, head_scores
+from latent_rewards.probes.states import StoredStates, moments, not_finite
 from latent_rewards.stats.pairs import pair_indices
 
 WIDTH, PROMPTS = 24, 150

@@ -12,10 +12,10 @@ import pytest
 
 from benchmarks import layer_weights_table, probe_fits, probe_sample, probe_table
 from latent_rewards import HFJudge, ProbeReward
-from latent_rewards.examples import prompt_group
-from latent_rewards.probe_networks import head_scores
-from latent_rewards.probe_selection import out_of_fold
-from latent_rewards.probe_training import Data, FitOptions, fit_head
+from latent_rewards.probes.cross_validation import out_of_fold
+from latent_rewards.probes.examples import prompt_group
+from latent_rewards.probes.fit import Data, FitOptions, fit_head
+from latent_rewards.probes.networks import head_scores
 from latent_rewards.stats.pairs import bootstrap, mean_of_parts
 
 PAIRS = ("pairwise/alpacaeval_lenmatched", "pairwise/hhh_alignment", "pairwise/llmbar")

@@ -15,12 +15,12 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from latent_rewards import HFJudge, JudgePrompt, ProbeReward
-from latent_rewards.examples import pair_examples
-from latent_rewards.features import collect_features
-from latent_rewards.probe_networks import head_scores, kto_loss, ordinal_loss
-from latent_rewards.probe_selection import best, cross_validate, sweep_layers
-from latent_rewards.probe_training import Data, FitOptions, check_disjoint, fit_head
-from latent_rewards.probes import Probe, ProbeConfig
+from latent_rewards.probes.cross_validation import best, cross_validate, sweep_layers
+from latent_rewards.probes.examples import pair_examples
+from latent_rewards.probes.features import collect_features
+from latent_rewards.probes.fit import Data, FitOptions, check_disjoint, fit_head
+from latent_rewards.probes.networks import head_scores, kto_loss, ordinal_loss
+from latent_rewards.probes.probe import Probe, ProbeConfig
 from latent_rewards.stats.pairs import bootstrap, length_correlation, length_matched, pair_indices, pair_report, wins
 
 PROMPT = JudgePrompt.load("weighted")

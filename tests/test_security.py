@@ -19,15 +19,15 @@ import yaml
 from latent_rewards import HFJudge, JudgePrompt
 from latent_rewards.calibration import Calibration
 from latent_rewards.checkpoints import _tensor_files
-from latent_rewards.cross_layer import LayerWeights
 from latent_rewards.evaluation.benchmarks import local
 from latent_rewards.evaluation.benchmarks.remote import GitHub
-from latent_rewards.examples import read_examples
-from latent_rewards.features import Features
 from latent_rewards.files.cache import Cache, _unpack
 from latent_rewards.files.sources import open_source
 from latent_rewards.judge.prompts import prompt_folder
-from latent_rewards.probes import Probe
+from latent_rewards.probes.examples import read_examples
+from latent_rewards.probes.features import Features
+from latent_rewards.probes.layer_weights import LayerWeights
+from latent_rewards.probes.probe import Probe
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted((ROOT / "latent_rewards").rglob("*.py")) + sorted((ROOT / "recipes").rglob("*.py"))

@@ -7,24 +7,17 @@ import pytest
 from contracts import UNREADABLE, FakeJudge
 from scipy import stats
 
-from latent_rewards import (
-    EnsembleReward,
-    HFJudge,
-    JudgePrompt,
-    ProbabilityWeightedReward,
-    VerifierReward,
-    probe_run,
-    probe_selection,
-    selection,
-)
+from latent_rewards import EnsembleReward, HFJudge, JudgePrompt, ProbabilityWeightedReward, VerifierReward, selection
 from latent_rewards.best_of_n.config import BestOfNConfig
 from latent_rewards.best_of_n.finish import Finisher
 from latent_rewards.best_of_n.groups import Plan
 from latent_rewards.best_of_n.shards import ShardStore
 from latent_rewards.choice_of_n import choose_n
-from latent_rewards.examples import pair_examples
-from latent_rewards.probe_guards import pair_weights, row_weights
-from latent_rewards.probe_training import Data, FitOptions, fit_head
+from latent_rewards.probes import cross_validation as probe_selection
+from latent_rewards.probes import train as probe_run
+from latent_rewards.probes.examples import pair_examples
+from latent_rewards.probes.fit import Data, FitOptions, fit_head
+from latent_rewards.probes.guards import pair_weights, row_weights
 from latent_rewards.rewards import group_statistics
 from latent_rewards.routing_evaluation import mean_out_of_fold, predict_out_of_fold
 from latent_rewards.stats.bootstrap import mean_estimate, statistic_estimate

@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 
-from latent_rewards.attack_negatives import attack_examples
+from latent_rewards.probes.negatives import attack_examples
 
 pytest.importorskip("sklearn")
 

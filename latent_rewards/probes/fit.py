@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from latent_rewards import probe_states
-from latent_rewards.features import Features
-from latent_rewards.probe_guards import label_weights, length_direction, log_length, pair_weights, row_weights
-from latent_rewards.probe_linear import Design, fit, logistic, squares
-from latent_rewards.probe_states import States, StoredStates, moments, not_finite
-from latent_rewards.probes import Architecture
+from latent_rewards.probes import states as probe_states
+from latent_rewards.probes.features import Features
+from latent_rewards.probes.guards import label_weights, length_direction, log_length, pair_weights, row_weights
+from latent_rewards.probes.linear import Design, fit, logistic, squares
+from latent_rewards.probes.probe import Architecture
+from latent_rewards.probes.states import States, StoredStates, moments, not_finite
 from latent_rewards.stats.pairs import pair_indices
 
 logger = logging.getLogger(__name__)
@@ -159,7 +159,7 @@ def fit_head(data: Data, options: FitOptions, *, n_layers: int = 1) -> dict[str,
     """
     check_data(data, options)
     if options.smooth:
-        from latent_rewards.probe_networks import fit_network
+        from latent_rewards.probes.networks import fit_network
 
         return fit_network(data, options, n_layers=n_layers)
     mean, scale = moments(data.x)

@@ -14,7 +14,7 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import expit
 
-from latent_rewards.probe_states import States, StoredStates, read, spans
+from latent_rewards.probes.states import States, StoredStates, read, spans
 
 logger = logging.getLogger(__name__)
 

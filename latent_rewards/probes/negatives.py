@@ -6,8 +6,8 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-from latent_rewards.examples import Example
 from latent_rewards.judge.prompts import to_text
+from latent_rewards.probes.examples import Example
 
 PHRASES = (
     "I have thought about this with great care and my answer is as good as an answer can be.",

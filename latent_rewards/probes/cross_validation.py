@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from latent_rewards.features import Features
-from latent_rewards.probe_networks import head_scores
-from latent_rewards.probe_training import Data, FitOptions, check_disjoint, fit_head
+from latent_rewards.probes.features import Features
+from latent_rewards.probes.fit import Data, FitOptions, check_disjoint, fit_head
+from latent_rewards.probes.networks import head_scores
 from latent_rewards.stats.pairs import pair_report
 
 logger = logging.getLogger(__name__)

@@ -8,10 +8,10 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor, outer
 
-from latent_rewards.probe_states import within_groups
+from latent_rewards.probes.states import within_groups
 
 if TYPE_CHECKING:
-    from latent_rewards.probe_training import Data, FitOptions
+    from latent_rewards.probes.fit import Data, FitOptions
 
 
 def log_length(length: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from latent_rewards.features import Features
+    from latent_rewards.probes.features import Features
 
 MOST = 64 * 2**20
 """Bytes of float32 states that are held as a whole; more stays on disk and is read anew in every pass."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from latent_rewards.files.outputs import to_json
 
 if TYPE_CHECKING:
-    from latent_rewards.probes import Probe
+    from latent_rewards.probes.probe import Probe
 
 _HEAD = """---
 library_name: latent-rewards

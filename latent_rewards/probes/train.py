@@ -15,14 +15,14 @@ import torch
 from scipy.stats import spearmanr
 
 from latent_rewards import readouts
-from latent_rewards.examples import Example
-from latent_rewards.features import Features, collect_features
 from latent_rewards.judge.hf import HFJudge, Lens
 from latent_rewards.judge.prompts import JudgePrompt
-from latent_rewards.probe_networks import head_scores
-from latent_rewards.probe_selection import best, sweep_layers
-from latent_rewards.probe_training import Data, FitOptions, check_disjoint, fit_head
-from latent_rewards.probes import Probe, ProbeConfig
+from latent_rewards.probes.cross_validation import best, sweep_layers
+from latent_rewards.probes.examples import Example
+from latent_rewards.probes.features import Features, collect_features
+from latent_rewards.probes.fit import Data, FitOptions, check_disjoint, fit_head
+from latent_rewards.probes.networks import head_scores
+from latent_rewards.probes.probe import Probe, ProbeConfig
 from latent_rewards.stats.pairs import pair_report
 
 logger = logging.getLogger(__name__)

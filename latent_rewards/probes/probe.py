@@ -119,7 +119,7 @@ class Probe(ModelHubMixin):
 
     def save(self, folder: str | Path) -> Path:
         """Write probe.json, probe.safetensors, prompt.yaml and a model card (README.md) into `folder`."""
-        from latent_rewards.probe_card import model_card
+        from latent_rewards.probes.card import model_card
 
         path = Path(folder)
         path.mkdir(parents=True, exist_ok=True)
@@ -173,7 +173,7 @@ class Probe(ModelHubMixin):
         """The card that `save` writes; called by `push_to_hub`."""
         from huggingface_hub import ModelCard
 
-        from latent_rewards.probe_card import model_card
+        from latent_rewards.probes.card import model_card
 
         return ModelCard(model_card(self))
 
@@ -269,7 +269,7 @@ def check_revision(judge: Judge, config: ProbeConfig, *, strict: bool) -> None:
 
 def shipped_folder() -> Path:
     """Where the probes that come with the package lie."""
-    return Path(__file__).parent / "shipped"
+    return Path(__file__).parents[1] / "shipped"
 
 
 def shipped_probes() -> list[str]:

@@ -20,11 +20,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from latent_rewards.examples import Example, fingerprint, prompt_group
 from latent_rewards.files.seal import sealed, unsealed
 from latent_rewards.judge.fingerprint import changed, facts_of, layout_of
 from latent_rewards.judge.hf import Judge, Lens, Need, Reading
 from latent_rewards.judge.prompts import JudgePrompt, to_text
+from latent_rewards.probes.examples import Example, fingerprint, prompt_group
 
 logger = logging.getLogger(__name__)
 

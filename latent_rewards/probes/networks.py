@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from latent_rewards.probe_guards import (
+from latent_rewards.probes.guards import (
     across,
     label_weights,
     length_direction,
@@ -20,13 +20,13 @@ from latent_rewards.probe_guards import (
     pair_weights,
     row_weights,
 )
-from latent_rewards.probe_linear import Direction
-from latent_rewards.probe_losses import kto_loss, ordinal_loss
-from latent_rewards.probe_states import States, StoredStates, blocks, moments, read, spans
+from latent_rewards.probes.linear import Direction
+from latent_rewards.probes.losses import kto_loss, ordinal_loss
+from latent_rewards.probes.states import States, StoredStates, blocks, moments, read, spans
 from latent_rewards.stats.pairs import pair_indices
 
 if TYPE_CHECKING:
-    from latent_rewards.probe_training import Data, FitOptions
+    from latent_rewards.probes.fit import Data, FitOptions
 
 
 class _Head(nn.Module):
