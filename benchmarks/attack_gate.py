@@ -23,18 +23,19 @@ import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from latent_rewards import HFJudge, JudgePrompt, readouts, relevance
+from latent_rewards import HFJudge, JudgePrompt, readouts
 from latent_rewards.evaluation import benchmarks
 from latent_rewards.evaluation.attacks import best_response
 from latent_rewards.evaluation.benchmarks.rows import Item
 from latent_rewards.files.outputs import to_json
-from latent_rewards.guards import broken_guards
 from latent_rewards.probes.examples import Example
 from latent_rewards.probes.features import collect_features
 from latent_rewards.probes.fit import Data, FitOptions, fit_head
 from latent_rewards.probes.negatives import PHRASES, attack_examples
 from latent_rewards.probes.networks import head_scores
 from latent_rewards.probes.probe import Probe, ProbeConfig
+from latent_rewards.rewards import relevance
+from latent_rewards.rewards.guarded import broken_guards
 
 FILES = ("llmbar", "llmbar_casestudy", "alpacaeval_lenmatched", "hhh_alignment", "llmeval2", "hh_harmless")
 MEASURED = ("pairwise/autoj", "pairwise/rmb", "pairwise/rm_bench")
@@ -78,7 +79,7 @@ def main() -> None:
     print(json.dumps(facts))
     probe.save(args.out / "probe")
     if args.ship:
-        shipped = Path(relevance.__file__).parent / "shipped"
+        shipped = Path(relevance.__file__).parents[1] / "shipped"
         probe.save(shipped / "embedded_gate")
         (shipped / "relevance.json").write_text(to_json(words, indent=1) + "\n")
 
@@ -134,7 +135,7 @@ def kinds_of(examples: list[Example]) -> np.ndarray:
 
 
 def fit_words(x: np.ndarray, label: np.ndarray) -> dict[str, Any]:
-    """The regression on words, as `latent_rewards.relevance` reads it."""
+    """The regression on words, as `latent_rewards.rewards.relevance` reads it."""
     mean, scale = x.mean(0), x.std(0)
     model = LogisticRegression(class_weight="balanced", max_iter=1000).fit((x - mean) / scale, label)
     return {

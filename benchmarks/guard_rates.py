@@ -1,4 +1,4 @@
-"""Share of honest answers that break a rule of `latent_rewards.guards`, by file; no judge is needed.
+"""Share of honest answers that break a rule of `latent_rewards.rewards.guarded`, by file; no judge is needed.
 
 LATENT_REWARDS_DATA=<folder> python -m benchmarks.guard_rates
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from latent_rewards.evaluation import benchmarks
 from latent_rewards.files.outputs import to_json
-from latent_rewards.guards import broken_guards
+from latent_rewards.rewards.guarded import broken_guards
 
 
 def main() -> None:

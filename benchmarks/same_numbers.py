@@ -90,7 +90,7 @@ def _calibration() -> tuple[Any, Any]:
     try:
         from latent_rewards.rewards.calibrated import CalibratedReward, Calibration
     except ImportError:
-        from latent_rewards.calibration import CalibratedReward, Calibration
+        from latent_rewards.rewards.calibrated import CalibratedReward, Calibration
     return Calibration, CalibratedReward
 
 

@@ -23,7 +23,7 @@ from benchmarks.throughput import command, commit, cpu_kind, machine
 from latent_rewards import CrossLayerReward, HFJudge, ProbabilityWeightedReward
 from latent_rewards.engine.tree import TreeForward
 from latent_rewards.files.outputs import to_json
-from latent_rewards.rewards import Reward
+from latent_rewards.rewards.base import Reward
 
 HEAD, PROMPT, COMPLETION, G = 96, 512, 64, 8
 SWEEPS = ("g", "prompt", "completion", "budget", "rewards")

@@ -1,13 +1,10 @@
 """Deterministic, fine-grained rewards from the probabilities and hidden states of a frozen judge model."""
 
-from latent_rewards.composite import ContrastiveReward, EnsembleReward
-from latent_rewards.guards import GuardedReward
 from latent_rewards.judge.hf import HFJudge, Judge, Need, Reading, Request
 from latent_rewards.judge.labels import Labels
 from latent_rewards.judge.prompts import JudgePrompt
-from latent_rewards.likert import GuidedLikertReward, LikertReward
 from latent_rewards.probes.probe import Probe, ProbeReward
-from latent_rewards.rewards import (
+from latent_rewards.rewards.base import (
     AsyncReward,
     CrossLayerReward,
     MissingScoreError,
@@ -16,6 +13,9 @@ from latent_rewards.rewards import (
     VerifierReward,
     build_reward,
 )
+from latent_rewards.rewards.composite import ContrastiveReward, EnsembleReward
+from latent_rewards.rewards.guarded import GuardedReward
+from latent_rewards.rewards.likert import GuidedLikertReward, LikertReward
 
 __all__ = [
     "AsyncReward",

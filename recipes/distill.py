@@ -39,7 +39,7 @@ from latent_rewards import HFJudge, Reward, build_reward
 from latent_rewards.distillation import LossOptions
 from latent_rewards.distillation_trainer import MultiTeacherGKDTrainer
 from latent_rewards.engine.loading import EMBEDDED, resolve_model
-from latent_rewards.response_scores import score_responses
+from latent_rewards.rewards.response_scores import score_responses
 from latent_rewards.teacher_choice import (
     TeacherChoice,
     choice_report,

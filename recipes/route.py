@@ -31,7 +31,7 @@ import yaml
 from latent_rewards import HFJudge, build_reward
 from latent_rewards.evaluation.benchmarks.local import find
 from latent_rewards.files.outputs import to_json
-from latent_rewards.response_scores import score_responses
+from latent_rewards.rewards.response_scores import score_responses
 from latent_rewards.routing import EMBEDDER, Router, embed_prompts
 from latent_rewards.routing_evaluation import (
     compare_policies,

@@ -19,7 +19,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, proce
 
 from latent_rewards import HFJudge
 from latent_rewards import env as env_module
-from latent_rewards import rewards as rewards_module
+from latent_rewards.rewards import base as rewards_module
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"

@@ -10,7 +10,7 @@ from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LinearRegression, LogisticRegression
 
 from latent_rewards import HFJudge, ProbabilityWeightedReward
-from latent_rewards.calibration import METHODS, CalibratedReward, Calibration, split_prompts
+from latent_rewards.rewards.calibrated import METHODS, CalibratedReward, Calibration, split_prompts
 
 RNG = np.random.default_rng(0)
 S = RNG.normal(3, 2, 500)

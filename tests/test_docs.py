@@ -33,8 +33,9 @@ from pages import (
     section,
 )  # fmt: skip
 
-from latent_rewards import JudgePrompt, env, rewards
+from latent_rewards import JudgePrompt, env
 from latent_rewards.judge.prompts import prompt_folder
+from latent_rewards.rewards import base as rewards
 
 CLI, TRL, PROMPTS, FAULTS = (ROOT / "docs" / f"{page}.md" for page in ("cli", "trl", "prompts", "faults"))
 # What the README names already and no module has moved to; each leaves when it is there.

@@ -17,7 +17,7 @@ from latent_rewards.evaluation.run import EvaluateConfig, evaluate
 from latent_rewards.evaluation.scorers import Column
 from latent_rewards.files.cache import Cache, content_key
 from latent_rewards.judge.hf import Need
-from latent_rewards.rewards import REWARDS
+from latent_rewards.rewards.base import REWARDS
 
 ROOT = Path(__file__).parent.parent
 LABEL = """kind: label

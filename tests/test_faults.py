@@ -36,7 +36,7 @@ from latent_rewards.judge.prompts import JudgePrompt
 from latent_rewards.judge.reading import Need, Reading
 from latent_rewards.probes.examples import Example
 from latent_rewards.probes.features import Features, collect_features
-from latent_rewards.scorer import Scorer
+from latent_rewards.rewards.scorer import Scorer
 
 ROOT = Path(__file__).parent.parent
 ROWS = [{"prompt": f"Count to {i}.", "completion": "one two " * i} for i in range(1, 9)]

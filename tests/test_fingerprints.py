@@ -26,16 +26,16 @@ from latent_rewards import (
     VerifierReward,
     build_reward,
 )
-from latent_rewards import rewards as rewards_module
-from latent_rewards.calibration import CalibratedReward, Calibration
 from latent_rewards.evaluation import benchmarks, scorers
 from latent_rewards.evaluation.readings import Readings
 from latent_rewards.evaluation.stability import drift
 from latent_rewards.files.cache import Cache
 from latent_rewards.judge.fingerprint import digest, tensors_hash
-from latent_rewards.reasoning import ReasonedReward
-from latent_rewards.response_scores import score_responses
-from latent_rewards.rewards import REWARDS
+from latent_rewards.rewards import base as rewards_module
+from latent_rewards.rewards.base import REWARDS
+from latent_rewards.rewards.calibrated import CalibratedReward, Calibration
+from latent_rewards.rewards.reasoned import ReasonedReward
+from latent_rewards.rewards.response_scores import score_responses
 
 
 @pytest.fixture(autouse=True)

@@ -22,13 +22,13 @@ from benchmarks.fuzz import __main__ as fuzz
 from benchmarks.fuzz import files, words
 from benchmarks.fuzz.draw import Draw
 from latent_rewards import JudgePrompt
-from latent_rewards.calibration import Calibration
 from latent_rewards.evaluation.benchmarks import local
 from latent_rewards.files.sources import InputError, open_source
 from latent_rewards.judge.labels import Labels
 from latent_rewards.probes.examples import read_examples
 from latent_rewards.probes.layer_weights import LayerWeights
 from latent_rewards.probes.probe import Probe
+from latent_rewards.rewards.calibrated import Calibration
 
 
 @pytest.mark.parametrize("name", sorted(fuzz.TARGETS))

@@ -15,11 +15,11 @@ from latent_rewards import (
     VerifierReward,
     build_reward,
 )
-from latent_rewards.composite import shuffled
 from latent_rewards.evaluation.attacks import KINDS, attacked, best_response
 from latent_rewards.evaluation.benchmarks import load
-from latent_rewards.guards import GUARDS, broken_guards
-from latent_rewards.relevance import features, log_odds, without_copies
+from latent_rewards.rewards.composite import shuffled
+from latent_rewards.rewards.guarded import GUARDS, broken_guards
+from latent_rewards.rewards.relevance import features, log_odds, without_copies
 
 PROMPTS = ["Name a prime.", "Name a prime.", "Name a city."]
 COMPLETIONS = ["Seven.", ":", "Paris, the capital of France."]

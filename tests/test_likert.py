@@ -10,7 +10,7 @@ from contracts import UNREADABLE, FakeJudge, Logs, trl_kwargs
 
 from latent_rewards import GuidedLikertReward, HFJudge, JudgePrompt, LikertReward
 from latent_rewards.engine import sampling
-from latent_rewards.likert import mode_agreement, parse_rating, sample_ratings
+from latent_rewards.rewards.likert import mode_agreement, parse_rating, sample_ratings
 
 NAN = float("nan")
 

@@ -12,8 +12,9 @@ import pytest
 from pages import PAGES, ROOT, commands, every_text, mentions, name, read, section
 from typer.main import get_command
 
-from latent_rewards import env, rewards
+from latent_rewards import env
 from latent_rewards.cli import app
+from latent_rewards.rewards import base as rewards
 
 CLI, TRL = ROOT / "docs" / "cli.md", ROOT / "docs" / "trl.md"
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]

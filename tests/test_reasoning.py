@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from latent_rewards import CrossLayerReward, HFJudge, ProbabilityWeightedReward
-from latent_rewards.reasoning import ReasonedReward
+from latent_rewards.rewards.reasoned import ReasonedReward
 
 PROMPTS, COMPLETIONS = ["What is 2 + 2?", "Say hi"], ["4", "hi there"]
 

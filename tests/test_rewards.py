@@ -23,7 +23,7 @@ from latent_rewards import (
     VerifierReward,
     build_reward,
 )
-from latent_rewards.rewards import REWARDS, group_statistics
+from latent_rewards.rewards.base import REWARDS, group_statistics
 
 NAN = float("nan")
 GRPO_ROWS = {"prompts": ["a", "a"], "completions": ["one", UNREADABLE]}

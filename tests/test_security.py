@@ -17,7 +17,6 @@ import torch
 import yaml
 
 from latent_rewards import HFJudge, JudgePrompt
-from latent_rewards.calibration import Calibration
 from latent_rewards.checkpoints import _tensor_files
 from latent_rewards.evaluation.benchmarks import local
 from latent_rewards.evaluation.benchmarks.remote import GitHub
@@ -28,6 +27,7 @@ from latent_rewards.probes.examples import read_examples
 from latent_rewards.probes.features import Features
 from latent_rewards.probes.layer_weights import LayerWeights
 from latent_rewards.probes.probe import Probe
+from latent_rewards.rewards.calibrated import Calibration
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted((ROOT / "latent_rewards").rglob("*.py")) + sorted((ROOT / "recipes").rglob("*.py"))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from latent_rewards import ProbabilityWeightedReward, VerifierReward
-from latent_rewards.response_scores import score_responses
+from latent_rewards.rewards.response_scores import score_responses
 from latent_rewards.teacher_choice import choice_report, choice_rows, choose_teachers, loss_weights, write_rows
 
 NAN = np.nan

@@ -50,7 +50,7 @@ def test_gate_success_by_hand() -> None:
 
 
 def test_words_fitted_by_the_benchmark_are_what_the_package_reads() -> None:
-    from latent_rewards import relevance
+    from latent_rewards.rewards import relevance
 
     prompts = [f"What colour is thing{i}?" for i in range(30)]
     examples = attack_examples(prompts, [f"The colour of thing{i} is blue, always." for i in range(30)])

@@ -17,7 +17,6 @@ import torch
 
 from benchmarks.fuzz.draw import KEYS, Draw, damaged
 from benchmarks.fuzz.words import check_dialogue
-from latent_rewards.calibration import Calibration
 from latent_rewards.evaluation.benchmarks import Benchmark, local
 from latent_rewards.files.outputs import open_output
 from latent_rewards.files.seal import sealed
@@ -28,6 +27,7 @@ from latent_rewards.probes.examples import Example, read_examples
 from latent_rewards.probes.features import FeatureInfo, Features, write_shard
 from latent_rewards.probes.layer_weights import LayerWeights
 from latent_rewards.probes.probe import Probe, ProbeConfig
+from latent_rewards.rewards.calibrated import Calibration
 
 
 @functools.cache

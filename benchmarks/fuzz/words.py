@@ -17,7 +17,7 @@ from latent_rewards.engine.prefix_tree import build_tree
 from latent_rewards.judge.encoding import Encoder
 from latent_rewards.judge.labels import Labels, LabelTrie
 from latent_rewards.judge.prompts import Dialogue, JudgePrompt, prompt_folder
-from latent_rewards.likert import parse_rating
+from latent_rewards.rewards.likert import parse_rating
 
 
 @functools.cache

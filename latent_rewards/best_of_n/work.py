@@ -21,8 +21,8 @@ from latent_rewards.generation import Generator, Sampling, build_generator
 from latent_rewards.judge.fingerprint import facts_of
 from latent_rewards.judge.hf import HFJudge, Judge
 from latent_rewards.judge.prompts import to_text
-from latent_rewards.rewards import Reward
-from latent_rewards.scorer import Scorer
+from latent_rewards.rewards.base import Reward
+from latent_rewards.rewards.scorer import Scorer
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from latent_rewards.evaluation.benchmarks.rows import Benchmark
 from latent_rewards.evaluation.calibrate import Calibrated, cross_fitted
 from latent_rewards.evaluation.metrics import METRICS, Metric, Table
 from latent_rewards.evaluation.scorers import Column
-from latent_rewards.likert import mode_agreement
+from latent_rewards.rewards.likert import mode_agreement
 from latent_rewards.stats import bootstrap, distributions
 from latent_rewards.stats.bootstrap import Estimate
 from latent_rewards.stats.correlation import ranks

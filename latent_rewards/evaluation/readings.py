@@ -15,8 +15,8 @@ from latent_rewards.judge.fingerprint import judge_key, layout_of
 from latent_rewards.judge.hf import Judge, Need, Reading, Request
 from latent_rewards.judge.prompts import JudgePrompt
 from latent_rewards.judge.requests import read_all
-from latent_rewards.likert import LikertReward
-from latent_rewards.rewards import Reward
+from latent_rewards.rewards.base import Reward
+from latent_rewards.rewards.likert import LikertReward
 
 Rows = Sequence[Mapping[str, Any]]
 

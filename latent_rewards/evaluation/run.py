@@ -27,8 +27,8 @@ from latent_rewards.evaluation.stability import drift
 from latent_rewards.files.cache import Cache
 from latent_rewards.judge.fingerprint import judge_key, layout_of
 from latent_rewards.judge.hf import HFJudge, Judge
-from latent_rewards.likert import GuidedLikertReward, LikertReward
-from latent_rewards.rewards import LatentReward, Reward
+from latent_rewards.rewards.base import LatentReward, Reward
+from latent_rewards.rewards.likert import GuidedLikertReward, LikertReward
 
 __all__ = ["EvaluateConfig", "evaluate"]
 

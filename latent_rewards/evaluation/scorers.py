@@ -11,8 +11,8 @@ import torch
 
 from latent_rewards.evaluation.readings import Readings
 from latent_rewards.judge.hf import Judge, Reading
-from latent_rewards.likert import GuidedLikertReward, LikertReward, parse_rating
-from latent_rewards.rewards import REWARDS, LatentReward, Reward, build_reward
+from latent_rewards.rewards.base import REWARDS, LatentReward, Reward, build_reward
+from latent_rewards.rewards.likert import GuidedLikertReward, LikertReward, parse_rating
 
 Rows = Sequence[Mapping[str, Any]]
 

@@ -11,7 +11,7 @@ from latent_rewards.evaluation.benchmarks.rows import Benchmark, Item
 from latent_rewards.evaluation.metrics import Table
 from latent_rewards.evaluation.scorers import Column
 from latent_rewards.judge.prompts import to_text
-from latent_rewards.rewards import Reward
+from latent_rewards.rewards.base import Reward
 
 
 def texts(items: Sequence[Item], reward: Reward) -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ from latent_rewards.files.seal import sealed, unsealed
 from latent_rewards.judge.hf import Judge, Lens
 from latent_rewards.judge.prompts import JudgePrompt
 from latent_rewards.readouts import cross_layer
-from latent_rewards.rewards import CrossLayerReward
+from latent_rewards.rewards.base import CrossLayerReward
 
 logger = logging.getLogger(__name__)
 

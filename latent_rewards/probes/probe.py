@@ -21,7 +21,7 @@ from latent_rewards.files.seal import sealed, unsealed
 from latent_rewards.judge.fingerprint import tensors_hash
 from latent_rewards.judge.hf import Judge, Need, Reading, Request
 from latent_rewards.judge.prompts import JudgePrompt
-from latent_rewards.rewards import LatentReward, with_prompt_of
+from latent_rewards.rewards.base import LatentReward, with_prompt_of
 
 logger = logging.getLogger(__name__)
 

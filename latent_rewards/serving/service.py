@@ -18,7 +18,7 @@ from latent_rewards.judge.hf import HFJudge
 from latent_rewards.judge.prompts import JudgePrompt, to_segments
 from latent_rewards.judge.reading import Need, Reading, Request, Row, unread
 from latent_rewards.probes.probe import ProbeReward
-from latent_rewards.rewards import LatentReward, Reward, reasons_of
+from latent_rewards.rewards.base import LatentReward, Reward, reasons_of
 from latent_rewards.serving.batching import Batcher, Job
 from latent_rewards.serving.merging import joins
 from latent_rewards.serving.metrics import Metrics

@@ -570,7 +570,7 @@ def build_reward(kind: str, /, judge: Judge | str = "embedded", **options: Any) 
 
 def _likert(scale: Literal[5, 10]) -> Callable[..., Reward]:
     def make(judge: Judge | str = "embedded", *, guided: bool = False, **options: Any) -> Reward:
-        from latent_rewards.likert import GuidedLikertReward, LikertReward
+        from latent_rewards.rewards.likert import GuidedLikertReward, LikertReward
 
         kind = GuidedLikertReward if guided else LikertReward
         return kind(judge, scale_points=scale, **options)
@@ -603,7 +603,7 @@ def _guarded(
     prompt: str | Path | JudgePrompt | None = None,
     **options: Any,
 ) -> Reward:
-    from latent_rewards.guards import GuardedReward
+    from latent_rewards.rewards.guarded import GuardedReward
 
     judge = HFJudge(judge) if isinstance(judge, str) else judge
     return GuardedReward(_part(judge, of, prompt), gate=None if gate is None else _part(judge, gate), **options)
@@ -616,7 +616,7 @@ def _contrastive(
     prompt: str | Path | JudgePrompt | None = None,
     **options: Any,
 ) -> Reward:
-    from latent_rewards.composite import ContrastiveReward
+    from latent_rewards.rewards.composite import ContrastiveReward
 
     return ContrastiveReward(_part(judge, of, prompt), **options)
 
@@ -628,7 +628,7 @@ def _ensemble(
     prompt: str | Path | JudgePrompt | None = None,
     **options: Any,
 ) -> Reward:
-    from latent_rewards.composite import EnsembleReward
+    from latent_rewards.rewards.composite import EnsembleReward
 
     judge = HFJudge(judge) if isinstance(judge, str) else judge
     return EnsembleReward([_part(judge, part, prompt) for part in of], **options)

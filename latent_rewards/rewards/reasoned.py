@@ -10,7 +10,7 @@ import numpy as np
 
 from latent_rewards.judge.fingerprint import layout_of
 from latent_rewards.judge.prompts import JudgePrompt
-from latent_rewards.rewards import LatentReward, Reward, bounds_of, with_prompt_of
+from latent_rewards.rewards.base import LatentReward, Reward, bounds_of, with_prompt_of
 
 
 class ReasonedReward(Reward):

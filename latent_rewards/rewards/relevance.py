@@ -18,7 +18,7 @@ FEATURES = (
     "share of the prompt's 4-grams said", "share of the 4-grams that are the prompt's", "log words said",
     "no end mark", "log words of the prompt",
 )  # fmt: skip
-_WEIGHTS = Path(__file__).parent / "shipped" / "relevance.json"
+_WEIGHTS = Path(__file__).parents[1] / "shipped" / "relevance.json"
 COPIED = 5
 _WORD = re.compile(r"[^\W_]+")
 _END = re.compile(r"[^\w\s,]\s*\Z")

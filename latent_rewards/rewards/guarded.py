@@ -11,8 +11,8 @@ import numpy as np
 
 from latent_rewards.judge.hf import Need, Reading, Request
 from latent_rewards.judge.prompts import to_text
-from latent_rewards.relevance import log_odds, weights_hash, without_copies
-from latent_rewards.rewards import LatentReward, bounds_of, with_prompt_of
+from latent_rewards.rewards.base import LatentReward, bounds_of, with_prompt_of
+from latent_rewards.rewards.relevance import log_odds, weights_hash, without_copies
 
 _OPENER = re.compile(
     r"(let'?s|let us|let me|i will|i'll) (think|solve|work|go|look|break)\b[^\d=.!?\n]{0,60}"
@@ -128,11 +128,11 @@ class GuardedReward(LatentReward):
         guards: names of `GUARDS`; default all.
         gate: a second reward, such as a probe trained to tell attacks from answers; completions that it scores below
             `gate_below` get the floor, too, or lose points (`gate_slope`). It reads a completion without the passages
-            copied from the prompt (`latent_rewards.relevance.without_copies`).
+            copied from the prompt (`latent_rewards.rewards.relevance.without_copies`).
         gate_below: see `gate`.
         gate_slope: points taken away for each unit that the gate's score lies below `gate_below`, down to the floor at
             most; above it nothing changes. None: the floor at once.
-        relevance: weight with which `latent_rewards.relevance.log_odds` is added to the gate's score.
+        relevance: weight with which `latent_rewards.rewards.relevance.log_odds` is added to the gate's score.
         **options: see `Reward`; the prompt is the guarded reward's own.
 
     score = max(floor, S + gate_slope min(0, G + relevance R - gate_below))

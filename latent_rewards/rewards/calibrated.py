@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 from latent_rewards.files.seal import sealed, unsealed
 from latent_rewards.judge.fingerprint import tensors_hash
 from latent_rewards.probes.examples import prompt_group
-from latent_rewards.rewards import Reward, bounds_of, with_prompt_of
+from latent_rewards.rewards.base import Reward, bounds_of, with_prompt_of
 
 Method = Literal["affine", "platt", "temperature", "isotonic", "quantile"]
 METHODS: tuple[Method, ...] = ("affine", "platt", "temperature", "isotonic", "quantile")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from latent_rewards.files.cache import Cache, content_key
-from latent_rewards.rewards import Reward
+from latent_rewards.rewards.base import Reward
 
 logger = logging.getLogger(__name__)
 
