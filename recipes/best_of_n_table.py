@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from latent_rewards.choice_of_n import choose_n, expected_gold
+from latent_rewards.best_of_n.choice_of_n import choose_n, expected_gold
 from latent_rewards.evaluation.plots import COLOURS
 from latent_rewards.files.outputs import to_json
 from latent_rewards.judge.prompts import to_text

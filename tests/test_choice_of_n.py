@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from latent_rewards.choice_of_n import choose_n, expected_gold, oracle_gold
-from latent_rewards.selection import softmax_probabilities
+from latent_rewards.best_of_n.choice_of_n import choose_n, expected_gold, oracle_gold
+from latent_rewards.best_of_n.selection import softmax_probabilities
 
 cases = st.lists(st.tuples(st.integers(-3, 3), st.integers(0, 4)), min_size=1, max_size=7).map(
     lambda rows: (np.array([r[0] for r in rows], float), np.array([r[1] for r in rows], float))

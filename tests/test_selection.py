@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import rankdata, zscore
 
-from latent_rewards import selection
+from latent_rewards.best_of_n import selection
 
 NAN = float("nan")
 SCORES = np.array([2.0, NAN, 5.0, 5.0, 1.0, 3.0])

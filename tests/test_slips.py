@@ -7,12 +7,13 @@ import pytest
 from contracts import UNREADABLE, FakeJudge
 from scipy import stats
 
-from latent_rewards import EnsembleReward, HFJudge, JudgePrompt, ProbabilityWeightedReward, VerifierReward, selection
+from latent_rewards import EnsembleReward, HFJudge, JudgePrompt, ProbabilityWeightedReward, VerifierReward
+from latent_rewards.best_of_n import selection
+from latent_rewards.best_of_n.choice_of_n import choose_n
 from latent_rewards.best_of_n.config import BestOfNConfig
 from latent_rewards.best_of_n.finish import Finisher
 from latent_rewards.best_of_n.groups import Plan
 from latent_rewards.best_of_n.shards import ShardStore
-from latent_rewards.choice_of_n import choose_n
 from latent_rewards.probes import cross_validation as probe_selection
 from latent_rewards.probes import train as probe_run
 from latent_rewards.probes.examples import pair_examples

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import latent_rewards
+from latent_rewards.best_of_n.selection import Combination, Pairing, Ties
 from latent_rewards.files.outputs import to_json
 from latent_rewards.files.sources import InputError
 from latent_rewards.judge.fingerprint import changed
-from latent_rewards.selection import Combination, Pairing, Ties
 
 SCHEMA = "latent-rewards/best-of-n/1"
 ASPECTS = ("accuracy", "consistency", "relevance", "clarity", "length_fit", "diversity", "difficulty")
@@ -37,7 +37,7 @@ class Selection:
         temperature: for "soft", in units of the combined score.
         against: for "pairs": the "worst" or the "middling" completion is rejected.
         margin: for "pairs": smallest difference of the two scores.
-        ties: which of equal scores comes first; see `latent_rewards.selection.order`.
+        ties: which of equal scores comes first; see `latent_rewards.best_of_n.selection.order`.
         combine: how several rewards become one score; "z" and "worst" standardise over all rows, "rank" ranks within a
             prompt.
         weights: of the rewards, in their order.

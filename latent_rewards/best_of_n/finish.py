@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from latent_rewards import selection as rules
+from latent_rewards.best_of_n import selection as rules
 from latent_rewards.best_of_n.config import BestOfNConfig, Selection, selection_dict
 from latent_rewards.best_of_n.groups import Plan
 from latent_rewards.best_of_n.order_statistics import smallest_kept

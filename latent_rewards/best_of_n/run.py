@@ -12,11 +12,11 @@ from tqdm import tqdm
 
 from latent_rewards.best_of_n.config import BestOfNConfig, Manifest
 from latent_rewards.best_of_n.finish import Finisher
+from latent_rewards.best_of_n.generation import Sampling
 from latent_rewards.best_of_n.groups import Plan, layout_of, make_plan, open_input
 from latent_rewards.best_of_n.shards import ShardStore
 from latent_rewards.best_of_n.work import Engine, Worker, is_main
 from latent_rewards.files.sources import InputError
-from latent_rewards.generation import Sampling
 from latent_rewards.judge.hf import Judge
 
 logger = logging.getLogger(__name__)

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 
 from latent_rewards.best_of_n.config import BestOfNConfig
+from latent_rewards.best_of_n.generation import Generator, Sampling, build_generator
 from latent_rewards.best_of_n.groups import ForwardReader, Group, Plan, batches
 from latent_rewards.best_of_n.shards import ShardStore
 from latent_rewards.engine.loading import default_device
 from latent_rewards.evaluation.scorers import build
 from latent_rewards.files.outputs import Scores
 from latent_rewards.files.sources import InputError, Source
-from latent_rewards.generation import Generator, Sampling, build_generator
 from latent_rewards.judge.fingerprint import facts_of
 from latent_rewards.judge.hf import HFJudge, Judge
 from latent_rewards.judge.prompts import to_text
