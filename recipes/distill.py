@@ -36,11 +36,8 @@ from trl import ModelConfig, SFTConfig, SFTTrainer, TrlParser, get_peft_config
 from trl.experimental.gkd import GKDConfig
 
 from latent_rewards import HFJudge, Reward, build_reward
-from latent_rewards.distillation import LossOptions
-from latent_rewards.distillation_trainer import MultiTeacherGKDTrainer
-from latent_rewards.engine.loading import EMBEDDED, resolve_model
-from latent_rewards.rewards.response_scores import score_responses
-from latent_rewards.teacher_choice import (
+from latent_rewards.distillation.loss import LossOptions
+from latent_rewards.distillation.teacher_choice import (
     TeacherChoice,
     choice_report,
     choice_rows,
@@ -48,6 +45,9 @@ from latent_rewards.teacher_choice import (
     loss_weights,
     write_rows,
 )
+from latent_rewards.distillation.trainer import MultiTeacherGKDTrainer
+from latent_rewards.engine.loading import EMBEDDED, resolve_model
+from latent_rewards.rewards.response_scores import score_responses
 from recipes.distill_data import given_responses, kept, mapping, read_prompts, respond, write_json
 from recipes.distill_models import HeldOutText, load_student, load_teacher, sample_responses
 from recipes.distill_report import draw, examples, write_report

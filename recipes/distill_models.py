@@ -10,10 +10,10 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM
 
-from latent_rewards.distillation import LossOptions, TeacherStates, distillation_loss
+from latent_rewards.distillation.loss import LossOptions, TeacherStates, distillation_loss
+from latent_rewards.distillation.teachers import backbone_states, head_of
 from latent_rewards.engine.loading import freeze, resolve_model
 from latent_rewards.engine.pretrained import load_causal_lm
-from latent_rewards.teachers import backbone_states, head_of
 
 
 def load_student(options: dict[str, Any]) -> Any:

@@ -11,14 +11,14 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from latent_rewards.distillation import (
+from latent_rewards.distillation.divergences import divergence, entropy
+from latent_rewards.distillation.loss import (
     ER_KD,
     LossOptions,
     TeacherStates,
     distillation_loss,
     er_kd_loss,
 )
-from latent_rewards.divergences import divergence, entropy
 
 BETAS = [0.0, 0.1, 0.5, 0.9, 1.0]
 
@@ -280,7 +280,7 @@ def test_wrong_inputs() -> None:
 
 MEMORY = """
 import sys, torch
-from latent_rewards.distillation import LossOptions, TeacherStates, distillation_loss
+from latent_rewards.distillation.loss import LossOptions, TeacherStates, distillation_loss
 torch.manual_seed(0)
 N, beta, D, V, chunk = int(sys.argv[1]), float(sys.argv[2]), 64, 50_000, 256
 h_s, w_s = torch.randn(N, D, requires_grad=True), torch.randn(V, D, requires_grad=True)

@@ -23,10 +23,10 @@ from datasets import Dataset
 from trl import DistillationConfig, DistillationTrainer
 from trl.experimental.gkd import GKDConfig, GKDTrainer
 
-from latent_rewards import distillation_trainer
-from latent_rewards.distillation import LossOptions, TeacherStates, distillation_loss
-from latent_rewards.distillation_trainer import MultiTeacherDistillationTrainer, MultiTeacherGKDTrainer
-from latent_rewards.teachers import TeacherError, check_teacher, head_of, teacher_columns
+from latent_rewards.distillation import trainer as distillation_trainer
+from latent_rewards.distillation.loss import LossOptions, TeacherStates, distillation_loss
+from latent_rewards.distillation.teachers import TeacherError, check_teacher, head_of, teacher_columns
+from latent_rewards.distillation.trainer import MultiTeacherDistillationTrainer, MultiTeacherGKDTrainer
 
 SMALL: dict[str, Any] = {
     "per_device_train_batch_size": 2, "max_steps": 2, "logging_steps": 1, "report_to": "none", "use_cpu": True,
@@ -292,7 +292,7 @@ def test_columns_name_the_row_at_fault() -> None:
 
 @pytest.mark.parametrize("family", ["granite", "cohere", "gemma2", "qwen3"])
 def test_heads_of_families_that_shape_their_logits(family: str, tokenizers: Any, make_model: Any) -> None:
-    from latent_rewards.teachers import backbone_states, check_head
+    from latent_rewards.distillation.teachers import backbone_states, check_head
 
     model = make_model(family, tokenizers["digits"]).eval()
     ids = torch.arange(5, 15).reshape(2, 5)

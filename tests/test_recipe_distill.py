@@ -16,8 +16,8 @@ import torch
 
 pytest.importorskip("trl")
 
-from latent_rewards.distillation import ER_KD, LossOptions
-from latent_rewards.teacher_choice import choose_teachers
+from latent_rewards.distillation.loss import ER_KD, LossOptions
+from latent_rewards.distillation.teacher_choice import choose_teachers
 from recipes import distill, distill_data
 from recipes.distill_models import keep_layers, load_teacher
 from recipes.distill_report import seed_interval, table

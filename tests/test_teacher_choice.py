@@ -10,8 +10,14 @@ import numpy as np
 import pytest
 
 from latent_rewards import ProbabilityWeightedReward, VerifierReward
+from latent_rewards.distillation.teacher_choice import (
+    choice_report,
+    choice_rows,
+    choose_teachers,
+    loss_weights,
+    write_rows,
+)
 from latent_rewards.rewards.response_scores import score_responses
-from latent_rewards.teacher_choice import choice_report, choice_rows, choose_teachers, loss_weights, write_rows
 
 NAN = np.nan
 SCORES = np.array([[3.0, 5.0, 1.0], [4.0, NAN, 2.0], [NAN, NAN, NAN], [2.0, 2.5, 2.4]])

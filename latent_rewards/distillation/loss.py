@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from latent_rewards.divergences import LogitDivergence, entropy_of, wide
+from latent_rewards.distillation.divergences import LogitDivergence, entropy_of, wide
 
 Head = Callable[[Tensor], Tensor]
 Normalize = Literal["none", "max", "batch_mean"]

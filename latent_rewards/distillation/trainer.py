@@ -20,10 +20,8 @@ from trl.experimental.utils import DataCollatorForChatML
 from trl.models import prepare_deepspeed
 from trl.models.utils import _ForwardRedirection
 
-from latent_rewards.distillation import LossOptions, LossParts, TeacherStates, distillation_loss
-from latent_rewards.engine.loading import resolve_model
-from latent_rewards.engine.pretrained import load_causal_lm
-from latent_rewards.teachers import (
+from latent_rewards.distillation.loss import LossOptions, LossParts, TeacherStates, distillation_loss
+from latent_rewards.distillation.teachers import (
     backbone_states,
     check_head,
     check_teacher,
@@ -31,6 +29,8 @@ from latent_rewards.teachers import (
     pack_teacher,
     teacher_columns,
 )
+from latent_rewards.engine.loading import resolve_model
+from latent_rewards.engine.pretrained import load_causal_lm
 
 CHECKED_AGAINST = "1.16"
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from latent_rewards.distillation import Head, TeacherStates
+from latent_rewards.distillation.loss import Head, TeacherStates
 from latent_rewards.engine.head import same_logits, shape_logits
 
 _CHOSEN = "train on its chosen responses instead (SFT, `recipes.distill` writes them)"
