@@ -32,8 +32,7 @@ from latent_rewards import HFJudge, build_reward
 from latent_rewards.evaluation.benchmarks.local import find
 from latent_rewards.files.outputs import to_json
 from latent_rewards.rewards.response_scores import score_responses
-from latent_rewards.routing import EMBEDDER, Router, embed_prompts
-from latent_rewards.routing_evaluation import (
+from latent_rewards.routing.policies import (
     compare_policies,
     fold_numbers,
     mean_out_of_fold,
@@ -41,6 +40,7 @@ from latent_rewards.routing_evaluation import (
     quality_cost_curve,
     r_squared_by_model,
 )
+from latent_rewards.routing.router import EMBEDDER, Router, embed_prompts
 from recipes.grpo import as_options
 from recipes.report import package_versions
 from recipes.route_report import draw_quality_cost, draw_r2, write_markdown

@@ -12,9 +12,8 @@ import pytest
 
 pytest.importorskip("sklearn")
 
-from latent_rewards import routing
-from latent_rewards.routing import Router, choose, embed_prompts, fit_predict, prompt_text
-from latent_rewards.routing_evaluation import (
+from latent_rewards.routing import router as routing
+from latent_rewards.routing.policies import (
     compare_policies,
     fold_numbers,
     mean_out_of_fold,
@@ -23,6 +22,7 @@ from latent_rewards.routing_evaluation import (
     r_squared,
     r_squared_by_model,
 )
+from latent_rewards.routing.router import Router, choose, embed_prompts, fit_predict, prompt_text
 from recipes import route
 from recipes.route_report import upper_hull
 
