@@ -24,7 +24,7 @@ import numpy as np
 
 from latent_rewards import HFJudge, ProbeReward
 from latent_rewards.data import open_ended
-from latent_rewards.export import export_probe, usage
+from latent_rewards.export.heads import export_probe, usage
 from latent_rewards.probes.probe import Probe
 
 

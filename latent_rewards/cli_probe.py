@@ -96,7 +96,7 @@ def export_probe_command(
     judge: Judge = "embedded",
 ) -> None:
     """The judge cut to the probe's layer, with the probe as score head."""
-    from latent_rewards.export import export_probe
+    from latent_rewards.export.heads import export_probe
     from latent_rewards.probes.probe import Probe
 
     _say(export_probe(HFJudge(judge), Probe.load(path), out))
@@ -105,7 +105,7 @@ def export_probe_command(
 @export_app.command("verifier")
 def export_verifier_command(out: Out, judge: Judge = "embedded", prompt: Prompt = "verifier") -> None:
     """The judge with the log-odds of yes as score head."""
-    from latent_rewards.export import export_verifier
+    from latent_rewards.export.heads import export_verifier
 
     _say(export_verifier(HFJudge(judge), out, prompt=prompt))
 
@@ -113,13 +113,13 @@ def export_verifier_command(out: Out, judge: Judge = "embedded", prompt: Prompt 
 @export_app.command("labels")
 def export_labels_command(out: Out, judge: Judge = "embedded", prompt: Prompt = "four_rubric") -> None:
     """The judge with one logit per label, for vLLM's /classify."""
-    from latent_rewards.export import export_labels
+    from latent_rewards.export.heads import export_labels
 
     _say(export_labels(HFJudge(judge), out, prompt=prompt))
 
 
 def _say(folder: Path) -> None:
-    from latent_rewards.export import usage
+    from latent_rewards.export.heads import usage
 
     for stack, line in usage(folder).items():
         typer.echo(f"{stack:9} {line}")

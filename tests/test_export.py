@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 from latent_rewards import HFJudge, JudgePrompt, Need, ProbeReward, VerifierReward
-from latent_rewards.export import export_labels, export_probe, export_verifier, usage
+from latent_rewards.export.heads import export_labels, export_probe, export_verifier, usage
 from latent_rewards.probes.probe import Probe, ProbeConfig
 
 PROMPT = JudgePrompt.load("weighted")

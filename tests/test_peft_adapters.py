@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from test_head import distance, shake
 
 from latent_rewards import HFJudge
-from latent_rewards.checkpoints import Source
+from latent_rewards.export.checkpoints import Source
 
 OWN = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}\n{% endfor %}[assistant] "
 

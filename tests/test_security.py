@@ -17,9 +17,9 @@ import torch
 import yaml
 
 from latent_rewards import HFJudge, JudgePrompt
-from latent_rewards.checkpoints import _tensor_files
 from latent_rewards.evaluation.benchmarks import local
 from latent_rewards.evaluation.benchmarks.remote import GitHub
+from latent_rewards.export.checkpoints import _tensor_files
 from latent_rewards.files.cache import Cache, _unpack
 from latent_rewards.files.sources import open_source
 from latent_rewards.judge.prompts import prompt_folder

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from latent_rewards.checkpoints import Source, write_shards
-from latent_rewards.export_template import judge_template, judge_tokenizer, same_tokens, save_tokenizer
+from latent_rewards.export.checkpoints import Source, write_shards
+from latent_rewards.export.template import judge_template, judge_tokenizer, same_tokens, save_tokenizer
 from latent_rewards.judge.hf import HFJudge
 from latent_rewards.judge.labels import Labels
 from latent_rewards.judge.prompts import JudgePrompt
