@@ -49,7 +49,7 @@ def cpu_seconds(pid: int) -> float:
 def start(arguments: argparse.Namespace) -> tuple[Any, str]:
     """The server, ready."""
     command = [
-        sys.executable, "-c", "from latent_rewards.cli import app; app()", "serve", "--judge", arguments.judge,
+        sys.executable, "-c", "from latent_rewards.cli.main import app; app()", "serve", "--judge", arguments.judge,
         "--dtype", arguments.dtype, "--port", "0", "--threads", str(arguments.threads), "--rewards", "weighted",
     ]  # fmt: skip
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)

@@ -18,7 +18,7 @@ import httpx2 as httpx
 import torch
 
 ROOT = Path(__file__).parent.parent
-CLI = [sys.executable, "-c", "from latent_rewards.cli import app; app()"]
+CLI = [sys.executable, "-c", "from latent_rewards.cli.main import app; app()"]
 
 
 def free_port() -> int:

@@ -26,7 +26,7 @@ from latent_rewards import HFJudge, ProbabilityWeightedReward
 from latent_rewards.best_of_n import BestOfNConfig, Selection, best_of_n, shards
 from latent_rewards.best_of_n.order_statistics import kth_smallest, smallest_kept
 from latent_rewards.best_of_n.work import JudgeFailedError
-from latent_rewards.cli import app
+from latent_rewards.cli.main import app
 from latent_rewards.files.sources import InputError
 
 ROOT = Path(__file__).parent.parent

@@ -21,7 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 from latent_rewards import HFJudge, ProbabilityWeightedReward, VerifierReward
-from latent_rewards.cli import app
+from latent_rewards.cli.main import app
 from latent_rewards.files import outputs as rowout
 from latent_rewards.files.outputs import open_output
 from latent_rewards.files.sources import open_source
@@ -421,7 +421,7 @@ def test_input_can_be_its_own_output(tmp_path, score):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_it_leaves_nothing(tmp_path, judge, number):
     source = write(tmp_path / "in.jsonl", ROWS * 4000)
-    program = "from latent_rewards.cli import app; app()"
+    program = "from latent_rewards.cli.main import app; app()"
     process = subprocess.Popen(
         [sys.executable, "-c", program, "score", "--judge", judge, "--input", str(source), "--output",
          str(tmp_path / "out.jsonl"), "--batch-size", "1", "--device", "cpu"],

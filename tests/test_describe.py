@@ -7,7 +7,7 @@ import torch
 from typer.testing import CliRunner
 
 from latent_rewards import HFJudge, JudgePrompt, ProbabilityWeightedReward
-from latent_rewards.cli import app
+from latent_rewards.cli.main import app
 from latent_rewards.judge import describe
 from latent_rewards.judge.reading import Reading
 

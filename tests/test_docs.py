@@ -73,7 +73,7 @@ def printed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[tuple[st
     folder = tmp_path_factory.mktemp("pages")
     code = {name(p): [*blocks(p, "python"), *imports(p)] for p in PAGES}
     (folder / "pairs.jsonl").write_text(blocks(CLI, "json")[0])
-    code["command"] = [f"from latent_rewards.cli import app\napp({commands(CLI)[0][1:]}, standalone_mode=False)"]
+    code["command"] = [f"from latent_rewards.cli.main import app\napp({commands(CLI)[0][1:]}, standalone_mode=False)"]
     code["rows"] = ["print(open('scored.jsonl').read())"]
     (folder / "blocks.json").write_text(json.dumps(code))
     for text in (text for p in PAGES for text in blocks(p, "yaml")):

@@ -28,7 +28,7 @@ from tqdm import tqdm
 from typer.testing import CliRunner
 
 from latent_rewards import HFJudge, LikertReward, ProbabilityWeightedReward, VerifierReward
-from latent_rewards.cli import app
+from latent_rewards.cli.main import app
 from latent_rewards.files.cache import Cache
 from latent_rewards.files.outputs import open_output
 from latent_rewards.files.sources import Chunk, InputError, Source

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from latent_rewards.best_of_n.shards import ShardStore, dump
-from latent_rewards.cli import app
+from latent_rewards.cli.main import app
 from latent_rewards.files.outputs import to_json
 from latent_rewards.files.seal import sealed, unsealed
 

@@ -13,7 +13,7 @@ from pages import PAGES, ROOT, commands, every_text, mentions, name, read, secti
 from typer.main import get_command
 
 from latent_rewards import env
-from latent_rewards.cli import app
+from latent_rewards.cli.main import app
 from latent_rewards.rewards import base as rewards
 
 CLI, TRL = ROOT / "docs" / "cli.md", ROOT / "docs" / "trl.md"

@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from latent_rewards import HFJudge, ProbeReward
-from latent_rewards.cli_probe import app, export_app
+from latent_rewards.cli.probe import app, export_app
 from latent_rewards.probes.examples import Example, gather, read_examples
 from latent_rewards.probes.layer_weights import LayerWeights
 

@@ -165,7 +165,7 @@ def test_the_page_in_a_browser(folder, tmp_path, width):
 def test_the_command_names_what_is_wrong(tmp_path):
     import typer
 
-    from latent_rewards import cli_evaluate
+    from latent_rewards.cli import evaluate as cli_evaluate
 
     app = typer.Typer()
     app.command()(cli_evaluate.evaluate)

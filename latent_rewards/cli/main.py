@@ -16,10 +16,10 @@ import yaml
 from tqdm import tqdm
 
 import latent_rewards
-from latent_rewards import cli_probe
-from latent_rewards.cli_best_of_n import best_of_n
-from latent_rewards.cli_evaluate import evaluate
-from latent_rewards.cli_serve import serve
+from latent_rewards.cli import probe as cli_probe
+from latent_rewards.cli.best_of_n import best_of_n
+from latent_rewards.cli.evaluate import evaluate
+from latent_rewards.cli.serve import serve
 from latent_rewards.files.outputs import check_output, open_output
 from latent_rewards.files.sources import RAW, InputError, Source, open_source
 from latent_rewards.judge.hf import HFJudge

@@ -54,7 +54,7 @@ def serve(
     threads: Annotated[int | None, typer.Option(help="Torch threads per judge.")] = None,
 ) -> None:
     """Serve a judge over HTTP: /score, /get_reward (OpenRLHF), /remote_rm (slime), /classify (verl), /metrics."""
-    from latent_rewards.cli import _LOADING, _user_errors
+    from latent_rewards.cli.main import _LOADING, _user_errors
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     with _user_errors(ValueError, OSError, ImportError):
@@ -138,7 +138,7 @@ def _wanted(
     judge: str, dtype: str, judge_option: list[str], rewards: str, reward_option: list[str], config: Path | None
 ) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """Arguments of HFJudge, and of each reward."""
-    from latent_rewards.cli import _reward_options
+    from latent_rewards.cli.main import _reward_options
 
     if config is not None:
         from latent_rewards.env import read_config
