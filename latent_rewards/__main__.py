@@ -1,5 +1,5 @@
 """`python -m latent_rewards`, for launchers that start modules: `accelerate launch -m latent_rewards best-of-n ...`."""
 
-from latent_rewards.cli.main import app
+from latent_rewards.cli import app
 
 app()

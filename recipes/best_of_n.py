@@ -1,6 +1,7 @@
 """How good is the pick: Best-of-n by latent rewards, by Likert ratings, by length, against gold.
 
-Source: Girrbach et al. 2025 (arXiv 2509.24678) for the scores; exact curves as in `latent_rewards.best_of_n.choice_of_n`.
+Source: Girrbach et al. 2025 (arXiv 2509.24678) for the scores; exact curves as in
+`latent_rewards.best_of_n.choice_of_n`.
 
     python -m recipes.best_of_n --config configs/best_of_n/cpu.yaml
     accelerate launch -m recipes.best_of_n --config configs/best_of_n/qwen3_8b.yaml
