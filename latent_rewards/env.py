@@ -11,6 +11,7 @@ YAML file named by `LATENT_REWARDS_CONFIG`:
     rewards:
       weighted: {scale: 0.1}
       verifier: {output: log_odds}
+      strict: {reward: "weighted:rubric"}     # a name of your own: latent_rewards.env.strict
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import yaml
 
 from latent_rewards.judge.hf import HFJudge, Judge
 from latent_rewards.rewards.base import REWARDS, Reward, build_reward
+from latent_rewards.rewards.build import wanted
 
 
 @functools.lru_cache(maxsize=1)
@@ -57,12 +59,7 @@ def read_config(path: Path) -> dict[str, Any]:
     for what, value in {"judge": judge, "rewards": rewards}.items():
         if not isinstance(value, dict):
             raise ValueError(f"{what!r} must be a mapping of options, got {value!r}")
-    unknown = sorted(set(rewards) - set(REWARDS))
-    if unknown:
-        raise ValueError(f"unknown rewards {unknown}; known are {sorted(REWARDS)}")
-    for what, value in rewards.items():
-        if not isinstance(value, dict | None):
-            raise ValueError(f"options of reward {what!r} must be a mapping, got {value!r}")
+    wanted(rewards)
     return {"judge": judge, "rewards": rewards}
 
 
@@ -88,14 +85,16 @@ def _judge() -> Judge:
 
 @functools.cache
 def _reward(name: str) -> Reward:
-    options, judge = dict(_config()["rewards"].get(name) or {}), _judge()
-    if os.environ.get("LATENT_REWARDS_PROMPT") and not name.startswith(("likert", "probe")):
+    asked = _config()["rewards"]
+    (one,), judge = wanted({name: asked.get(name)}), _judge()
+    kind, options = one.parsed()
+    if os.environ.get("LATENT_REWARDS_PROMPT") and not kind.startswith(("likert", "probe")):
         options.setdefault("prompt", os.environ["LATENT_REWARDS_PROMPT"])
     with _named():
-        return build_reward(name, judge, **options)
+        return build_reward(kind, judge, **options)
 
 
 def __getattr__(name: str) -> Reward:
-    if name not in REWARDS:
-        raise AttributeError(f"no reward {name!r}; known are {sorted(REWARDS)}")
+    if name not in REWARDS and (name.startswith("_") or name not in _config()["rewards"]):
+        raise AttributeError(f"no reward {name!r}; known are {sorted({*REWARDS, *_config()['rewards']})}")
     return _reward(name)

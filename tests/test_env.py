@@ -76,7 +76,7 @@ def test_yaml_with_the_judge_as_a_name(clean_env: Any, tmp_path: Path, folder: s
         ("- a", "expected the keys"),
         ("", "expected the keys"),
         ("jugde: x", "expected the keys"),
-        ("rewards: {best: {}}", "unknown rewards"),
+        ("rewards: {best: {}}", "unknown reward 'best'"),
         ("rewards: [weighted]", "mapping"),
         ("rewards: {weighted: 0.1}", "mapping"),
         ("judge: [embedded]", "mapping"),

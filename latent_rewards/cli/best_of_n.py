@@ -2,27 +2,50 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
+import shutil
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import yaml
+
+from latent_rewards.cli import options
+from latent_rewards.cli.errors import fail, user_errors
+
+if TYPE_CHECKING:
+    from latent_rewards.best_of_n import BestOfNConfig
+
+_SAME = (
+    "input", "output", "split", "limit", "prompt_column", "completion_column", "completions_column", "id_column",
+    "score_column", "batch_size", "shard_size", "threads", "format", "engine", "workers", "gpus_per_worker",
+)  # fmt: skip
+_SAMPLING = {
+    "n": "n", "sampling_temperature": "temperature", "top_p": "top_p", "max_new_tokens": "max_new_tokens",
+    "seed": "seed",
+}  # fmt: skip
+_SELECTION = {"select": "method"} | {
+    name: name for name in ("k", "threshold", "fraction", "over", "temperature", "against", "margin", "ties", "combine")
+}
 
 
 def best_of_n(
-    input: Annotated[str, typer.Option(help="JSONL[.gz] or Parquet file, datasets folder, or hub data set[:config].")],
-    output: Annotated[Path, typer.Option(help="Folder of the run; the same command again goes on in it.")],
-    reward: Annotated[
-        list[str] | None,
-        typer.Option(help="weighted, verifier, probe:PATH, weighted:PROMPT, likert10:bare, aspects; may be repeated."),
+    ctx: typer.Context,
+    input: Annotated[
+        str | None,
+        typer.Option(help="JSONL[.gz] or Parquet file, datasets folder, or hub data set[:config]; required."),
     ] = None,
-    reward_option: Annotated[
-        list[str] | None, typer.Option(help="key=value for every reward, or reward.key=value for one.")
+    output: Annotated[
+        Path | None, typer.Option(help="Required: folder of the run; the same command again goes on in it.")
     ] = None,
-    judge: Annotated[str, typer.Option(help="Hub id or folder of the judge, or 'embedded' (for trials).")] = "embedded",
-    judge_option: Annotated[list[str] | None, typer.Option(help="key=value for HFJudge, such as dtype=bfloat16.")] = (
-        None
-    ),
+    reward: options.Rewards = None,
+    reward_option: options.RewardOption = None,
+    prompt: options.Prompt = None,
+    judge: options.Judge = "embedded",
+    judge_option: options.JudgeOption = None,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    revision: options.Revision = None,
     generator: Annotated[
         str | None, typer.Option(help="Policy that writes the completions, if none are given.")
     ] = None,
@@ -47,7 +70,7 @@ def best_of_n(
     combine: Annotated[str, typer.Option(help="Several rewards into one score: mean, z, rank or worst.")] = "mean",
     weights: Annotated[str | None, typer.Option(help="Comma-separated, one per reward.")] = None,
     split: Annotated[str | None, typer.Option(help="Split of a data set.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Take only the first so many rows.")] = None,
+    limit: options.Limit = None,
     prompt_column: Annotated[str, typer.Option(help="Column with the prompt, text or messages.")] = "prompt",
     completion_column: Annotated[str, typer.Option(help="Column with one completion.")] = "completion",
     completions_column: Annotated[str, typer.Option(help="Column with a list of completions.")] = "completions",
@@ -60,75 +83,74 @@ def best_of_n(
     engine: Annotated[str, typer.Option(help="local, also under a launcher, or ray.")] = "local",
     workers: Annotated[int, typer.Option(min=1, help="Actors of the Ray engine.")] = 2,
     gpus_per_worker: Annotated[float, typer.Option(min=0, help="Of the Ray engine.")] = 0.0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin anew where the output holds a run.")] = False,
+    config: options.Config = None,
 ) -> None:
     """Score completions, given or generated here, and write what is selected; a stopped run goes on where it was."""
-    from latent_rewards.best_of_n import BestOfNConfig, Selection
     from latent_rewards.best_of_n import best_of_n as run
     from latent_rewards.best_of_n.work import JudgeFailedError
 
+    with user_errors(ValueError, FileNotFoundError, ImportError):
+        settings = _config(ctx)
+    full = "; what is done is kept: make room and run the same command again"
     try:
-        drawn = {
-            "n": n, "temperature": sampling_temperature, "top_p": top_p, "max_new_tokens": max_new_tokens, "seed": seed
-        }  # fmt: skip
-        chosen = Selection(
-            method=select, k=k, threshold=threshold, fraction=fraction, over=over, temperature=temperature,  # type: ignore[arg-type]
-            against=against, margin=margin, ties=ties, combine=combine,  # type: ignore[arg-type]
-            weights=None if weights is None else [float(w) for w in weights.split(",")], seed=seed,
-        )  # fmt: skip
-        policy = {"backend": backend, "model": generator, **_options(generator_option, "--generator-option")}
-        config = BestOfNConfig(
-            input=input, output=str(output), rewards=_rewards(reward or ["weighted"], reward_option or []),
-            judge={"model": judge, **_options(judge_option, "--judge-option")},
-            generator=policy if generator else None, sampling=drawn if generator else {}, selection=chosen,
-            split=split, limit=limit, prompt_column=prompt_column, completion_column=completion_column,
-            completions_column=completions_column, id_column=id_column, score_column=score_column,
-            batch_size=batch_size, shard_size=shard_size, threads=threads, format=format,  # type: ignore[arg-type]
-            engine=engine, workers=workers, gpus_per_worker=gpus_per_worker,  # type: ignore[arg-type]
-        )  # fmt: skip
-        summary = run(config)
-    except (ValueError, FileNotFoundError, ImportError) as err:
-        typer.echo(f"error: {err}", err=True)
-        raise typer.Exit(2) from err
+        if overwrite:
+            _clear(Path(settings.output))
+        with user_errors(ValueError, FileNotFoundError, ImportError), user_errors(JudgeFailedError, code=1):
+            summary = run(settings)
     except OSError as err:
-        typer.echo(f"error: {err}; what is done is kept: make room and run the same command again", err=True)
-        raise typer.Exit(3) from err
-    except JudgeFailedError as err:
-        typer.echo(f"error: {err}", err=True)
-        raise typer.Exit(1) from err
-    _tell(summary, output, format)
+        fail(f"{err}{full}", 3)
+    _tell(summary, settings.output, settings.format)
 
 
-def _tell(summary: dict[str, Any] | None, output: Path, format: str) -> None:
+def _config(ctx: typer.Context) -> BestOfNConfig:
+    """The run, by the file and the flags over it."""
+    from latent_rewards.best_of_n import BestOfNConfig, Selection
+
+    file = options.read_settings(ctx.params["config"], [f.name for f in dataclasses.fields(BestOfNConfig)])
+    out = options.over(ctx, file, _SAME)
+    if not out["input"] or not out["output"]:
+        raise ValueError("best-of-n needs --input and --output")
+    policy, drawn, chosen = (dict(file.get(key) or {}) for key in ("generator", "sampling", "selection"))
+    known = [f.name for f in dataclasses.fields(Selection)]
+    if unknown := sorted(set(chosen) - set(known)):
+        raise ValueError(f"{ctx.params['config']}: unknown keys of selection {unknown}; known are {known}")
+    policy = options.over(ctx, policy, {"backend": "backend", "generator": "model"})
+    policy |= options.key_values(ctx.params["generator_option"], "--generator-option")
+    chosen = {"seed": ctx.params["seed"]} | options.over(ctx, chosen, _SELECTION)
+    if options.is_given(ctx, "seed"):
+        chosen["seed"] = ctx.params["seed"]
+    if ctx.params["weights"] is not None:
+        chosen["weights"] = [float(w) for w in ctx.params["weights"].split(",")]
+    wanted = options.wanted_rewards(ctx, out.get("rewards") or ["weighted"], among=["aspects"])
+    return BestOfNConfig(
+        **out | {
+            "rewards": [(o.reward, {**({"column": o.own} if o.own != o.reward else {}), **o.options}) for o in wanted],
+            "judge": options.judge_arguments(ctx, file.get("judge")),
+            "generator": policy if policy["model"] else None,
+            "sampling": options.over(ctx, drawn, _SAMPLING) if policy["model"] else {},
+            "selection": Selection(**chosen),
+        }
+    )  # fmt: skip
+
+
+def _clear(folder: Path) -> None:
+    """Remove a run, and nothing that is no part of one."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        fail("--overwrite is for one process: remove the run by hand before a launch of several")
+    if not (folder / "manifest.json").is_file():
+        return
+    for name in ("shards", "manifest.json", "summary.json"):
+        path = folder / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    for path in [*folder.glob("scored.*"), *folder.glob("selected.*")]:
+        path.unlink()
+
+
+def _tell(summary: dict[str, Any] | None, output: str, format: str) -> None:
     if summary is None:
         return
     counts = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in summary.items() if isinstance(v, int))
     typer.echo(f"{counts}; written to {output}/selected.{format} and {output}/scored.{format}", err=True)
     if not summary["scored"]:
-        typer.echo("error: nothing could be scored; the column 'reason' says why", err=True)
-        raise typer.Exit(1)
-
-
-def _options(given: list[str] | None, flag: str) -> dict[str, Any]:
-    out = {}
-    for text in given or []:
-        key, equals, value = text.partition("=")
-        if not equals or not key:
-            raise ValueError(f"{flag} {text!r}: expected key=value")
-        try:
-            out[key] = yaml.safe_load(value)
-        except yaml.YAMLError as err:
-            raise ValueError(f"{flag} {text!r}: the value is no YAML: {err}") from err
-    return out
-
-
-def _rewards(names: list[str], given: list[str]) -> list[tuple[str, dict[str, Any]]]:
-    """Reward specs with their options; `reward.key=value` is for rewards of that name, with or without argument."""
-    out: list[tuple[str, dict[str, Any]]] = [(name, {}) for name in names]
-    for key, value in _options(given, "--reward-option").items():
-        target, _, option = key.rpartition(".")
-        meant = [options for name, options in out if not target or target in (name, name.partition(":")[0])]
-        if not meant or not option:
-            raise ValueError(f"--reward-option {key}=...: expected key or reward.key, reward of {names}")
-        for options in meant:
-            options[option] = value
-    return out
+        fail("nothing could be scored; the column 'reason' says why", 1)

@@ -7,18 +7,30 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
+
+from latent_rewards.cli import options
+from latent_rewards.cli.errors import user_errors
+
+_SAME = (
+    "output", "cache", "limit", "max_chars", "likert_limit", "samples", "resamples", "robustness_items",
+    "consistency_items",
+)  # fmt: skip
 
 
 def evaluate(
-    judge: Annotated[str, typer.Option(help="Hub id or folder of the judge, or 'embedded'.")] = "embedded",
-    rewards: Annotated[
-        str, typer.Option(help="Comma-separated; 'probe:PATH' for a saved probe, 'weighted:PROMPT' for another prompt.")
-    ] = "weighted,verifier,cross_layer,likert10,likert5",
+    ctx: typer.Context,
     benchmarks: Annotated[
         str, typer.Option(help="Comma-separated files, names under $LATENT_REWARDS_DATA ('pairwise/*'), or 'hub/...'.")
     ] = "open_ended",
     output: Annotated[Path, typer.Option(help="Folder of the report and the cache.")] = Path("runs/eval"),
+    reward: options.Rewards = None,
+    reward_option: options.RewardOption = None,
+    prompt: options.Prompt = None,
+    judge: options.Judge = "embedded",
+    judge_option: options.JudgeOption = None,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    revision: options.Revision = None,
     cache: Annotated[Path | None, typer.Option(help="Folder of the cache; default OUTPUT/cache.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Most items of a benchmark.")] = None,
     max_chars: Annotated[int | None, typer.Option(min=1, help="Leave out items with longer texts.")] = None,
@@ -28,10 +40,7 @@ def evaluate(
     resamples: Annotated[int, typer.Option(min=100, help="Bootstrap draws.")] = 1000,
     robustness_items: Annotated[int, typer.Option(min=0, help="Items per benchmark for attacks and edits.")] = 0,
     consistency_items: Annotated[int, typer.Option(min=0, help="Items per benchmark for pairwise prompts.")] = 0,
-    revision: Annotated[str | None, typer.Option(help="Revision of the judge.")] = None,
-    device: Annotated[str | None, typer.Option(help="Device of the judge.")] = None,
-    dtype: Annotated[str, typer.Option(help="Precision of the judge.")] = "auto",
-    config: Annotated[Path | None, typer.Option(help="YAML file instead of all this; see configs/evaluate.")] = None,
+    config: options.Config = None,
 ) -> None:
     """Compare latent scores with Likert ratings; a run that was stopped goes on where it was."""
     from latent_rewards.evaluation import report
@@ -39,38 +48,35 @@ def evaluate(
     from latent_rewards.evaluation.run import EvaluateConfig
     from latent_rewards.evaluation.run import evaluate as measure
 
-    try:
-        given: dict[str, Any] = {
-            "judge": {"model": judge, "revision": revision, "device": device, "dtype": dtype},
-            "rewards": _list(rewards), "benchmarks": _list(benchmarks), "output": str(output),
-            "cache": None if cache is None else str(cache), "limit": limit, "max_chars": max_chars,
-            "likert_limit": likert_limit, "keep_layers": [int(x) for x in _list(keep_layers)], "samples": samples,
-            "resamples": resamples, "robustness_items": robustness_items,
-            "consistency_items": consistency_items,
-        }  # fmt: skip
-        settings = EvaluateConfig(**(given if config is None else _read(config, EvaluateConfig)))
+    with user_errors():
+        settings = EvaluateConfig(**_settings(ctx, EvaluateConfig))
         settings.benchmarks = expand(settings.benchmarks)
         results = measure(settings)
-    except (ValueError, OSError) as err:
-        typer.echo(f"Error: {err}", err=True)
-        raise typer.Exit(2) from err
-    if results is not None:
-        for path in report.write(results, settings.output):
-            typer.echo(path)
+        written = [] if results is None else report.write(results, settings.output)
+    for path in written:
+        typer.echo(path)
 
 
-def _list(text: str) -> list[str]:
+def _settings(ctx: typer.Context, kind: Any) -> dict[str, Any]:
+    """Arguments of the configuration, by the file and the flags over it."""
+    known = [f.name for f in dataclasses.fields(kind)]
+    out = options.read_settings(ctx.params["config"], [*known, "judge_kwargs"])
+    judge, extra = out.get("judge", {}), out.pop("judge_kwargs", None) or {}
+    base = {"model": judge} if isinstance(judge, str) else dict(judge)
+    rewards = out.get("rewards") or kind().rewards
+    wanted = options.wanted_rewards(ctx, rewards)
+    plain = all(not one.options and one.own == one.reward for one in wanted)
+    out |= {
+        "judge": options.judge_arguments(ctx, base | extra),
+        "rewards": [one.own for one in wanted] if plain else {o.own: {"reward": o.reward, **o.options} for o in wanted},
+    }
+    if options.is_given(ctx, "benchmarks") or "benchmarks" not in out:
+        out["benchmarks"] = split(ctx.params["benchmarks"])
+    if options.is_given(ctx, "keep_layers"):
+        out["keep_layers"] = [int(x) for x in split(ctx.params["keep_layers"])]
+    return options.over(ctx, out, _SAME)
+
+
+def split(text: str) -> list[str]:
+    """Parts of a comma-separated text."""
     return [part.strip() for part in text.split(",") if part.strip()]
-
-
-def _read(path: Path, kind: Any) -> dict[str, Any]:
-    """Settings of a YAML file; unknown keys are errors."""
-    raw = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    known = {f.name for f in dataclasses.fields(kind)} | {"judge_kwargs"}
-    unknown = sorted(set(raw) - known)
-    if unknown:
-        raise ValueError(f"{path}: unknown keys {unknown}; known are {sorted(known)}")
-    extra = raw.pop("judge_kwargs", None) or {}
-    if extra:
-        raw["judge"] = {"model": raw.get("judge", "embedded"), **extra}
-    return dict(raw)

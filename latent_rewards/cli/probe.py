@@ -1,125 +1,124 @@
-"""Command line: `latent-rewards probe train|show|push` and `latent-rewards export probe|verifier|labels`."""
+"""`latent-rewards probe train|show|push`."""
 
 from __future__ import annotations
 
 import logging
 import shlex
+import shutil
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from latent_rewards.files.outputs import to_json
-from latent_rewards.judge.hf import HFJudge
-from latent_rewards.judge.layouts import BadRow
-from latent_rewards.judge.prompts import JudgePrompt
+from latent_rewards.cli import options
+from latent_rewards.cli.errors import user_errors
+from latent_rewards.cli.evaluate import split
 
-app = typer.Typer(help="Train, look at and publish probes.", no_args_is_help=True)
-export_app = typer.Typer(help="Write a standard sequence-classification reward model.", no_args_is_help=True)
+if TYPE_CHECKING:
+    from latent_rewards.judge.layouts import BadRow
+    from latent_rewards.probes.examples import Example
 
-Judge = Annotated[str, typer.Option(help="Judge: hub id, folder or 'embedded'.")]
-Prompt = Annotated[str, typer.Option(help="Judge prompt: shipped name or file.")]
-Out = Annotated[Path, typer.Argument(help="Folder to write; new or empty.")]
+app = typer.Typer(help="Train, look at and publish probes.", no_args_is_help=True, rich_markup_mode=None)
 
 
-@app.command()
+@app.command(cls=options.Command)
 def train(
+    ctx: typer.Context,
     data: Annotated[list[Path], typer.Argument(help="JSON Lines or Parquet files: pairs, lists or ratings.")],
-    out: Annotated[Path, typer.Option(help="Folder of the probe; features go into it too.")],
-    judge: Judge = "embedded",
-    prompt: Prompt = "weighted",
+    output: Annotated[Path, typer.Option(help="Folder of the probe; features go into it too.")],
+    judge: options.Judge = "embedded",
+    judge_option: options.JudgeOption = None,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    revision: options.Revision = None,
+    prompt: Annotated[str, typer.Option(help="Judge prompt: name of a shipped one, or a file.")] = "weighted",
+    aspects: Annotated[
+        str, typer.Option(help="Columns of ratings, e.g. 'accuracy,clarity', for a probe with one output for each.")
+    ] = "",
     layers: Annotated[str, typer.Option(help="Layers to try, e.g. '8,12,16'; empty for all.")] = "",
-    objective: Annotated[str, typer.Option(help="bce, kto, bradley_terry, regression or ordinal.")] = "bradley_terry",
+    objective: Annotated[
+        str | None,
+        typer.Option(help="bce, kto, bradley_terry (the default), regression (that of aspects) or ordinal."),
+    ] = None,
     architecture: Annotated[str, typer.Option(help="linear, mlp or orthogonal.")] = "linear",
-    guards: Annotated[str, typer.Option(help="Length guards: erase, nuisance, balance.")] = "erase,balance",
+    guards: Annotated[
+        str | None, typer.Option(help="Length guards: erase, nuisance, balance; default erase,balance; aspects: erase.")
+    ] = None,
     select: Annotated[str, typer.Option(help="What picks the layer: accuracy, matched, balanced, r.")] = "balanced",
-    limit: Annotated[int | None, typer.Option(help="Most rows of each file.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Most rows of each file.")] = None,
     test_share: Annotated[float, typer.Option(help="Share of prompts kept for the figures.")] = 0.2,
-    seed: int = 42,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 42,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Collect anew where the output has features.")] = False,
 ) -> None:
     """Train a probe on data files and say how good it is, against the prompted judge and against length alone."""
+    with user_errors():
+        from latent_rewards.judge.prompts import JudgePrompt
+        from latent_rewards.probes.examples import gather, sources
+        from latent_rewards.probes.fit import FitOptions
+        from latent_rewards.probes.train import RunOptions, train_probe
+
+        logging.basicConfig(level=logging.INFO, format="%(message)s")
+        names = tuple(split(aspects))
+        bad: list[BadRow] = []
+        fit = FitOptions(
+            architecture=architecture, seed=seed,  # type: ignore[arg-type]
+            objective=objective or ("regression" if names else "bradley_terry"),  # type: ignore[arg-type]
+            guards=tuple(split(("erase" if names else "erase,balance") if guards is None else guards)),  # type: ignore[arg-type]
+        )  # fmt: skip
+        run = RunOptions(layers=tuple(map(int, split(layers))), select=select, test_share=test_share)  # type: ignore[arg-type]
+        loaded = JudgePrompt.load(prompt)
+        examples = gather(data, limit=limit, bad=bad, aspects=names)
+        _check_objective(examples, fit.objective)
+        about = {"data": sources(data, bad), "command": "latent-rewards " + shlex.join(sys.argv[1:])}
+        frozen = options.load_judge(options.judge_arguments(ctx))
+        if overwrite and (output / "features" / "features.json").is_file():
+            shutil.rmtree(output / "features")
+        probe, rows = train_probe(
+            frozen, loaded, examples, features_folder=output / "features", fit=fit, run=run, training=about,
+            outputs=names or ("score",),
+        )  # fmt: skip
+        _write(probe, rows, output)
+    typer.echo(f"ProbeReward(HFJudge({judge!r}), {str(output)!r})")
+
+
+def _check_objective(examples: list[Example], objective: str) -> None:
+    """What the fit would refuse, told before the judge reads anything."""
+    if objective == "bradley_terry" and all(e.pair < 0 for e in examples):
+        raise ValueError(
+            "objective 'bradley_terry' needs pairs or lists, these files hold ratings; ratings take --objective "
+            "regression or ordinal, labels 0 and 1 also bce or kto"
+        )
+
+
+def _write(probe: Any, rows: list[dict[str, Any]], output: Path) -> None:
+    from latent_rewards.files.outputs import to_json
     from latent_rewards.probes.card import table
-    from latent_rewards.probes.examples import gather, sources
-    from latent_rewards.probes.fit import FitOptions
-    from latent_rewards.probes.train import RunOptions, train_probe
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    chosen = tuple(int(x) for x in layers.split(",") if x.strip())
-    fit = FitOptions(
-        architecture=architecture, objective=objective, seed=seed,  # type: ignore[arg-type]
-        guards=tuple(g for g in guards.split(",") if g),  # type: ignore[misc]
-    )  # fmt: skip
-    run = RunOptions(layers=chosen, select=select, test_share=test_share)  # type: ignore[arg-type]
-    bad: list[BadRow] = []
-    try:
-        examples = gather(data, limit=limit, bad=bad)
-    except (ValueError, OSError) as err:
-        typer.echo(f"Error: {err}", err=True)
-        raise typer.Exit(2) from err
-    about = {"data": sources(data, bad), "command": "latent-rewards " + shlex.join(sys.argv[1:])}
-    probe, rows = train_probe(
-        HFJudge(judge), JudgePrompt.load(prompt), examples, features_folder=out / "features", fit=fit,
-        run=run, training=about,
-    )  # fmt: skip
-    probe.save(out)
-    (out / "sweep.json").write_text(to_json(rows, indent=1), encoding="utf-8")
-    typer.echo(table(probe.config.training["metrics"]) if probe.config.training.get("metrics") else "no test prompts")
-    typer.echo(f"ProbeReward(HFJudge({judge!r}), {str(out)!r})")
+    probe.save(output)
+    (output / "sweep.json").write_text(to_json(rows, indent=1), encoding="utf-8")
+    metrics = probe.config.training.get("metrics")
+    typer.echo(table(metrics) if metrics else "no test prompts")
 
 
-@app.command()
+@app.command(cls=options.Command)
 def show(path: Annotated[str, typer.Argument(help="Folder of a probe, or the name of a shipped one.")]) -> None:
     """Print a probe's card: judge, layer, data, figures, limits."""
-    from latent_rewards.probes.card import model_card
-    from latent_rewards.probes.probe import Probe
+    with user_errors():
+        from latent_rewards.probes.card import model_card
+        from latent_rewards.probes.probe import Probe
 
-    typer.echo(model_card(Probe.load(path)))
+        typer.echo(model_card(Probe.load(path)))
 
 
-@app.command()
+@app.command(cls=options.Command)
 def push(
     path: Annotated[Path, typer.Argument(help="Folder of a probe.")],
     repo: Annotated[str, typer.Argument(help="Hub repository, user/name.")],
-    private: bool = False,
+    private: Annotated[bool, typer.Option("--private", help="Seen by yourself only.")] = False,
 ) -> None:
     """Publish a probe on the hub, with its card."""
-    from latent_rewards.probes.probe import Probe
+    with user_errors():
+        from latent_rewards.probes.probe import Probe
 
-    typer.echo(str(Probe.load(path).push_to_hub(repo, private=private)))
-
-
-@export_app.command("probe")
-def export_probe_command(
-    path: Annotated[str, typer.Argument(help="Folder of a linear probe, or the name of a shipped one.")],
-    out: Out,
-    judge: Judge = "embedded",
-) -> None:
-    """The judge cut to the probe's layer, with the probe as score head."""
-    from latent_rewards.export.heads import export_probe
-    from latent_rewards.probes.probe import Probe
-
-    _say(export_probe(HFJudge(judge), Probe.load(path), out))
-
-
-@export_app.command("verifier")
-def export_verifier_command(out: Out, judge: Judge = "embedded", prompt: Prompt = "verifier") -> None:
-    """The judge with the log-odds of yes as score head."""
-    from latent_rewards.export.heads import export_verifier
-
-    _say(export_verifier(HFJudge(judge), out, prompt=prompt))
-
-
-@export_app.command("labels")
-def export_labels_command(out: Out, judge: Judge = "embedded", prompt: Prompt = "four_rubric") -> None:
-    """The judge with one logit per label, for vLLM's /classify."""
-    from latent_rewards.export.heads import export_labels
-
-    _say(export_labels(HFJudge(judge), out, prompt=prompt))
-
-
-def _say(folder: Path) -> None:
-    from latent_rewards.export.heads import usage
-
-    for stack, line in usage(folder).items():
-        typer.echo(f"{stack:9} {line}")
+        typer.echo(str(Probe.load(path).push_to_hub(repo, private=private)))

@@ -7,31 +7,34 @@ import logging
 import os
 import socket
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import yaml
 
-from latent_rewards.judge.hf import HFJudge
-from latent_rewards.rewards.base import REWARDS, build_reward
+from latent_rewards.cli import options
+from latent_rewards.cli.errors import user_errors
+
+if TYPE_CHECKING:
+    from latent_rewards.serving.settings import ServeSettings
 
 TOKEN = "LATENT_REWARDS_TOKEN"
 logger = logging.getLogger(__name__)
 
 
 def serve(
-    judge: Annotated[str, typer.Option(help="Hub id or folder of the judge, or 'embedded' (for trials).")] = "embedded",
-    rewards: Annotated[str, typer.Option(help=f"Comma-separated, of {', '.join(REWARDS)}.")] = "weighted",
-    reward_option: Annotated[
-        list[str] | None, typer.Option(help="key=value for every reward, or reward.key=value for one.")
-    ] = None,
-    config: Annotated[Path | None, typer.Option(help="YAML with 'judge' and 'rewards', instead of the above.")] = None,
+    ctx: typer.Context,
+    reward: options.Rewards = None,
+    reward_option: options.RewardOption = None,
+    prompt: options.Prompt = None,
+    judge: options.Judge = "embedded",
+    judge_option: options.JudgeOption = None,
     device: Annotated[
         list[str] | None, typer.Option(help="Such as cuda:1; repeat it for one replica per device behind one port.")
     ] = None,
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
-    judge_option: Annotated[
-        list[str] | None, typer.Option(help="Further arguments of HFJudge, key=value, e.g. quantization=4bit.")
+    dtype: options.Dtype = None,
+    revision: options.Revision = None,
+    config: Annotated[
+        Path | None, typer.Option(help="YAML with 'judge' and 'rewards'; what flags say comes first.")
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; other than loopback needs a token.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 for a free one.")] = 8077,
@@ -54,36 +57,37 @@ def serve(
     threads: Annotated[int | None, typer.Option(help="Torch threads per judge.")] = None,
 ) -> None:
     """Serve a judge over HTTP: /score, /get_reward (OpenRLHF), /remote_rm (slime), /classify (verl), /metrics."""
-    from latent_rewards.cli.main import _LOADING, _user_errors
-
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    with _user_errors(ValueError, OSError, ImportError):
-        from latent_rewards.serving.settings import ServeSettings
-
-        settings = ServeSettings(
-            token=_token(token_file), max_batch_rows=max_batch_rows, linger=linger_ms / 1000, mix=not no_mix,
-            max_queue_rows=max_queue_rows, max_rows=max_rows, max_body_bytes=int(max_body_mb * (1 << 20)),
-            max_text_chars=max_text_chars, body_timeout=body_timeout, deadline=deadline,
-            any_prompt=not own_prompts_only, threads=threads,
-        )  # fmt: skip
+    with user_errors():
+        settings = _settings(ctx)
         if settings.token is None and not no_token and not _is_loopback(host):
             raise ValueError(
                 f"{host} can be reached from other machines: set {TOKEN} or --token-file, or pass --no-token"
             )
-        options, wanted = _wanted(judge, dtype, judge_option or [], rewards, reward_option or [], config)
-        if options.get("on_overflow") == "error":
-            raise ValueError("a server answers each row for itself: on_overflow must be 'none' or 'truncate'")
-        devices: list[str | None] = list(device) if device else [options.pop("device", None)]
-        judges = [HFJudge(**(options | {"device": d})) for d in devices]
-    with _user_errors(*_LOADING, about=f"judge {judges[0].model_name!r}: "):
-        _ = judges[0].encoder
-    with _user_errors(ValueError, OSError, ImportError):
+        arguments, wanted = _wanted(ctx)
+        devices: list[str | None] = list(device or []) or [arguments.pop("device", None)]
+        from latent_rewards.judge.hf import HFJudge
+        from latent_rewards.rewards.base import build_reward
         from latent_rewards.serving.service import Service
 
-        service = Service(judges, lambda j: {n: build_reward(n, j, **o) for n, o in wanted.items()}, settings)
-    with _user_errors(OSError, about=f"{host}:{port}: "):
+        first = options.load_judge(arguments | {"device": devices[0]}, weights=False)
+        judges = [first, *(HFJudge(**(arguments | {"device": d})) for d in devices[1:])]
+        service = Service(judges, lambda j: {n: build_reward(k, j, **o) for n, (k, o) in wanted.items()}, settings)
+    with user_errors(OSError, about=f"{host}:{port}: "):
         listener = _listen(host, port)
     raise typer.Exit(run(service, listener))
+
+
+def _settings(ctx: typer.Context) -> ServeSettings:
+    from latent_rewards.serving.settings import ServeSettings
+
+    given = ctx.params
+    same = ("max_batch_rows", "max_queue_rows", "max_rows", "max_text_chars", "body_timeout", "deadline", "threads")
+    return ServeSettings(
+        token=_token(given["token_file"]), linger=given["linger_ms"] / 1000, mix=not given["no_mix"],
+        max_body_bytes=int(given["max_body_mb"] * (1 << 20)), any_prompt=not given["own_prompts_only"],
+        **{name: given[name] for name in same},
+    )  # fmt: skip
 
 
 def run(service: Any, listener: socket.socket) -> int:
@@ -134,27 +138,19 @@ def _token(path: Path | None) -> str | None:
     return os.environ.get(TOKEN) or None
 
 
-def _wanted(
-    judge: str, dtype: str, judge_option: list[str], rewards: str, reward_option: list[str], config: Path | None
-) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """Arguments of HFJudge, and of each reward."""
-    from latent_rewards.cli.main import _reward_options
+def _wanted(ctx: typer.Context) -> tuple[dict[str, Any], dict[str, tuple[str, dict[str, Any]]]]:
+    """Arguments of HFJudge, and name and options of each reward, by the file and the flags over it."""
+    from latent_rewards.env import read_config
 
-    if config is not None:
-        from latent_rewards.env import read_config
-
-        raw = read_config(config)
-        if not raw["rewards"]:
-            raise ValueError(f"{config}: name the rewards to serve, e.g. 'rewards: {{weighted: {{}}}}'")
-        return dict(raw["judge"]), {name: dict(options or {}) for name, options in raw["rewards"].items()}
-    names = [name.strip() for name in rewards.split(",") if name.strip()]
-    unknown = sorted(set(names) - set(REWARDS))
-    if unknown or not names:
-        raise ValueError(f"unknown rewards {unknown}; known are {sorted(REWARDS)}")
-    options: dict[str, Any] = {"model": judge, "dtype": dtype}
-    for text in judge_option:
-        key, equals, value = text.partition("=")
-        if not equals or not key.isidentifier():
-            raise ValueError(f"--judge-option {text!r}: expected key=value")
-        options[key] = yaml.safe_load(value)
-    return options, _reward_options(names, reward_option, None)
+    path = ctx.params["config"]
+    file = read_config(path) if path else {"judge": {}, "rewards": {"weighted": {}}}
+    if not file["rewards"] and not ctx.params["reward"]:
+        raise ValueError(f"{path}: name the rewards to serve, e.g. 'rewards: {{weighted: {{}}}}'")
+    arguments = options.judge_arguments(ctx, file["judge"])
+    if arguments.get("on_overflow") == "error":
+        raise ValueError("a server answers each row for itself: on_overflow must be 'none' or 'truncate'")
+    wanted = options.wanted_rewards(ctx, file["rewards"])
+    out = {one.column: one.parsed() for one in wanted}
+    if len(out) < len(wanted):
+        raise ValueError(f"rewards {[one.column for one in wanted]} are not distinct; name them in a YAML file")
+    return arguments, out

@@ -33,7 +33,8 @@ def cross_validate(
         if (data.pair >= 0).any():
             row |= pair_report(score, data.label, data.pair, data.group, data.length)
         else:
-            row |= {"n": len(data), "r": float(np.corrcoef(score, data.label)[0, 1])}
+            label = data.label if data.label.ndim == 1 else data.label.mean(1)  # of aspects the mean, like the score
+            row |= {"n": len(data), "r": float(np.corrcoef(score, label)[0, 1])}
         out.append(row)
     return out
 

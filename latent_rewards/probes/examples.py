@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from latent_rewards.files.sources import numbered_rows
-from latent_rewards.judge.layouts import BadRow, Judged, Kind, judged, kind_of
+from latent_rewards.judge.layouts import BadRow, Judged, Kind, judged, kind_of, number
 from latent_rewards.judge.prompts import to_text
 
 logger = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ class Example(NamedTuple):
     Attributes:
         prompt: string or message list.
         completion: string or message list.
-        label: 1 for good, 0 for bad, or a rating.
+        label: 1 for good, 0 for bad, or a rating; one for each aspect where there are several.
         pair: examples with the same pair number >= 0 belong together (chosen and rejected, or a list); -1 is alone.
         source: where it comes from, e.g. the name of a data file.
         columns: further slots of the judge prompt.
@@ -33,7 +33,7 @@ class Example(NamedTuple):
 
     prompt: Any
     completion: Any
-    label: float
+    label: float | tuple[float, ...]
     pair: int = -1
     source: str = ""
     columns: Mapping[str, Any] = {}
@@ -111,7 +111,18 @@ def fingerprint(examples: Iterable[Example]) -> str:
     return digest.hexdigest()[:16]
 
 
-def read_examples(path: str | Path, *, limit: int | None = None, bad: list[BadRow] | None = None) -> list[Example]:
+def _aspect_example(row: Any, aspects: Sequence[str], source: str) -> list[Example]:
+    """A response with a rating for each aspect."""
+    missing = [a for a in aspects if not isinstance(row, Mapping) or row.get(a) is None]
+    if missing:
+        raise ValueError(f"missing field {', '.join(missing)}")
+    found = judged({**row, "score": 0.0}, "rating")
+    return [Example(found.prompt, found.responses[0], tuple(number(row[a], a) for a in aspects), -1, source)]
+
+
+def read_examples(
+    path: str | Path, *, limit: int | None = None, bad: list[BadRow] | None = None, aspects: Sequence[str] = ()
+) -> list[Example]:
     """Examples of a JSON Lines (.jsonl or .jsonl.gz) or Parquet file, recognised by the keys of its first sound row.
 
     `chosen` and `rejected`: pairs. `responses` and `gold`: lists. `score` with `response` or `completion`: ratings.
@@ -121,6 +132,7 @@ def read_examples(path: str | Path, *, limit: int | None = None, bad: list[BadRo
         path: the file.
         limit: most rows of it, the first ones.
         bad: gets the rows that were left out.
+        aspects: columns of ratings; rows then hold a prompt and one response.
 
     Raises:
         FileNotFoundError: no such file.
@@ -131,16 +143,17 @@ def read_examples(path: str | Path, *, limit: int | None = None, bad: list[BadRo
     out: list[Example] = []
     left: list[BadRow] = []
     kind, keys, used = None, None, 0
-    for file, number, row in itertools.islice(numbered_rows(path), limit):
+    for file, line, row in itertools.islice(numbered_rows(path), limit):
         try:
             if isinstance(row, Exception):
                 raise row
-            kind = kind or kind_of(row)
+            kind = kind or ("rating" if aspects else kind_of(row))
             keys = keys or sorted(row)
-            out += _examples(judged(row, kind or "pair"), used, name)
+            plain = [] if aspects else _examples(judged(row, kind or "pair"), used, name)
+            out += plain or _aspect_example(row, aspects, name)
             used += 1
         except (ValueError, TypeError, OverflowError, RecursionError) as err:
-            left.append(BadRow(file, number, str(err)))
+            left.append(BadRow(file, line, str(err)))
     if kind is None and (keys or not left):
         raise ValueError(
             f"{path}: rows need prompt with chosen and rejected, responses and gold, or response and score; "
@@ -169,6 +182,12 @@ def sources(files: Sequence[str | Path], bad: Sequence[BadRow]) -> list[str]:
     return out
 
 
-def gather(files: Sequence[str | Path], *, limit: int | None = None, bad: list[BadRow] | None = None) -> list[Example]:
+def gather(
+    files: Sequence[str | Path],
+    *,
+    limit: int | None = None,
+    bad: list[BadRow] | None = None,
+    aspects: Sequence[str] = (),
+) -> list[Example]:
     """Examples of several files; see `read_examples`."""
-    return join_examples(*(read_examples(f, limit=limit, bad=bad) for f in files))
+    return join_examples(*(read_examples(f, limit=limit, bad=bad, aspects=aspects) for f in files))

@@ -275,10 +275,10 @@ class Features:
 
 
 def _same(found: FeatureInfo, expected: FeatureInfo, folder: Path) -> None:
-    for name in (f.name for f in dataclasses.fields(FeatureInfo) if f.name != "reader"):
-        a, b = getattr(found, name), getattr(expected, name)
-        if a != b:
-            raise ValueError(f"{folder} holds features with {name} {a!r}, but {b!r} was expected")
+    names = [f.name for f in dataclasses.fields(FeatureInfo) if f.name != "reader"]
+    pairs = [(n, getattr(found, n), getattr(expected, n)) for n in names]
+    if wrong := [f"{n} {a!r}, but {b!r} was expected" for n, a, b in pairs if a != b]:
+        raise ValueError(f"{folder} holds features with " + "; ".join(wrong))
     if found.reader and (differ := changed(found.reader, expected.reader)):
         raise ValueError(f"{folder} holds features of a judge that reads otherwise; changed: " + "; ".join(differ))
 

@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -26,6 +26,8 @@ from latent_rewards.probes.probe import Probe, ProbeConfig
 from latent_rewards.stats.pairs import pair_report
 
 logger = logging.getLogger(__name__)
+
+Figure = Literal["accuracy", "matched", "balanced", "r"]
 
 
 @dataclass(frozen=True)
@@ -47,11 +49,17 @@ class RunOptions:
     layers: tuple[int, ...] = ()
     strengths: tuple[float, ...] = (1e-4, 1e-3, 1e-2)
     folds: int = 5
-    select: Literal["accuracy", "matched", "balanced", "r"] = "balanced"
+    select: Figure = "balanced"
     test_share: float = 0.2
     concatenate: bool = False
     lens: Lens = "normed"
     shard_rows: int = 512
+
+    def __post_init__(self) -> None:
+        if self.select not in get_args(Figure):
+            raise ValueError(f"select must be one of {get_args(Figure)}, got {self.select!r}")
+        if not 0 <= self.test_share < 1:
+            raise ValueError(f"test_share lies in [0, 1), got {self.test_share}")
 
 
 def train_probe(
@@ -63,6 +71,7 @@ def train_probe(
     fit: FitOptions,
     run: RunOptions,
     training: dict[str, Any] | None = None,
+    outputs: Sequence[str] = ("score",),
 ) -> tuple[Probe, list[dict[str, Any]]]:
     """Train a probe and measure it on prompts it never saw.
 
@@ -74,6 +83,7 @@ def train_probe(
         fit: how the head is trained.
         run: what is tried and how it is chosen.
         training: entries for the model card: "licence", "data", "limits", "command".
+        outputs: name of each label.
 
     Returns:
         The probe (fitted on all but the test prompts), with its figures in `config.training["metrics"]`, and the rows
@@ -103,26 +113,46 @@ def train_probe(
     tensors = fit_head(data.take(~unseen), options, n_layers=len(chosen))
     record = dict(training or {}) | {"settings": _settings(options, run)}
     if unseen.any():
-        record["metrics"] = measure(features, data, unseen, tensors, options, prompt)
+        record["metrics"] = measure(features, data, unseen, tensors, options, prompt, outputs)
     info = features.info
     config = ProbeConfig(
         judge.name, judge.revision, prompt.hash, chosen, data.x.shape[1] // len(chosen), run.lens, options.architecture,
-        ("score",), options.objective, record,
+        tuple(outputs), options.objective, record,
     )  # fmt: skip
     logger.info("trained on %d rows of %s", int((~unseen).sum()), list(info.sources))
     return Probe(config, tensors, prompt), rows
 
 
 def measure(
-    features: Features, data: Data, unseen: np.ndarray, tensors: Any, options: FitOptions, prompt: JudgePrompt
+    features: Features,
+    data: Data,
+    unseen: np.ndarray,
+    tensors: Any,
+    options: FitOptions,
+    prompt: JudgePrompt,
+    outputs: Sequence[str] = ("score",),
 ) -> list[dict[str, Any]]:
-    """Figures on the unseen rows, for each source and scorer: the probe, the prompted judge, and length alone."""
-    scores = {"probe": head_scores(data.x, tensors, options.architecture)[:, 0]}
+    """Figures on the unseen rows, for each source and scorer: the probe, the prompted judge, and length alone.
+
+    Of a probe with several outputs each has its own, against its own labels.
+    """
+    made = head_scores(data.x, tensors, options.architecture)
+    others: dict[str, np.ndarray] = {}
     read = features.column("read").astype(bool)
     if prompt.labels is not None:
         logprobs = torch.tensor(features.column("label_logprobs")[read])
-        scores["prompted"] = readouts.expected_rating(logprobs, prompt.labels.values).numpy()
-    scores["length"] = data.length.astype(float)
+        others["prompted"] = readouts.expected_rating(logprobs, prompt.labels.values).numpy()
+    others["length"] = data.length.astype(float)
+    if len(outputs) == 1:
+        return _figures(features, data, unseen, {"probe": made[:, 0]} | others)
+    out = []
+    for i, aspect in enumerate(outputs):
+        part = dataclasses.replace(data, label=data.label[:, i])
+        out += [{"aspect": aspect, **row} for row in _figures(features, part, unseen, {"probe": made[:, i]} | others)]
+    return out
+
+
+def _figures(features: Features, data: Data, unseen: np.ndarray, scores: dict[str, np.ndarray]) -> list[dict[str, Any]]:
     out = []
     for i, source in enumerate(features.info.sources):
         rows = unseen & (data.source == i)

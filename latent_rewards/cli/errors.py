@@ -1,0 +1,76 @@
+"""One manner of failing: `error: message` on stderr, exit code 2, and the traceback only with `--debug`."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import traceback
+from collections.abc import Iterator
+from contextvars import ContextVar
+from typing import Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+LOADING = (ValueError, OSError, ImportError, RuntimeError, AssertionError)  # what transformers and torch raise
+USER = (ValueError, OSError, ImportError)
+ClickError: Any = typer.BadParameter.__mro__[2]  # typer has a click of its own from 0.29 on
+
+debug: ContextVar[bool] = ContextVar("debug", default=False)
+
+
+def fail(message: str, code: int = 2) -> NoReturn:
+    """Say what is wrong and end with `code`; with `--debug` the traceback of what is being handled comes first."""
+    if debug.get() and sys.exc_info()[0] is not None:
+        traceback.print_exc()
+    typer.echo(f"error: {message}", err=True)
+    raise typer.Exit(code)
+
+
+@contextlib.contextmanager
+def user_errors(*kinds: type[Exception], about: str = "", code: int = 2) -> Iterator[None]:
+    """Errors of the user's making become one message; others keep their traceback.
+
+    Args:
+        *kinds: which; default `USER`.
+        about: what the message starts with.
+        code: exit code.
+    """
+    caught = kinds or USER
+    try:
+        yield
+    except caught as err:
+        fail(f"{about}{err}", code)
+
+
+class Group(TyperGroup):
+    """The root of the command line: what is wrong with the arguments is told like every other error."""
+
+    def main(self, args: Any = None, prog_name: str | None = None, **extra: Any) -> Any:
+        """See click; in standalone mode the process ends with the exit code."""
+        standalone = extra.pop("standalone_mode", True)
+        try:
+            code = super().main(args, prog_name, standalone_mode=False, **extra)
+            if not standalone:
+                return code
+        except ClickError as err:
+            if not standalone:
+                raise
+            if type(err).__name__ == "NoArgsIsHelpError":
+                err.show()
+            else:
+                with contextlib.suppress(typer.Exit):
+                    fail(err.format_message().rstrip(".") + _allowed(err))
+            sys.exit(err.exit_code)
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _allowed(err: Any) -> str:
+    """What could have been written instead of an option or a command that does not exist."""
+    command = getattr(getattr(err, "ctx", None), "command", None)
+    if getattr(err, "option_name", None) and "No such option" in err.message and not err.possibilities:
+        known = sorted({o for p in command.params for o in p.opts if o.startswith("--")}) if command else []
+        return f"; known are {', '.join(known)}"
+    if "No such command" in err.message and command is not None:
+        return f"; known are {', '.join(command.commands)}"
+    return ""

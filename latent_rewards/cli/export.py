@@ -1,0 +1,114 @@
+"""`latent-rewards export probe|verifier|labels`: standard sequence-classification reward models."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from latent_rewards.cli import options
+from latent_rewards.cli.errors import user_errors
+
+app = typer.Typer(
+    help="Write a standard sequence-classification reward model.", no_args_is_help=True, rich_markup_mode=None
+)
+
+Output = Annotated[Path | None, typer.Option(help="Required: folder to write; new or empty, or see --overwrite.")]
+Old = Annotated[Path | None, typer.Argument(hidden=True, help="Folder to write; now --output.")]
+Prompt = Annotated[str, typer.Option(help="Judge prompt: name of a shipped one, or a file.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export.")]
+
+
+@app.command("probe", cls=options.Command)
+def probe(
+    ctx: typer.Context,
+    path: Annotated[str, typer.Argument(help="Folder of a linear probe, or the name of a shipped one.")],
+    old_output: Old = None,
+    output: Output = None,
+    judge: options.Judge = "embedded",
+    judge_option: options.JudgeOption = None,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    revision: options.Revision = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """The judge cut to the probe's layer, with the probe as score head."""
+    with user_errors():
+        folder = _folder(output, old_output)
+        from latent_rewards.export.heads import export_probe
+        from latent_rewards.probes.probe import Probe
+
+        loaded = Probe.load(path)
+        judged = options.load_judge(options.judge_arguments(ctx))
+        _say(export_probe(judged, loaded, _empty(folder, overwrite=overwrite)))
+
+
+@app.command("verifier", cls=options.Command)
+def verifier(
+    ctx: typer.Context,
+    old_output: Old = None,
+    output: Output = None,
+    judge: options.Judge = "embedded",
+    judge_option: options.JudgeOption = None,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    revision: options.Revision = None,
+    prompt: Prompt = "verifier",
+    overwrite: Overwrite = False,
+) -> None:
+    """The judge with the log-odds of yes as score head."""
+    with user_errors():
+        folder = _folder(output, old_output)
+        from latent_rewards.export.heads import export_verifier
+
+        judged = options.load_judge(options.judge_arguments(ctx))
+        _say(export_verifier(judged, _empty(folder, overwrite=overwrite), prompt=prompt))
+
+
+@app.command("labels", cls=options.Command)
+def labels(
+    ctx: typer.Context,
+    old_output: Old = None,
+    output: Output = None,
+    judge: options.Judge = "embedded",
+    judge_option: options.JudgeOption = None,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    revision: options.Revision = None,
+    prompt: Prompt = "four_rubric",
+    overwrite: Overwrite = False,
+) -> None:
+    """The judge with one logit per label, for vLLM's /classify."""
+    with user_errors():
+        folder = _folder(output, old_output)
+        from latent_rewards.export.heads import export_labels
+
+        judged = options.load_judge(options.judge_arguments(ctx))
+        _say(export_labels(judged, _empty(folder, overwrite=overwrite), prompt=prompt))
+
+
+def _folder(output: Path | None, old: Path | None) -> Path:
+    if output is not None and old is not None:
+        raise ValueError(f"--output {output} and {old}: give one folder")
+    if old is not None:
+        options.hint("the folder to write is now --output FOLDER")
+    folder = output or old
+    if folder is None:
+        raise ValueError("export needs --output, a folder to write")
+    return folder
+
+
+def _empty(folder: Path, *, overwrite: bool) -> Path:
+    """The folder, without an earlier export if that may be replaced; other folders are left to the refusal."""
+    if overwrite and (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
+        shutil.rmtree(folder)
+    return folder
+
+
+def _say(folder: Path) -> None:
+    from latent_rewards.export.heads import usage
+
+    for stack, line in usage(folder).items():
+        typer.echo(f"{stack:9} {line}")

@@ -1,0 +1,182 @@
+"""`latent-rewards score`: rate the rows of a file of prompts and completions."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from latent_rewards.cli import options
+from latent_rewards.cli.errors import LOADING, fail, user_errors
+
+if TYPE_CHECKING:
+    from latent_rewards.files.sources import Source
+    from latent_rewards.judge.hf import HFJudge
+    from latent_rewards.rewards.base import Reward
+    from latent_rewards.rewards.build import Wanted
+
+
+class NothingScoredError(Exception):
+    """No row has a score, and an output that existed is better than one full of nulls."""
+
+
+def score(
+    ctx: typer.Context,
+    input: Annotated[
+        str | None,
+        typer.Option(help="JSONL[.gz] or Parquet file, datasets folder, or hub data set[:config]; required."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Required: JSONL[.gz], Parquet, or (no suffix) a datasets folder.")
+    ] = None,
+    reward: options.Rewards = None,
+    reward_option: options.RewardOption = None,
+    prompt: options.Prompt = None,
+    judge: options.Judge = "embedded",
+    judge_option: options.JudgeOption = None,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    revision: options.Revision = None,
+    prompt_column: Annotated[str, typer.Option(help="Column with the prompt, text or messages.")] = "prompt",
+    completion_column: Annotated[str, typer.Option(help="Column with the completion.")] = "completion",
+    score_column: Annotated[list[str] | None, typer.Option(help="Output column, one per reward; default its name.")] = (
+        None
+    ),
+    split: Annotated[str | None, typer.Option(help="Split of a data set.")] = None,
+    limit: options.Limit = None,
+    on_overflow: Annotated[
+        str, typer.Option(help="Too long: none (null score), error (stop), truncate (cut the completion's middle).")
+    ] = "none",
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows per call of the judge.")] = 64,
+    overwrite: options.Overwrite = False,
+    describe: Annotated[
+        bool, typer.Option("--describe", help="Print what is used of the judge and how, with a self-check, and stop.")
+    ] = False,
+) -> None:
+    """Score every row; rows that cannot be scored are kept with a null score and reported by number (from 0)."""
+    with user_errors():
+        arguments = options.judge_arguments(ctx)
+        wanted = options.wanted_rewards(ctx, ["weighted"])
+        if describe:
+            return _describe(options.load_judge(arguments, weights=False), wanted)
+        if input is None or output is None:
+            raise ValueError("score needs --input and --output; or --describe")
+        from latent_rewards.files.outputs import check_output
+        from latent_rewards.files.sources import open_source
+
+        path = output.resolve()
+        check_output(path, overwrite=overwrite)
+        source = open_source(input, split)
+        names = _score_columns([one.column for one in wanted], score_column)
+        frozen = options.load_judge(arguments, weights=False)
+        rewards = {name: _build(one, frozen) for name, one in zip(names, wanted, strict=True)}
+        columns = {"prompt": prompt_column, "completion": completion_column}
+        _check_columns(rewards, columns, source)
+    with user_errors(*LOADING, about=f"judge {frozen.model_name!r}: "):
+        frozen.blocks  # noqa: B018  load now, so that a wrong model, type or device is told before anything is written
+    _run(source, path, rewards, columns, min(limit or source.total, source.total), batch_size)
+
+
+def _build(one: Wanted, judge: HFJudge) -> Reward:
+    from latent_rewards.rewards.base import build_reward
+
+    name, arguments = one.parsed()
+    return build_reward(name, judge, **arguments)
+
+
+def _describe(judge: HFJudge, wanted: list[Wanted]) -> None:
+    """The load report of a judge, once for every prompt that the rewards read."""
+    with user_errors(*LOADING, about=f"judge {judge.model_name!r}: "):
+        prompts = {r.prompt.hash: r.prompt for r in (_build(one, judge) for one in wanted)}
+        typer.echo("\n\n".join(judge.describe(p) for p in prompts.values() if p.labels is not None))
+
+
+def _run(
+    source: Source, path: Path, rewards: dict[str, Reward], columns: dict[str, str], total: int, batch_size: int
+) -> None:
+    import torch
+    from tqdm import tqdm
+
+    from latent_rewards.files.sources import InputError
+    from latent_rewards.rewards.scorer import Scorer
+
+    existed, started = path.exists(), time.perf_counter()
+    with (
+        user_errors(InputError, torch.OutOfMemoryError),
+        _clean_end_on_sigterm(),
+        tqdm(total=total, unit="pair", file=sys.stderr, dynamic_ncols=True) as bar,
+    ):
+        scorer = Scorer(rewards, columns, bar)
+        _write(source, path, scorer, total, batch_size)
+    _tell(scorer, path, time.perf_counter() - started, existed=existed)
+
+
+def _write(source: Source, path: Path, scorer: Any, total: int, batch_size: int) -> None:
+    """Score and write `total` rows; nothing is written over an output that existed where none has a score."""
+    from latent_rewards.files.outputs import open_output
+
+    existed = path.exists()
+    with contextlib.suppress(NothingScoredError), open_output(path, source, list(scorer.rewards)) as write:
+        for chunk in source.chunks(batch_size):
+            part = chunk.first(total - scorer.rows)
+            write(part, scorer(part))
+            if scorer.rows >= total:
+                break
+        if existed and not scorer.scored:
+            raise NothingScoredError
+
+
+def _tell(scorer: Any, path: Path, seconds: float, *, existed: bool) -> None:
+    from latent_rewards.rewards.scorer import SHOWN
+
+    if scorer.bad > SHOWN:
+        typer.echo(f"and {scorer.bad - SHOWN} more rows with a missing score", err=True)
+    where = f"{path} left as it was" if existed and not scorer.scored else f"written to {path}"
+    null, rate = scorer.rows - scorer.scored, scorer.rows / max(seconds, 1e-9)
+    typer.echo(f"rows {scorer.rows}, scored {scorer.scored}, null {null}, {rate:.1f} pairs/s, {where}", err=True)
+    if not scorer.scored:
+        fail("nothing could be scored", 1)
+
+
+def _score_columns(rewards: list[str], given: list[str] | None) -> list[str]:
+    names = given or rewards
+    if len(names) != len(rewards):
+        raise ValueError(f"{len(rewards)} rewards {rewards} but {len(names)} score columns {names}; give one for each")
+    if len(set(names)) < len(names):
+        raise ValueError(f"score columns {names} are not distinct; name them with --score-column")
+    return names
+
+
+def _check_columns(rewards: dict[str, Reward], columns: dict[str, str], source: Source) -> None:
+    from latent_rewards.files.sources import RAW, InputError
+    from latent_rewards.judge.transcripts import PEEK, hold_prompts
+    from latent_rewards.rewards.scorer import required_slots
+
+    if not source.total:
+        raise InputError("the input has no rows")
+    taken = sorted(set(rewards) & set(source.columns))
+    if taken:
+        raise InputError(f"the input already has the columns {taken}; name the new ones with --score-column")
+    for slot in sorted({slot for r in rewards.values() for slot in required_slots(r)}):
+        column = columns.get(slot, slot)
+        if slot == "prompt" and hold_prompts(next(source.chunks(PEEK)).rows, columns["completion"]):
+            continue
+        if column not in source.columns and set(source.columns) - {RAW}:
+            how = f"; name it with --{slot}-column" if slot in columns else ""
+            raise InputError(f"no column {column!r}, which the judge prompt needs; there are {source.columns}{how}")
+
+
+@contextlib.contextmanager
+def _clean_end_on_sigterm() -> Iterator[None]:
+    """What a batch system sends ends the program the way Ctrl-C does: temporary files go."""
+    previous = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
