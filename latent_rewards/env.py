@@ -95,6 +95,7 @@ def _reward(name: str) -> Reward:
 
 
 def __getattr__(name: str) -> Reward:
-    if name not in REWARDS and (name.startswith("_") or name not in _config()["rewards"]):
-        raise AttributeError(f"no reward {name!r}; known are {sorted({*REWARDS, *_config()['rewards']})}")
+    own = {} if name.startswith("_") or not os.environ.get("LATENT_REWARDS_CONFIG") else _config()["rewards"]
+    if name not in {*REWARDS, *own}:
+        raise AttributeError(f"no reward {name!r}; known are {sorted({*REWARDS, *own})}")
     return _reward(name)

@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from latent_rewards import HFJudge, ProbeReward
-from latent_rewards.cli.probe import app, export_app
+from latent_rewards.cli.main import app
 from latent_rewards.probes.examples import Example, gather, read_examples
 from latent_rewards.probes.layer_weights import LayerWeights
 
@@ -63,17 +63,66 @@ def test_tune_layers(run, folder, tmp_path):
     assert np.isfinite(LayerWeights.load(out).reward(judge).score(["Say 1"], ["yes"])).all()
 
 
+def command(*args):
+    return CliRunner().invoke(app, list(map(str, args)))
+
+
 def test_commands(folder, tmp_path):
-    runner, out = CliRunner(), tmp_path / "probe"
-    args = ["train", str(pairs_file(tmp_path)), "--out", str(out), "--judge", folder, "--layers", "1,2"]
-    trained = runner.invoke(app, args)
+    out = tmp_path / "probe"
+    trained = command("probe", "train", pairs_file(tmp_path), "--output", out, "--judge", folder, "--layers", "1,2")
     assert trained.exit_code == 0, trained.output
     assert "ProbeReward(HFJudge(" in trained.output and "| pairs | length |" in trained.output
-    shown = runner.invoke(app, ["show", str(out)])
+    shown = command("probe", "show", out)
     assert "## Limits" in shown.output and "tiny-judge" in shown.output
-    exported = runner.invoke(export_app, ["probe", str(out), str(tmp_path / "rm"), "--judge", folder])
+    exported = command("export", "probe", out, "--output", tmp_path / "rm", "--judge", folder)
     assert exported.exit_code == 0, exported.output
     assert "vllm serve" in exported.output and (tmp_path / "rm" / "config.json").is_file()
+    again = command("export", "probe", out, tmp_path / "rm", "--judge", folder)
+    assert again.exit_code == 2 and "is not empty" in again.output and "--output FOLDER" in again.output
+    assert command("export", "probe", out, "--output", tmp_path / "rm", "--judge", folder, "--overwrite").exit_code == 0
+
+
+def ratings_file(tmp_path):
+    rows = [
+        {"prompt": f"Say {i // 2}", "response": f"It is {i}" + " so" * (i % 4), "accuracy": i % 5, "clarity": i % 4}
+        for i in range(40)
+    ]
+    path = tmp_path / "ratings.jsonl"
+    path.write_text("\n".join(json.dumps(r) for r in rows))
+    return path
+
+
+def test_a_probe_of_several_aspects(folder, tmp_path):
+    out = tmp_path / "probe"
+    options = ("--aspects", "accuracy,clarity", "--layers", "1,2", "--judge-option", "dtype=float32", "--device", "cpu")
+    trained = command("probe", "train", ratings_file(tmp_path), "--output", out, "--judge", folder, *options)
+    assert trained.exit_code == 0, trained.output
+    assert "| accuracy | ratings | probe | 8 |" in trained.output and "| clarity | ratings | probe" in trained.output
+    judge = HFJudge(folder, dtype="float32", device="cpu")
+    mean, *each = (
+        ProbeReward(judge, out, aspect=a).score(["Say 1"] * 2, ["It is 1", "no"]) for a in (None, "accuracy", "clarity")
+    )
+    np.testing.assert_allclose(mean, np.mean(each, axis=0), rtol=1e-5)
+    assert not np.allclose(*each)
+    other = command(
+        "probe", "train", ratings_file(tmp_path), "--output", out, "--judge", folder, *options, "--limit", 9
+    )
+    assert other.exit_code == 2 and "fingerprint" in other.output and "rows 40, but 9" in other.output, other.output
+
+
+def test_ratings_are_no_pairs(folder, tmp_path):
+    data = tmp_path / "rated.jsonl"
+    data.write_text("\n".join(json.dumps({"prompt": f"{i}", "response": "x", "score": i % 3}) for i in range(9)))
+    for given, message in (
+        ((data,), "needs pairs or lists"), ((data, "--objective", "best"), "'bradley_terry'"),
+        ((data, "--select", "wurst"), "'balanced'"), ((data, "--guards", "wall"), "unknown guards ['wall']"),
+        ((data, "--aspects", "wit"), "missing field wit"), ((tmp_path / "none.jsonl",), "none.jsonl"),
+        ((data, "--objective", "regression", "--judge-option", "colour=red"), "quantization"),
+    ):  # fmt: skip
+        done = command("probe", "train", *given, "--output", tmp_path / "p", "--judge", folder)
+        assert done.exit_code == 2 and message in done.output, (given, done.output)
+        assert "error: " in done.output and "Traceback" not in done.output
+    assert not (tmp_path / "p").exists(), "told before anything is read"
 
 
 def test_reading_files(tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any, NoReturn
 
@@ -46,21 +46,28 @@ def user_errors(*kinds: type[Exception], about: str = "", code: int = 2) -> Iter
 class Group(TyperGroup):
     """The root of the command line: what is wrong with the arguments is told like every other error."""
 
-    def main(self, args: Any = None, prog_name: str | None = None, **extra: Any) -> Any:
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
         """See click; in standalone mode the process ends with the exit code."""
-        standalone = extra.pop("standalone_mode", True)
         try:
-            code = super().main(args, prog_name, standalone_mode=False, **extra)
-            if not standalone:
+            code = super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
+            if not standalone_mode:
                 return code
         except ClickError as err:
-            if not standalone:
+            if not standalone_mode:
                 raise
             if type(err).__name__ == "NoArgsIsHelpError":
                 err.show()
             else:
                 with contextlib.suppress(typer.Exit):
-                    fail(err.format_message().rstrip(".") + _allowed(err))
+                    fail(err.format_message().rstrip(".?") + _allowed(err))
             sys.exit(err.exit_code)
         sys.exit(code if isinstance(code, int) else 0)
 
