@@ -265,7 +265,7 @@ def test_columns_fill_the_slots_of_a_prompt(tmp_path, score):
     rows = [{"prompt": "p", "completion": "c", "criteria": c, "reference": r} for c, r in
             [("short", None), ("short", "a reference"), ("long", None), (None, None)]]  # fmt: skip
     source = write(tmp_path / "in.jsonl", rows)
-    result = score("--input", source, "--output", tmp_path / "out.jsonl", "--judge-prompt", "rubric")
+    result = score("--input", source, "--output", tmp_path / "out.jsonl", "--prompt", "rubric")
     scores = [r["weighted"] for r in read(tmp_path / "out.jsonl")]
     assert result.exit_code == 0 and scores[3] is None and len(set(scores)) == 4
     assert "row 3: column 'criteria' is missing or null" in result.output
@@ -275,10 +275,10 @@ def test_own_prompt_file_and_a_prompt_without_completion(tmp_path, score):
     own = tmp_path / "own.yaml"
     own.write_text('kind: label\nbody: "{{ prompt }} / {{ completion }}: 1 or 2?"\nlabels: {"1": 1, "2": 2}\n')
     source = write(tmp_path / "in.jsonl", ROWS)
-    assert score("--input", source, "--output", tmp_path / "a.jsonl", "--judge-prompt", own).exit_code == 0
+    assert score("--input", source, "--output", tmp_path / "a.jsonl", "--prompt", own).exit_code == 0
     assert all(1 <= r["weighted"] <= 2 for r in read(tmp_path / "a.jsonl"))
     tasks = write(tmp_path / "tasks.jsonl", [{"prompt": r["prompt"]} for r in ROWS])
-    result = score("--input", tasks, "--output", tmp_path / "b.jsonl", "--reward", "verifier", "--judge-prompt",
+    result = score("--input", tasks, "--output", tmp_path / "b.jsonl", "--reward", "verifier", "--prompt",
                    "answerability")  # fmt: skip
     assert result.exit_code == 0 and all(0 <= r["verifier"] <= 1 for r in read(tmp_path / "b.jsonl"))
 
@@ -323,10 +323,10 @@ def test_on_overflow(tmp_path, score, choice, code):
         (["--score-column", "a", "--score-column", "b"], "give one for each"),
         (["--score-column", "id"], "already has the columns ['id']"),
         (["--prompt-column", "question"], "no column 'question'"),
-        (["--judge-prompt", "rubric"], "no column 'criteria'"),
-        (["--judge-prompt", "mine.yaml"], "no judge prompt"),
-        (["--judge-prompt", "bad.yaml"], "bad.yaml: unknown keys ['lables']"),
-        (["--reward", "verifier", "--judge-prompt", "weighted"], "values 0 and 1"),
+        (["--prompt", "rubric"], "no column 'criteria'"),
+        (["--prompt", "mine.yaml"], "no judge prompt"),
+        (["--prompt", "bad.yaml"], "bad.yaml: unknown keys ['lables']"),
+        (["--reward", "verifier", "--prompt", "weighted"], "values 0 and 1"),
         (["--reward-option", "output"], "expected key=value"),
         (["--reward-option", "verifier.output=p"], "reward.key=value"),
         (["--reward-option", "colour=blue"], "colour"),

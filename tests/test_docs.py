@@ -36,6 +36,7 @@ from pages import (
 from latent_rewards import JudgePrompt, env
 from latent_rewards.judge.prompts import prompt_folder
 from latent_rewards.rewards import base as rewards
+from latent_rewards.rewards.build import read_rewards
 
 CLI, TRL, PROMPTS, FAULTS = (ROOT / "docs" / f"{page}.md" for page in ("cli", "trl", "prompts", "faults"))
 # What the README names already and no module has moved to; each leaves when it is there.
@@ -114,8 +115,10 @@ def test_the_first_command_runs_on_the_rows_shown(printed: dict[str, Any]) -> No
 
 
 def test_yaml_blocks_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ((prompt,), (config,)) = (blocks(page, "yaml") for page in (PROMPTS, TRL))
-    assert sum(len(blocks(page, "yaml")) for page in PAGES) == 2
+    ((prompt,), (config,), (named,)) = (blocks(page, "yaml") for page in (PROMPTS, TRL, CLI))
+    assert sum(len(blocks(page, "yaml")) for page in PAGES) == 3
+    (tmp_path / "rewards.yaml").write_text(named)
+    assert [one.own for one in read_rewards(tmp_path / "rewards.yaml")] == ["strict", "safe", "verifier"]
     (tmp_path / "concise.yaml").write_text(prompt)
     own = JudgePrompt.load(tmp_path / "concise.yaml")
     assert own.slots == ("audience", "completion", "prompt") and own.labels.names == ("yes", "no")

@@ -29,7 +29,7 @@ checks.positive_data_acceptance.expected-statuses = ["2xx", "429"]
 )
 def test_schemathesis_finds_nothing(folder: str, tmp_path: Path, phases: str, examples: int) -> None:
     (tmp_path / "schemathesis.toml").write_text(CONFIG)
-    with serving(folder, tmp_path / "log", "--rewards", "weighted,verifier") as server:
+    with serving(folder, tmp_path / "log", "--reward", "weighted", "--reward", "verifier") as server:
         command = [
             sys.executable, "-m", "schemathesis.cli", "--config-file", str(tmp_path / "schemathesis.toml"), "run",
             server.url + "/openapi.json", "--phases", phases, "--max-examples", str(examples), "--seed", "1",

@@ -57,7 +57,7 @@ def check_run(ranks: list[Any], folder: str) -> None:
 
 
 def test_two_ranks_share_one_server(policy: str, folder: str, tmp_path: Path) -> None:
-    with serving(folder, tmp_path / "log", "--rewards", "weighted") as server:
+    with serving(folder, tmp_path / "log", "--reward", "weighted") as server:
         ranks = launch(policy, server.url, str(tmp_path), timeout=550)
         text = server.http().get("/metrics").text
     check_run(ranks, folder)
