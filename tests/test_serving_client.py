@@ -38,7 +38,8 @@ WEIGHTED = JudgePrompt.load("weighted")
 @pytest.fixture(scope="module")
 def server(folder: str, tmp_path_factory: Any) -> Any:
     log = tmp_path_factory.mktemp("client") / "log"
-    with serving(folder, log, "--reward", "weighted", "--reward", "verifier", "--max-rows", "4", LATENT_REWARDS_TOKEN="secret") as it:
+    options = ("--reward", "weighted", "--reward", "verifier", "--max-rows", "4")
+    with serving(folder, log, *options, LATENT_REWARDS_TOKEN="secret") as it:
         yield it
 
 
