@@ -35,7 +35,7 @@ from pages import (
 
 from latent_rewards import JudgePrompt, env
 from latent_rewards.judge.prompts import prompt_folder
-from latent_rewards.rewards import base as rewards
+from latent_rewards.rewards import build as rewards
 
 CLI, TRL, PROMPTS, FAULTS = (ROOT / "docs" / f"{page}.md" for page in ("cli", "trl", "prompts", "faults"))
 # What the README names already and no module has moved to; each leaves when it is there.

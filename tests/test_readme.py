@@ -11,7 +11,7 @@ import pytest
 from pages import README, ROOT, blocks, read, section, tree
 
 from benchmarks import ties_picture
-from latent_rewards.rewards import base as rewards
+from latent_rewards.rewards import build as rewards
 
 RESULTS = ROOT / "benchmarks" / "results"
 # The rooms that modules are moving into; each name leaves when its room is there.

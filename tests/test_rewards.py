@@ -23,7 +23,8 @@ from latent_rewards import (
     VerifierReward,
     build_reward,
 )
-from latent_rewards.rewards.base import REWARDS, group_statistics
+from latent_rewards.rewards.build import REWARDS
+from latent_rewards.rewards.group_statistics import group_statistics
 
 NAN = float("nan")
 GRPO_ROWS = {"prompts": ["a", "a"], "completions": ["one", UNREADABLE]}

@@ -25,7 +25,8 @@ from latent_rewards.files.sources import RAW, InputError, Source, open_source
 from latent_rewards.judge.hf import HFJudge
 from latent_rewards.judge.prompts import JudgePrompt, prompt_folder
 from latent_rewards.judge.transcripts import PEEK, hold_prompts
-from latent_rewards.rewards.base import REWARDS, Reward, build_reward
+from latent_rewards.rewards.base import Reward
+from latent_rewards.rewards.build import REWARDS, build_reward
 from latent_rewards.rewards.scorer import SHOWN, Scorer, required_slots
 
 _LOADING = (ValueError, OSError, ImportError, RuntimeError, AssertionError)  # what transformers and torch raise

@@ -12,7 +12,8 @@ import numpy as np
 
 from latent_rewards.judge.hf import Need, Reading, Request
 from latent_rewards.judge.prompts import to_text
-from latent_rewards.rewards.base import LatentReward, bounds_of, with_prompt_of
+from latent_rewards.rewards.base import bounds_of, with_prompt_of
+from latent_rewards.rewards.latent import LatentReward
 
 
 class ContrastiveReward(LatentReward):

@@ -10,7 +10,8 @@ import numpy as np
 
 from latent_rewards.judge.fingerprint import layout_of
 from latent_rewards.judge.prompts import JudgePrompt
-from latent_rewards.rewards.base import LatentReward, Reward, bounds_of, with_prompt_of
+from latent_rewards.rewards.base import Reward, bounds_of, with_prompt_of
+from latent_rewards.rewards.latent import LatentReward
 
 
 class ReasonedReward(Reward):
