@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -18,9 +19,13 @@ from latent_rewards.rewards.base import Reward, _all
 
 logger = logging.getLogger(__name__)
 
+_turns = itertools.count(1)  # of rewards, as trainers call them
+
 
 class LatentReward(Reward):
     """A reward that is one pure readout of the judge's `Reading`."""
+
+    _called = 0  # the turn in which a trainer last did
 
     @property
     def need(self) -> Need:
@@ -58,17 +63,19 @@ class LatentReward(Reward):
             register(self.prompt, self.need)
 
     def _read_together(self, prompts: list[Any], completions: list[Any], columns: Mapping[str, Any]) -> None:
-        """One forward for all live rewards of this judge: a trainer is about to call them on the same rows.
+        """One forward for all rewards that a trainer has on this judge: it is about to call them on the same rows.
 
-        Rewards of other prompts cost their questions only. Left alone: rewards that these rows lack a column for, and
-        calls outside a trainer, whose rows no other reward may ever see.
+        Rewards of other prompts cost their questions only. Which ones a trainer has is what it called since it last
+        called this one; the first time, all that live are taken. Left alone: rewards that these rows lack a column
+        for, and calls outside a trainer, whose rows no other reward may ever see.
         """
         from_trainer = {"trainer_state", "completion_ids", "log_metric"} & columns.keys()
         if not from_trainer or not hasattr(self.judge, "read_many"):
             return
         together: list[Request] = []
+        before, self._called = self._called, next(_turns)
         for reward in sorted(_all, key=lambda r: r.__name__):
-            if not isinstance(reward, LatentReward) or reward.judge is not self.judge:
+            if not isinstance(reward, LatentReward) or reward.judge is not self.judge or reward._called < before:
                 continue
             given = {"prompt", "completion", *reward.prompt.optional, *(k for k, v in columns.items() if v is not None)}
             if set(reward.prompt.slots) <= given:
