@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import gc
 import itertools
 import logging
@@ -10,7 +11,7 @@ import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 
@@ -69,7 +70,7 @@ class Reward:
         self.judge: Judge = HFJudge(judge) if isinstance(judge, str) else judge
         self.prompt = JudgePrompt.load(prompt if prompt is not None else self.default_prompt)
         self.scale, self.shift, self.clip, self.on_missing = float(scale), float(shift), clip, on_missing
-        self.__name__ = name or self._default_name()
+        self.__name__ = self._asked_name = name or self._default_name()
         self._prepare()
         self._join()
 
@@ -94,7 +95,7 @@ class Reward:
                     "plain data, so that kept scores of two such rewards cannot be mixed up"
                 )
         return {
-            "class": f"{type(self).__module__}.{type(self).__qualname__}", "prompt_hash": self.prompt.hash,
+            "class": self._class_key(), "prompt_hash": self.prompt.hash,
             "layout": fingerprint.layout_of(self.judge, self.prompt), "scale": self.scale, "shift": self.shift,
             "clip": None if self.clip is None else [float(x) for x in self.clip], "on_missing": self.on_missing,
             "options": self.options(),
@@ -123,6 +124,12 @@ class Reward:
             ends = np.sort(self._finish(np.array(self.score_range)))
         return (float(ends[0]), float(ends[1])) if np.isfinite(ends).all() else None
 
+    @classmethod
+    def _class_key(cls) -> str:
+        """One of ours by its name alone, so that kept scores outlive a move from one module to another."""
+        ours = cls.__module__.partition(".")[0] == __name__.partition(".")[0]
+        return cls.__qualname__ if ours else f"{cls.__module__}.{cls.__qualname__}"
+
     def _default_name(self) -> str:
         suffix = "" if self.prompt.name == self.default_prompt else f"-{self.prompt.name}"
         return f"{self.kind}{suffix}"
@@ -131,15 +138,20 @@ class Reward:
         """Check prompt and judge against this readout."""
 
     def _join(self) -> None:
-        wanted = self.__name__
         for i in itertools.count(2):
             if self.__name__ in _live:
                 gc.collect()  # a trainer that is gone may still hold a reward in a reference cycle
             if _live.get(self.__name__, self) is self:
                 break
-            self.__name__ = f"{wanted}-{i}"
+            self.__name__ = f"{self._asked_name}-{i}"
         _live[self.__name__] = self
         _all.add(self)
+
+    def _as_part(self) -> Self:
+        """A copy that holds no name, for rewards made of this one: its name stays its own, or is free when it goes."""
+        part = copy.copy(self)
+        part.__name__ = self._asked_name
+        return part
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
