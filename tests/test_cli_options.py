@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 import yaml
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from latent_rewards import env
+from latent_rewards import HFJudge, JudgePrompt, env
 from latent_rewards.best_of_n import run as best_of_n_run
 from latent_rewards.cli import options, serve
 from latent_rewards.cli.main import app
 from latent_rewards.evaluation import run as evaluate_run
-from latent_rewards.rewards.base import REWARDS
-from latent_rewards.rewards.build import parse_reward, wanted
+from latent_rewards.rewards.build import NAMES, build_reward, parse_reward, wanted
+from latent_rewards.rewards.calibrated import Calibration
+from latent_rewards.rewards.layer_weights import LayerWeights
 
 REWARDED = {("score",), ("evaluate",), ("best-of-n",), ("serve",)}
 JUDGED = REWARDED | {("probe", "train"), ("export", "probe"), ("export", "verifier"), ("export", "labels")}
@@ -53,21 +57,16 @@ def test_every_command_says_the_same_in_the_same_way(path: tuple[str, ...]) -> N
 
 
 def test_the_names_in_the_help_are_those_of_the_rewards() -> None:
-    assert set(options.NAMES) == set(REWARDS)
+    assert set(options.NAMES) == set(NAMES)
 
 
 def test_the_help_needs_no_torch() -> None:
-    program = (
-        "import sys, latent_rewards\n"
-        "before = set(sys.modules)\n"  # the package itself may have loaded them
-        "import latent_rewards.cli\n"
-        "print([m for m in ('torch', 'transformers', 'numpy') if m in set(sys.modules) - before])"
-    )
-    stub = "import sys, types; "
-    stub += f"p = types.ModuleType('latent_rewards'); p.__path__ = [{str(Path(env.__file__).parent)!r}]; "
-    stub += "p.__version__ = '0'; sys.modules['latent_rewards'] = p\n"
-    done = subprocess.run([sys.executable, "-c", stub + program], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    heavy = "[m for m in ('torch', 'transformers', 'numpy', 'datasets') if m in sys.modules]"
+    run = "from latent_rewards.cli import app\napp(['score', '--help'], standalone_mode=False)"
+    program = f"import sys\n{run}\nprint({heavy})"
+    environment = {**os.environ, "PYTHONPATH": str(Path(env.__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment)
+    assert "--judge-option" in done.stdout and done.stdout.splitlines()[-1] == "[]"
 
 
 # --- errors
@@ -166,6 +165,22 @@ def test_own_names_in_the_file_of_the_environment(clean_env: Any, tmp_path: Path
     assert env.strict.scale == 3 and env.strict.prompt.name == "four_rubric"
     with pytest.raises(AttributeError, match="strict"):
         _ = env.lenient
+
+
+def test_what_is_laid_around_a_reward_can_be_built_from_yaml(tmp_path: Path, folder: str) -> None:
+    judge = HFJudge(folder, dtype="float32", device="cpu")
+    Calibration.fit([1.0, 2.0, 3.0], [0.0, 5.0, 10.0]).save(tmp_path / "c")
+    prompt = JudgePrompt.load("weighted").hash
+    layers = LayerWeights(torch.eye(judge.n_layers + 1)[-1], judge.name, judge.revision, prompt, "normed")
+    layers.save(tmp_path / "w")
+    (tmp_path / "r.yaml").write_text(
+        f"mine: {{reward: calibrated, of: weighted, calibration: {tmp_path / 'c'}}}\n"
+        f"tuned: {{reward: cross_layer, weights: {tmp_path / 'w'}}}\nreasoned: {{max_new_tokens: 2}}\n"
+    )
+    made = {w.own: build_reward(w.parsed()[0], judge, **w.parsed()[1]) for w in wanted([str(tmp_path / "r.yaml")])}
+    plain = build_reward("weighted", judge).score(["p"], ["c"])
+    np.testing.assert_allclose(made["mine"].score(["p"], ["c"]), 5 * (plain - 1), rtol=1e-5)
+    assert made["tuned"].weights[-1] == 1.0 and made["reasoned"].max_new_tokens == 2
 
 
 # --- a file of settings and flags over it

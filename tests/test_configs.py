@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from latent_rewards.rewards.base import REWARDS
+from latent_rewards.rewards.build import REWARDS
 from recipes.grpo import as_options, make_parser
 
 CONFIGS = Path(__file__).parent.parent / "configs"

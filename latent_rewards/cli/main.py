@@ -6,13 +6,13 @@ from typing import Annotated
 
 import typer
 
-import latent_rewards
 from latent_rewards.cli import errors, export, probe
 from latent_rewards.cli.best_of_n import best_of_n
 from latent_rewards.cli.evaluate import evaluate
 from latent_rewards.cli.options import Command
 from latent_rewards.cli.score import score
 from latent_rewards.cli.serve import serve
+from latent_rewards.version import __version__
 
 app = typer.Typer(
     cls=errors.Group, help="Scores from the probabilities and hidden states of a frozen judge model.",
@@ -28,7 +28,7 @@ def main(
     """Scores from the probabilities and hidden states of a frozen judge model."""
     errors.debug.set(debug)
     if version:
-        typer.echo(f"latent-rewards {latent_rewards.__version__}")
+        typer.echo(f"latent-rewards {__version__}")
         raise typer.Exit
 
 

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from latent_rewards.judge.hf import HFJudge
     from latent_rewards.rewards.build import Wanted
 
-NAMES = (  # as in `REWARDS`, which `--help` should not wait for
+NAMES = (  # as in `latent_rewards.rewards.build`, which `--help` should not wait for
     "weighted", "verifier", "cross_layer", "likert5", "likert10", "probe", "guarded", "contrastive", "ensemble",
+    "reasoned", "calibrated",
 )  # fmt: skip
 
 Rewards = Annotated[

@@ -84,7 +84,7 @@ def score(
 
 
 def _build(one: Wanted, judge: HFJudge) -> Reward:
-    from latent_rewards.rewards.base import build_reward
+    from latent_rewards.rewards.build import build_reward
 
     name, arguments = one.parsed()
     return build_reward(name, judge, **arguments)

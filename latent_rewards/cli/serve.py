@@ -67,7 +67,7 @@ def serve(
         arguments, wanted = _wanted(ctx)
         devices: list[str | None] = list(device or []) or [arguments.pop("device", None)]
         from latent_rewards.judge.hf import HFJudge
-        from latent_rewards.rewards.base import build_reward
+        from latent_rewards.rewards.build import build_reward
         from latent_rewards.serving.service import Service
 
         first = options.load_judge(arguments | {"device": devices[0]}, weights=False)

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from latent_rewards.evaluation.readings import Readings
-from latent_rewards.judge.hf import Judge, Reading
-from latent_rewards.rewards.base import LatentReward, Reward, build_reward
-from latent_rewards.rewards.build import parse_reward
+from latent_rewards.judge.hf import Reading
+from latent_rewards.rewards.base import Reward
+from latent_rewards.rewards.latent import LatentReward
 from latent_rewards.rewards.likert import GuidedLikertReward, LikertReward, parse_rating
 
 Rows = Sequence[Mapping[str, Any]]
@@ -26,18 +26,6 @@ class Column:
     range: tuple[float, float] | None = None
     samples: np.ndarray | None = None
     facts: Mapping[str, float] = field(default_factory=dict)
-
-
-def build(spec: str | tuple[str, Mapping[str, Any]], judge: Judge, *, samples: int, temperature: float) -> Reward:
-    """A reward by its short name, with what it needs after a colon; see `parse_reward`.
-
-    Raises:
-        ValueError: unknown name, options or prompt.
-    """
-    name, options = parse_reward(spec)
-    if name.startswith("likert"):
-        options = {"n_samples": samples, "temperature": temperature, **options}
-    return build_reward(name, judge, **options)
 
 
 def columns(name: str, reward: Reward, readings: Readings, rows: Rows, *, greedy: bool) -> dict[str, Column]:

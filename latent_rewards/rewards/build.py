@@ -1,12 +1,52 @@
-"""The grammar of rewards: from short names and YAML to a name and its options."""
+"""Rewards by name: the one place that turns names and options into rewards."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import yaml
+
+from latent_rewards.judge.hf import HFJudge, Judge
+from latent_rewards.judge.prompts import JudgePrompt
+from latent_rewards.rewards.base import Reward
+from latent_rewards.rewards.calibrated import CalibratedReward
+from latent_rewards.rewards.composite import ContrastiveReward, EnsembleReward
+from latent_rewards.rewards.guarded import GuardedReward
+from latent_rewards.rewards.latent import CrossLayerReward, LatentReward, ProbabilityWeightedReward, VerifierReward
+from latent_rewards.rewards.layer_weights import LayerWeights
+from latent_rewards.rewards.likert import GuidedLikertReward, LikertReward
+from latent_rewards.rewards.probe import ProbeReward
+from latent_rewards.rewards.reasoned import ReasonedReward
+
+
+def build_reward(kind: str, /, judge: Judge | str = "embedded", **options: Any) -> Reward:
+    """A reward by its short name, e.g. `build_reward("verifier", judge, output="log_odds", name="sure")`.
+
+    `prompt` of a reward made of others ("guarded", "contrastive", "ensemble") is that of its members, but for a gate.
+
+    Raises:
+        ValueError: unknown name or option.
+    """
+    if kind not in NAMES:
+        raise ValueError(f"unknown reward {kind!r}; known are {sorted(NAMES)}")
+    try:
+        return (REWARDS | AROUND)[kind](judge, **options)
+    except TypeError as err:
+        raise ValueError(f"reward {kind!r}: {err}") from err
+
+
+def build_spec(spec: str | tuple[str, Mapping[str, Any]], judge: Judge, *, samples: int, temperature: float) -> Reward:
+    """A reward by its short name, with what it needs after a colon (see `parse_reward`), or a pair of name and options.
+
+    Raises:
+        ValueError: unknown name, options or prompt.
+    """
+    name, options = parse_reward(spec)
+    if name.startswith("likert"):
+        options = {"n_samples": samples, "temperature": temperature, **options}
+    return build_reward(name, judge, **options)
 
 
 class Wanted(NamedTuple):
@@ -47,7 +87,7 @@ def parse_reward(spec: str | tuple[str, Mapping[str, Any]]) -> tuple[str, dict[s
     if name.startswith("likert") and argument in ("bare", "guided"):
         how = {"feedback": False} if argument == "bare" else {"guided": True}
         return name, {**how, **options}
-    if name in ("guarded", "contrastive", "ensemble"):
+    if name in ("guarded", "contrastive", "ensemble", "reasoned", "calibrated"):
         return name, options | {"of": argument.split("+") if name == "ensemble" else argument}
     return name, options | {"path" if name == "probe" else "prompt": argument}
 
@@ -64,11 +104,9 @@ def wanted(specs: Iterable[Any] | Mapping[str, Any], *, among: Iterable[str] = (
         ValueError: unknown reward (names the known ones), options that are no mapping, or two of one name.
         OSError: a file that cannot be read.
     """
-    from latent_rewards.rewards.base import REWARDS
-
     entries = [(own, options) for own, options in specs.items()] if isinstance(specs, Mapping) else list(specs)
     out = [one for entry in entries for one in _entry(entry)]
-    known = {*REWARDS, *among}
+    known = {*NAMES, *among}
     for one in out:
         if one.reward.partition(":")[0] not in known:
             raise ValueError(f"unknown reward {one.reward!r}; known are {sorted(known)}")
@@ -106,3 +144,103 @@ def _entry(entry: Any) -> list[Wanted]:
 
 def _made(reward: str, options: dict[str, Any]) -> Wanted:
     return Wanted(reward, reward, options)
+
+
+def _likert(scale: Literal[5, 10]) -> Callable[..., Reward]:
+    def make(judge: Judge | str = "embedded", *, guided: bool = False, **options: Any) -> Reward:
+        kind = GuidedLikertReward if guided else LikertReward
+        return kind(judge, scale_points=scale, **options)
+
+    return make
+
+
+def _member(judge: Judge | str, of: str | Mapping[str, Any], prompt: Any = None) -> LatentReward:
+    """A member of a composite: a name, or its options with the name under "reward"; a prompt of its own comes first."""
+    options = {"reward": of} if isinstance(of, str) else dict(of)
+    if prompt is not None and options.get("prompt") is None:
+        options["prompt"] = prompt
+    name, options = parse_reward((options.pop("reward", "weighted"), options))
+    reward = build_reward(name, judge, **options)
+    if not isinstance(reward, LatentReward):
+        raise ValueError(f"{reward.__name__} is sampled; only rewards that are read can be combined")
+    return reward
+
+
+def _guarded(
+    judge: Judge | str = "embedded",
+    of: str | Mapping[str, Any] = "weighted",
+    gate: str | Mapping[str, Any] | None = None,
+    *,
+    prompt: str | Path | JudgePrompt | None = None,
+    **options: Any,
+) -> Reward:
+    judge = HFJudge(judge) if isinstance(judge, str) else judge
+    return GuardedReward(_member(judge, of, prompt), gate=None if gate is None else _member(judge, gate), **options)
+
+
+def _contrastive(
+    judge: Judge | str = "embedded",
+    of: str | Mapping[str, Any] = "weighted",
+    *,
+    prompt: str | Path | JudgePrompt | None = None,
+    **options: Any,
+) -> Reward:
+    return ContrastiveReward(_member(judge, of, prompt), **options)
+
+
+def _ensemble(
+    judge: Judge | str = "embedded",
+    of: Sequence[str | Mapping[str, Any]] = ("weighted", "verifier"),
+    *,
+    prompt: str | Path | JudgePrompt | None = None,
+    **options: Any,
+) -> Reward:
+    judge = HFJudge(judge) if isinstance(judge, str) else judge
+    return EnsembleReward([_member(judge, each, prompt) for each in of], **options)
+
+
+def _cross_layer(
+    judge: Judge | str = "embedded", *, weights: str | Path | Sequence[float] | None = None, **options: Any
+) -> Reward:
+    """`weights` may be the folder of tuned ones."""
+    if not isinstance(weights, str | Path):
+        return CrossLayerReward(judge, weights=weights, **options)
+    judge = HFJudge(judge) if isinstance(judge, str) else judge
+    return LayerWeights.load(weights).reward(judge, **options)
+
+
+def _reasoned(
+    judge: Judge | str = "embedded",
+    of: str | Mapping[str, Any] = "weighted",
+    *,
+    prompt: str | Path | JudgePrompt = "weighted_reasoned",
+    **options: Any,
+) -> Reward:
+    return ReasonedReward(_member(judge, of, prompt), **options)
+
+
+def _calibrated(
+    judge: Judge | str = "embedded",
+    of: str | Mapping[str, Any] = "weighted",
+    *,
+    calibration: str | Path,
+    prompt: str | Path | JudgePrompt | None = None,
+    **options: Any,
+) -> Reward:
+    return CalibratedReward(_member(judge, of, prompt), calibration, **options)
+
+
+REWARDS: dict[str, Callable[..., Reward]] = {
+    "weighted": ProbabilityWeightedReward,
+    "verifier": VerifierReward,
+    "cross_layer": _cross_layer,
+    "likert5": _likert(5),
+    "likert10": _likert(10),
+    "probe": ProbeReward,
+    "guarded": _guarded,
+    "contrastive": _contrastive,
+    "ensemble": _ensemble,
+}
+# What is laid around a reward, and by which no file or trainer means a reward by itself.
+AROUND: dict[str, Callable[..., Reward]] = {"reasoned": _reasoned, "calibrated": _calibrated}
+NAMES = (*REWARDS, *AROUND)

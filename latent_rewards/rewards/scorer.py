@@ -15,7 +15,8 @@ from latent_rewards.files.outputs import Scores
 from latent_rewards.files.sources import Chunk, InputError
 from latent_rewards.judge.reading import Request
 from latent_rewards.judge.transcripts import split_column
-from latent_rewards.rewards.base import LatentReward, Reward
+from latent_rewards.rewards.base import Reward
+from latent_rewards.rewards.latent import LatentReward
 
 SHOWN = 20
 _ROW = re.compile(r"^row (\d+): ")
