@@ -18,8 +18,8 @@ from typing import Any
 
 from trl import TrlParser
 
-from latent_rewards.evaluation import report
 from latent_rewards.evaluation.benchmarks import expand
+from latent_rewards.evaluation.report import write as report
 from latent_rewards.evaluation.run import EvaluateConfig, evaluate
 
 

@@ -45,7 +45,7 @@ def evaluate(config: EvaluateConfig, judge: Judge | None = None) -> dict[str, An
         judge: a judge of your own, instead of `config.judge`.
 
     Returns:
-        The results as plain data (see `latent_rewards.evaluation.report`); None on processes other than the first.
+        The results as plain data (see `latent_rewards.evaluation.report.write`); None on all processes but the first.
 
     Raises:
         ValueError: a reward or a benchmark that cannot be used; before anything is read.

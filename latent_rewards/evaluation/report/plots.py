@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from latent_rewards.evaluation.charts import split
+from latent_rewards.evaluation.report.charts import split
 
 COLOURS = ["#2a78d6", "#1baf7a", "#eda100", "#008300", "#4a3aa7", "#e34948", "#e87ba4", "#eb6834"]
 
