@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.stats import rankdata
+
+from latent_rewards.stats.correlation import spearman
 
 
 def pair_indices(
@@ -125,9 +126,7 @@ def length_correlation(score: np.ndarray, length: np.ndarray, group: np.ndarray 
         n = n - (np.bincount(index, n) / counts)[index]
         inside = counts[index] > 1
         s, n = s[inside], n[inside]
-    if len(s) < 3 or np.ptp(s) == 0 or np.ptp(n) == 0:
-        return float("nan")
-    return float(np.corrcoef(rankdata(s), rankdata(n))[0, 1])
+    return spearman(s, n) if len(s) >= 3 else float("nan")
 
 
 def pair_report(
