@@ -11,6 +11,7 @@ import numpy as np
 import yaml
 from accelerate import PartialState
 
+from latent_rewards.files.keys import prompt_key
 from latent_rewards.files.outputs import to_json
 from recipes.distill_models import sample_responses
 from recipes.grpo import ScriptArguments, load_prompts
@@ -81,8 +82,8 @@ def given_responses(path: str, names: list[str], prompts: list[Any]) -> tuple[di
         ValueError: a prompt that the file lacks altogether.
     """
     lines = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
-    found = {json.dumps(as_messages(row["prompt"]), sort_keys=True): row for row in lines}
-    keys = [json.dumps(p, sort_keys=True) for p in prompts]
+    found = {prompt_key(as_messages(row["prompt"])): row for row in lines}
+    keys = [prompt_key(p) for p in prompts]
     lacking = [p for p, key in zip(prompts, keys, strict=True) if key not in found]
     if lacking:
         raise ValueError(f"{path} lacks {len(lacking)} of {len(prompts)} training prompts, e.g. {str(lacking[0])[:80]}")

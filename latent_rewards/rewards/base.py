@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import itertools
-import json
 import logging
 import time
 import weakref
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from latent_rewards import readouts
+from latent_rewards.files.keys import prompt_key
 from latent_rewards.judge import fingerprint
 from latent_rewards.judge.hf import HFJudge, Judge, Lens, Need, Reading
 from latent_rewards.judge.prompts import JudgePrompt
@@ -531,7 +531,7 @@ def group_statistics(prompts: Sequence[Any], rewards: np.ndarray) -> dict[str, f
     """
     groups: dict[str, list[float]] = {}
     for prompt, reward in zip(prompts, rewards, strict=True):
-        key = prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True, default=str)
+        key = prompt_key(prompt)
         groups.setdefault(key, [])
         if not np.isnan(reward):
             groups[key].append(float(reward))

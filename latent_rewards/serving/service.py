@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from latent_rewards.files.keys import prompt_key
 from latent_rewards.judge.assemble import absolute_layers
 from latent_rewards.judge.hf import HFJudge
 from latent_rewards.judge.prompts import JudgePrompt, to_segments
@@ -289,6 +288,4 @@ def read_out(
 
 def _group(rows: Sequence[Row]) -> str:
     """Equal for requests whose first row has the same prompt."""
-    first = rows[0].get("prompt") if rows else None
-    text = first if isinstance(first, str) else json.dumps(first, sort_keys=True, default=str)
-    return hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=12).hexdigest()
+    return prompt_key(rows[0].get("prompt") if rows else None)
