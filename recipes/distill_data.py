@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 import yaml
 from accelerate import PartialState
 
+from latent_rewards.files.atomic import write_text
 from latent_rewards.files.keys import prompt_key
 from latent_rewards.files.outputs import to_json
 from recipes.distill_models import sample_responses
@@ -51,9 +51,7 @@ def kept(path: Path, make: Any) -> Any:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a file that is there as a whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(to_json(value, indent=1) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    write_text(path, to_json(value, indent=1) + "\n")
 
 
 def respond(

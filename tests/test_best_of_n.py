@@ -372,12 +372,12 @@ def test_full_disk_keeps_what_is_done(tmp_path: Path, folder: str, monkeypatch: 
         real(handle)
 
     options = [*judged_by(folder), "--batch-size", 5, "--shard-size", 10]
-    monkeypatch.setattr(shards.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     result = command("--input", source, "--output", tmp_path / "out", *options)
     assert result.exit_code == 3 and "No space left" in result.output and "run the same command again" in result.output
     done = list((tmp_path / "out" / "shards").iterdir())
     assert 0 < len(done) < 6 and all(p.name[0] != "." for p in done), "no half-written file stays"
-    monkeypatch.setattr(shards.os, "fsync", real)
+    monkeypatch.setattr(os, "fsync", real)
     assert command("--input", source, "--output", tmp_path / "out", *options).exit_code == 0
     assert command("--input", source, "--output", tmp_path / "whole", *options).exit_code == 0
     assert tree(tmp_path / "out") == tree(tmp_path / "whole")

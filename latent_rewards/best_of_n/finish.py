@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -18,7 +17,8 @@ from latent_rewards.best_of_n import selection as rules
 from latent_rewards.best_of_n.config import BestOfNConfig, Selection, selection_dict
 from latent_rewards.best_of_n.groups import Plan
 from latent_rewards.best_of_n.order_statistics import smallest_kept
-from latent_rewards.best_of_n.shards import ShardStore, dump, write_atomically
+from latent_rewards.best_of_n.shards import ShardStore, dump
+from latent_rewards.files.atomic import publish, write_text
 from latent_rewards.files.outputs import open_output, to_json
 from latent_rewards.files.sources import open_source
 from latent_rewards.judge.prompts import to_text
@@ -83,7 +83,7 @@ class Finisher:
             for path in (scored, selected):
                 _publish(path, self.folder / f"{path.stem}{suffix}")
         summary = {**{k: counts[k] for k in _COUNTED}, "made_by": self._made_by()}
-        write_atomically(self.folder / "summary.json", [to_json(summary, indent=1).encode()])
+        write_text(self.folder / "summary.json", to_json(summary, indent=1))
         return summary
 
     def earlier(self) -> dict[str, Any] | None:
@@ -262,9 +262,7 @@ def _counts(group: Scored, selected: int) -> Counter[str]:
 def _publish(jsonl: Path, target: Path) -> None:
     """Put a finished file in its place, as JSONL or converted to Parquet."""
     if target.suffix == ".jsonl":
-        with jsonl.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(jsonl, target)
+        publish(jsonl, target)
     elif jsonl.stat().st_size:
         source = open_source(str(jsonl))
         with open_output(target, source, []) as write:
