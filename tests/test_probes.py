@@ -251,7 +251,7 @@ def test_broken_probe_files(trained, tmp_path):
             Probe.load(path)
     (path / "probe.safetensors").write_bytes(whole)
     for text, message in (
-        ("{", "not a probe description"),
+        ("{", "not a probe"),
         ("[]", "format 1"),
         (json.dumps({"format": 2}), "format 1, got 2"),
         (json.dumps(json.loads(config) | {"colour": 1}), "colour"),
