@@ -13,6 +13,7 @@ import torch
 import latent_rewards
 from latent_rewards import HFJudge, LikertReward, Reward, VerifierReward
 from latent_rewards.files.outputs import to_json
+from latent_rewards.stats.bootstrap import mean_estimate
 
 EMBEDDED_NOTE = (
     "The embedded judge is tiny: on real pairs its prompted scores are at chance, and its probe knows little beyond\n"
@@ -36,12 +37,9 @@ def has_no_gradient(scores: np.ndarray) -> np.ndarray:
     return (known.sum(1) < 2) | (spread == 0)
 
 
-def bootstrap_interval(differences: np.ndarray, seed: int = 0) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of the mean of P per-prompt differences; 10,000 resamples."""
-    rng = np.random.default_rng(seed)
-    means = rng.choice(differences, (10_000, len(differences))).mean(1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
+def bootstrap_interval(differences: np.ndarray) -> tuple[float, float]:
+    """95 % bootstrap interval of the mean of P per-prompt differences."""
+    return mean_estimate(differences, np.arange(len(differences)), resamples=10_000)[1:3]
 
 
 def prompt_means(scores: np.ndarray) -> np.ndarray:

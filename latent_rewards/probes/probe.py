@@ -139,8 +139,8 @@ class Probe(ModelHubMixin):
                 "folder written by Probe.save"
             )
         with artefact.opened(path, "probe", "a probe") as (about, tensors):
-            config = ProbeConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in about.items()})
-            return cls(config, tensors, JudgePrompt.load(path / "prompt.yaml"))
+            fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in about.items()}
+            return cls(ProbeConfig(**fields), tensors, JudgePrompt.load(path / "prompt.yaml"))
 
     def _save_pretrained(self, save_directory: Path) -> None:
         self.save(save_directory)
