@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from latent_rewards.files.keys import prompt_key
+from latent_rewards.files.sources import RowError
 from latent_rewards.judge.assemble import absolute_layers
 from latent_rewards.judge.hf import HFJudge
 from latent_rewards.judge.prompts import JudgePrompt, to_segments
@@ -119,11 +120,10 @@ class Service:
         Raises:
             RequestError: names the row.
         """
-        for i, row in enumerate(rows):
-            try:
-                prompt.render(row)
-            except ValueError as err:
-                raise RequestError(422, "bad_row", f"row {i}: {err}", row=i) from err
+        try:
+            prompt.render_all(rows)
+        except RowError as err:
+            raise RequestError(422, "bad_row", str(err), row=err.row) from err
 
     def check_prompt(self, prompt: JudgePrompt, need: Need) -> None:
         """The judge can read this.
