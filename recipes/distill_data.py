@@ -10,11 +10,11 @@ import numpy as np
 import yaml
 from accelerate import PartialState
 
+from latent_rewards.data.prompts import load_prompts
 from latent_rewards.files.atomic import write_text
 from latent_rewards.files.keys import prompt_key
 from latent_rewards.files.outputs import to_json
 from recipes.distill_models import sample_responses
-from recipes.grpo import ScriptArguments, load_prompts
 
 
 def mapping(entry: Any) -> dict[str, Any]:
@@ -32,8 +32,9 @@ def as_messages(prompt: Any) -> list[dict[str, str]]:
 
 def read_prompts(args: Any, seed: int) -> tuple[list[Any], list[Any]]:
     """Training and held-out prompts, as messages."""
-    keys = ("dataset_name", "dataset_config", "dataset_split", "held_out")
-    train, held = load_prompts(ScriptArguments(**{k: getattr(args, k) for k in keys}), seed)
+    train, held = load_prompts(
+        args.dataset_name, args.dataset_config, args.dataset_split, held_out=args.held_out, seed=seed
+    )
     found = [as_messages(p) for p in train["prompt"]]
     return found[: args.limit], [as_messages(p) for p in held["prompt"]]
 
