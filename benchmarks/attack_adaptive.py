@@ -18,12 +18,13 @@ import numpy as np
 import yaml
 
 from latent_rewards import HFJudge
-from latent_rewards.evaluation import benchmarks, scorers
+from latent_rewards.evaluation import benchmarks
 from latent_rewards.evaluation.attacks import best_response
 from latent_rewards.evaluation.benchmarks.rows import Item
 from latent_rewards.evaluation.config import EvaluateConfig
 from latent_rewards.files.outputs import to_json
 from latent_rewards.judge.prompts import to_text
+from latent_rewards.rewards.build import build_spec
 from latent_rewards.stats import bootstrap
 
 REWARDS = ["weighted", "weighted_relevant", "probe", "probe_answered", "probe_relevant"]
@@ -52,7 +53,7 @@ def main() -> None:
     prompts, groups = [i.prompt for i, _ in rows], np.array([i.group for i, _ in rows])
     results = {}
     for name in args.rewards:
-        reward = scorers.build(specs[name], judge, samples=config.samples, temperature=config.temperature)
+        reward = build_spec(specs[name], judge, samples=config.samples, temperature=config.temperature)
         scores = {k: reward.score(prompts, [texts[k] for _, texts in rows]) for k in rows[0][1]}
         results[name] = {
             k: bootstrap.mean_estimate((s >= scores["honest"]).astype(float), groups).to_dict()

@@ -1,21 +1,29 @@
-"""Deterministic, fine-grained rewards from the probabilities and hidden states of a frozen judge model."""
+"""Deterministic, fine-grained rewards from the probabilities and hidden states of a frozen judge model.
 
-from latent_rewards.judge.hf import HFJudge, Judge, Need, Reading, Request
-from latent_rewards.judge.labels import Labels
-from latent_rewards.judge.prompts import JudgePrompt
-from latent_rewards.probes.probe import Probe, ProbeReward
-from latent_rewards.rewards.base import (
-    AsyncReward,
-    CrossLayerReward,
-    MissingScoreError,
-    ProbabilityWeightedReward,
-    Reward,
-    VerifierReward,
-    build_reward,
-)
-from latent_rewards.rewards.composite import ContrastiveReward, EnsembleReward
-from latent_rewards.rewards.guarded import GuardedReward
-from latent_rewards.rewards.likert import GuidedLikertReward, LikertReward
+Begin at `rewards` (what a trainer calls), `judge` (what is read) and `readouts` (the equations). Names are loaded when
+they are first used, so that the command line and the clients of a judge server start without torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from latent_rewards.version import __version__ as __version__
+
+if TYPE_CHECKING:
+    from latent_rewards.judge.hf import HFJudge
+    from latent_rewards.judge.labels import Labels
+    from latent_rewards.judge.prompts import JudgePrompt
+    from latent_rewards.judge.reading import Judge, Need, Reading, Request
+    from latent_rewards.probes.probe import Probe
+    from latent_rewards.rewards.base import AsyncReward, MissingScoreError, Reward
+    from latent_rewards.rewards.build import build_reward
+    from latent_rewards.rewards.composite import ContrastiveReward, EnsembleReward
+    from latent_rewards.rewards.guarded import GuardedReward
+    from latent_rewards.rewards.latent import CrossLayerReward, ProbabilityWeightedReward, VerifierReward
+    from latent_rewards.rewards.likert import GuidedLikertReward, LikertReward
+    from latent_rewards.rewards.probe import ProbeReward
 
 __all__ = [
     "AsyncReward",
@@ -41,4 +49,29 @@ __all__ = [
     "build_reward",
 ]
 
-__version__ = "0.1.0"
+_HOMES = {
+    "judge.hf": ("HFJudge",),
+    "judge.labels": ("Labels",),
+    "judge.prompts": ("JudgePrompt",),
+    "judge.reading": ("Judge", "Need", "Reading", "Request"),
+    "probes.probe": ("Probe",),
+    "rewards.base": ("AsyncReward", "MissingScoreError", "Reward"),
+    "rewards.build": ("build_reward",),
+    "rewards.composite": ("ContrastiveReward", "EnsembleReward"),
+    "rewards.guarded": ("GuardedReward",),
+    "rewards.latent": ("CrossLayerReward", "ProbabilityWeightedReward", "VerifierReward"),
+    "rewards.likert": ("GuidedLikertReward", "LikertReward"),
+    "rewards.probe": ("ProbeReward",),
+}
+_HOME_OF = {name: f"{__name__}.{home}" for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = globals()[name] = getattr(import_module(_HOME_OF[name]), name)
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -25,7 +25,8 @@ from typing import Any
 import yaml
 
 from latent_rewards.judge.hf import HFJudge, Judge
-from latent_rewards.rewards.base import REWARDS, Reward, build_reward
+from latent_rewards.rewards.base import Reward
+from latent_rewards.rewards.build import REWARDS, build_reward
 
 
 @functools.lru_cache(maxsize=1)

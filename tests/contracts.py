@@ -16,7 +16,7 @@ from latent_rewards import JudgePrompt, Need, Reading, Reward, build_reward
 from latent_rewards.judge.hf import Row
 from latent_rewards.judge.prompts import to_text
 from latent_rewards.probes.probe import Probe, ProbeConfig
-from latent_rewards.rewards.base import REWARDS
+from latent_rewards.rewards.build import REWARDS
 
 UNREADABLE = "UNREADABLE"
 SLOT_VALUES = {

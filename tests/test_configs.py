@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from latent_rewards.files.runs import as_options
-from latent_rewards.rewards.base import REWARDS
+from latent_rewards.rewards.build import REWARDS
 from recipes.grpo import make_parser
 
 CONFIGS = Path(__file__).parent.parent / "configs"

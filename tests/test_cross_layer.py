@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from latent_rewards import CrossLayerReward, HFJudge, JudgePrompt
-from latent_rewards.probes.layer_weights import LayerWeights, TuneOptions, lager_loss, tune_layers
+from latent_rewards.probes.layer_weights import TuneOptions, lager_loss, tune_layers
+from latent_rewards.rewards.layer_weights import LayerWeights
 
 VALUES = (1.0, 2.0, 3.0)
 

@@ -35,11 +35,9 @@ from pages import (
 
 from latent_rewards import JudgePrompt, env
 from latent_rewards.judge.prompts import prompt_folder
-from latent_rewards.rewards import base as rewards
+from latent_rewards.rewards import build as rewards
 
 CLI, TRL, PROMPTS, FAULTS = (ROOT / "docs" / f"{page}.md" for page in ("cli", "trl", "prompts", "faults"))
-# What the README names already and no module has moved to; each leaves when it is there.
-MOVING = {"latent_rewards/judge/hf.py", "latent_rewards/rewards/latent.py"}
 DRIVER = """
 import contextlib, io, json, sys, traceback
 found = {}
@@ -157,9 +155,7 @@ def test_a_page_begins_with_what_it_is_for_and_a_command(page: Path) -> None:
     assert "```bash" in lines[:12] and len(lines) >= 25
 
 
-@pytest.mark.parametrize(
-    "path", [pytest.param(p, marks=pytest.mark.xfail(strict=True) if p in MOVING else ()) for p in paths()]
-)
+@pytest.mark.parametrize("path", paths())
 def test_paths_in_the_text_exist(path: str) -> None:
     if path.startswith("benchmarks/results/") and not Path(path).suffix:  # what --output names, without its ending
         assert list((ROOT / path).parent.glob(Path(path).name + ".*"))

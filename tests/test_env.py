@@ -8,7 +8,7 @@ from contracts import trl_kwargs
 
 import latent_rewards.env as env
 from latent_rewards import LikertReward, ProbabilityWeightedReward, VerifierReward
-from latent_rewards.rewards.base import REWARDS
+from latent_rewards.rewards.build import REWARDS
 
 
 def test_every_reward_by_environment(clean_env: Any, folder: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from latent_rewards import HFJudge, build_reward
-from latent_rewards.evaluation import benchmarks, scorers, tables
+from latent_rewards.evaluation import benchmarks, tables
 from latent_rewards.evaluation.analysis import Analysis
 from latent_rewards.evaluation.readings import Readings, judge_key
 from latent_rewards.evaluation.report import write as report
@@ -18,7 +18,7 @@ from latent_rewards.evaluation.run import EvaluateConfig, evaluate
 from latent_rewards.evaluation.scorers import Column
 from latent_rewards.files.cache import Cache, content_key
 from latent_rewards.judge.hf import Need
-from latent_rewards.rewards.base import REWARDS
+from latent_rewards.rewards.build import REWARDS, build_spec
 
 ROOT = Path(__file__).parent.parent
 LABEL = """kind: label
@@ -256,7 +256,7 @@ def test_names_of_rewards(model):
     judge = HFJudge(model, device="cpu", dtype="float32")
 
     def made(spec):
-        return scorers.build(spec, judge, samples=7, temperature=0.5)
+        return build_spec(spec, judge, samples=7, temperature=0.5)
 
     assert made("weighted:four_rubric").prompt.name == "four_rubric"
     assert made("likert5").prompt.name == "likert5" and made("likert5").n_samples == 7

@@ -32,7 +32,7 @@ from latent_rewards.evaluation.stability import drift
 from latent_rewards.files.cache import Cache
 from latent_rewards.judge.fingerprint import digest, tensors_hash
 from latent_rewards.rewards import base as rewards_module
-from latent_rewards.rewards.base import REWARDS
+from latent_rewards.rewards.build import REWARDS
 from latent_rewards.rewards.calibrated import CalibratedReward, Calibration
 from latent_rewards.rewards.reasoned import ReasonedReward
 from latent_rewards.rewards.response_scores import score_responses

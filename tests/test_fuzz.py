@@ -26,9 +26,9 @@ from latent_rewards.evaluation.benchmarks import local
 from latent_rewards.files.sources import InputError, open_source
 from latent_rewards.judge.labels import Labels
 from latent_rewards.probes.examples import read_examples
-from latent_rewards.probes.layer_weights import LayerWeights
 from latent_rewards.probes.probe import Probe
 from latent_rewards.rewards.calibrated import Calibration
+from latent_rewards.rewards.layer_weights import LayerWeights
 
 
 @pytest.mark.parametrize("name", sorted(fuzz.TARGETS))

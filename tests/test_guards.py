@@ -99,7 +99,7 @@ def test_a_gate_that_could_not_be_read_lets_nothing_pass(slope: float | None, mo
     gated = GuardedReward(inner, guards=(), floor=-9, gate=gate, gate_below=-99.0, gate_slope=slope)
     plain = inner.score(PROMPTS, COMPLETIONS)
     read = gate.scores_of
-    monkeypatch.setattr(gate, "scores_of", lambda *a: np.where(np.arange(3) == 1, np.nan, read(*a)))
+    monkeypatch.setattr(gated.gate, "scores_of", lambda *a: np.where(np.arange(3) == 1, np.nan, read(*a)))
     np.testing.assert_array_equal(gated.score(PROMPTS, COMPLETIONS), [plain[0], np.nan, plain[2]])
 
 

@@ -158,6 +158,31 @@ def test_a_trainers_rewards_make_one_forward(make_judge: Any) -> None:
     assert len(elsewhere) == 2
 
 
+def test_nothing_is_read_for_a_reward_that_the_trainer_does_not_call(make_judge: Any) -> None:
+    judge = make_judge()
+    rewards = [ProbabilityWeightedReward(judge), CrossLayerReward(judge)]
+    idle, asked = VerifierReward(judge), []
+    many = judge.read_many
+    judge.read_many = lambda requests: asked.append({r.prompt.name for r in requests}) or many(requests)
+
+    def step(text: str, *called: Any) -> None:
+        asked.clear()
+        for reward in called:
+            reward(prompts=["a", "b"], completions=[text, "two"], trainer_state=None)
+
+    step("first", *rewards)
+    for text in ("second", "third"):
+        step(text, *rewards)
+        assert set.union(*asked) == {"weighted"}, "the first step has told which rewards this trainer has"
+    forwards = judge.forwards
+    step("fourth", *rewards, idle)
+    step("fifth", *rewards, idle)
+    assert set.union(*asked) == {"weighted", "verifier"} and judge.forwards == forwards + 3, "one that joins is read"
+    step("sixth", idle)
+    step("seventh", idle)
+    assert set.union(*asked) == {"verifier"}, "another trainer has another set"
+
+
 def test_a_text_is_not_kept_between_calls(make_judge: Any) -> None:
     judge = make_judge("llama")
     rows = [{"prompt": "p " * 90, "completion": f"{i} " + "long reply " * 60} for i in range(2)]

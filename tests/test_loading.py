@@ -111,7 +111,7 @@ def test_a_running_deepspeed_config_is_hidden_and_put_back() -> None:
 
 _MANY_LENGTHS = """
 import os, sys, torch
-from latent_rewards import loading
+from latent_rewards.engine import loading
 torch.set_num_threads(1)
 loading.load_frozen(sys.argv[1], revision=None, dtype="auto", device=torch.device("cpu"), device_map=None, tp_plan=None,
                     quantization=None, adapter=None, attn_implementation=None, trust_remote_code=False)

@@ -14,7 +14,7 @@ from typer.main import get_command
 
 from latent_rewards import env
 from latent_rewards.cli.main import app
-from latent_rewards.rewards import base as rewards
+from latent_rewards.rewards import build as rewards
 
 CLI, TRL = ROOT / "docs" / "cli.md", ROOT / "docs" / "trl.md"
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]

@@ -11,14 +11,9 @@ import pytest
 from pages import README, ROOT, blocks, read, section, tree
 
 from benchmarks import ties_picture
-from latent_rewards.rewards import base as rewards
+from latent_rewards.rewards import build as rewards
 
 RESULTS = ROOT / "benchmarks" / "results"
-# The rooms that modules are moving into; each name leaves when its room is there.
-MOVING = {
-    f"latent_rewards/{room}/"
-    for room in ("cli", "export", "rewards", "probes", "distillation", "routing", "judge", "engine", "files", "stats")
-}
 
 
 def test_it_is_read_to_its_end() -> None:
@@ -40,15 +35,12 @@ def test_reward_table_is_complete() -> None:
     assert all(hasattr(package, cls.strip("`")) for _, cls in rows)
 
 
-@pytest.mark.parametrize(
-    "path", [pytest.param(p, marks=pytest.mark.xfail(strict=True) if p in MOVING else ()) for p in tree()]
-)
+@pytest.mark.parametrize("path", tree())
 def test_tree_names_what_exists(path: str) -> None:
     found = ROOT / path
     assert found.is_dir() if path.endswith("/") else found.is_file()
 
 
-@pytest.mark.xfail(bool(MOVING), reason="modules have not moved into their rooms", strict=True)
 def test_tree_names_every_room() -> None:
     package = [p for p in (ROOT / "latent_rewards").iterdir() if p.suffix == ".py" or list(p.glob("*.*"))]
     rooms = {f"latent_rewards/{p.name}{'/' if p.is_dir() else ''}" for p in package if not p.name.startswith("__")}

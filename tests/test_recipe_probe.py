@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from latent_rewards import HFJudge, ProbeReward
 from latent_rewards.cli.probe import app, export_app
 from latent_rewards.probes.examples import Example, gather, read_examples
-from latent_rewards.probes.layer_weights import LayerWeights
+from latent_rewards.rewards.layer_weights import LayerWeights
 
 ROOT = Path(__file__).parent.parent
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from latent_rewards import (
     CrossLayerReward,
+    GuardedReward,
     HFJudge,
     JudgePrompt,
     LikertReward,
@@ -23,7 +24,9 @@ from latent_rewards import (
     VerifierReward,
     build_reward,
 )
-from latent_rewards.rewards.base import REWARDS, group_statistics
+from latent_rewards.rewards.build import REWARDS
+from latent_rewards.rewards.calibrated import CalibratedReward, Calibration
+from latent_rewards.rewards.group_statistics import group_statistics
 
 NAN = float("nan")
 GRPO_ROWS = {"prompts": ["a", "a"], "completions": ["one", UNREADABLE]}
@@ -186,6 +189,31 @@ def test_names_are_unique_among_live_rewards() -> None:
     assert len({r.__name__ for r in alive}) == 2 * len(REWARDS)
     assert CrossLayerReward(judge, lens="raw").__name__.startswith("cross_layer-raw")
     assert ProbabilityWeightedReward(judge, prompt="four_rubric").__name__.startswith("weighted-four_rubric")
+
+
+def test_a_part_of_a_reward_takes_no_name() -> None:
+    judge = FakeJudge()
+    composites = [build_reward(kind, judge) for kind in ("guarded", "contrastive", "ensemble")]
+    composites.append(GuardedReward(ProbabilityWeightedReward(judge), name="inline"))
+    calibration = Calibration("affine", np.array([2.0, 1.0]), np.zeros(0))
+    composites.append(CalibratedReward(ProbabilityWeightedReward(judge), calibration))
+    mine, guarded = ProbabilityWeightedReward(judge), build_reward("guarded", judge)
+    assert mine.__name__ == "weighted" and VerifierReward(judge).__name__ == "verifier"
+    assert composites[0].__name__ == "weighted-guarded" and guarded.__name__ == "weighted-guarded-2"
+    held = GuardedReward(mine, name="held")
+    assert mine.__name__ == "weighted" and ProbabilityWeightedReward(judge).__name__ == "weighted-2"
+    before = held.score(["p"], ["c"])
+    mine.scale = 100.0
+    assert held.score(["p"], ["c"]) == before, "what it is made of does not change under it"
+
+
+def test_kept_scores_outlive_a_move_of_the_class() -> None:
+    class Mine(VerifierReward):
+        pass
+
+    judge = FakeJudge()
+    assert VerifierReward(judge).facts["class"] == "VerifierReward"
+    assert Mine(judge).facts["class"] == f"{__name__}.{Mine.__qualname__}", "two of the same name are not one"
 
 
 def test_columns_of_the_rubric_prompt() -> None:

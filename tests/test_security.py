@@ -25,9 +25,9 @@ from latent_rewards.files.sources import open_source
 from latent_rewards.judge.prompts import prompt_folder
 from latent_rewards.probes.examples import read_examples
 from latent_rewards.probes.features import Features
-from latent_rewards.probes.layer_weights import LayerWeights
 from latent_rewards.probes.probe import Probe
 from latent_rewards.rewards.calibrated import Calibration
+from latent_rewards.rewards.layer_weights import LayerWeights
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted((ROOT / "latent_rewards").rglob("*.py")) + sorted((ROOT / "recipes").rglob("*.py"))

@@ -28,8 +28,8 @@ from servers import Server, serving
 
 from latent_rewards import GuardedReward, HFJudge, JudgePrompt, LikertReward, Need, build_reward
 from latent_rewards.judge.reading import Request
-from latent_rewards.rewards.base import REWARDS as ALL
 from latent_rewards.rewards.base import Reward
+from latent_rewards.rewards.build import REWARDS as ALL
 from latent_rewards.serving.service import Service
 from latent_rewards.serving.settings import ServeSettings
 

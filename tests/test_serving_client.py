@@ -24,7 +24,7 @@ pytest.importorskip("prometheus_client")
 from latent_rewards import HFJudge, JudgePrompt, Need, build_reward
 from latent_rewards.judge.hf import Judge
 from latent_rewards.judge.reading import Request
-from latent_rewards.rewards.base import REWARDS
+from latent_rewards.rewards.build import REWARDS
 from latent_rewards.serving import JudgeServerError, ServerJudge
 from latent_rewards.serving.client import RewardClient
 from latent_rewards.serving.transport import Transport

@@ -19,7 +19,7 @@ from latent_rewards.probes import train as probe_run
 from latent_rewards.probes.examples import pair_examples
 from latent_rewards.probes.fit import Data, FitOptions, fit_head
 from latent_rewards.probes.guards import pair_weights, row_weights
-from latent_rewards.rewards.base import group_statistics
+from latent_rewards.rewards.group_statistics import group_statistics
 from latent_rewards.routing.policies import mean_out_of_fold, predict_out_of_fold
 from latent_rewards.stats.bootstrap import mean_estimate, mean_of, statistic_estimate
 from latent_rewards.stats.pairs import pair_report

@@ -9,12 +9,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-import latent_rewards
 from latent_rewards.best_of_n.selection import Combination, Pairing, Ties
 from latent_rewards.files.atomic import write_first
 from latent_rewards.files.outputs import to_json
 from latent_rewards.files.sources import InputError
 from latent_rewards.judge.fingerprint import changed
+from latent_rewards.version import __version__
 
 SCHEMA = "latent-rewards/best-of-n/1"
 ASPECTS = ("accuracy", "consistency", "relevance", "clarity", "length_fit", "diversity", "difficulty")
@@ -186,8 +186,7 @@ class BestOfNConfig:
                 "judge": {k: v for k, v in self.judge.items() if k not in ("device", "device_map")},
                 "generator": self.generator,
                 "sampling": self.sampling if self.generator else None,
-                "versions": {p: version(p) for p in ("torch", "transformers")}
-                | {"latent-rewards": latent_rewards.__version__},
+                "versions": {p: version(p) for p in ("torch", "transformers")} | {"latent-rewards": __version__},
             }
         )
 

@@ -15,13 +15,13 @@ from latent_rewards.best_of_n.generation import Generator, Sampling, build_gener
 from latent_rewards.best_of_n.groups import ForwardReader, Group, Plan, batches
 from latent_rewards.best_of_n.shards import ShardStore
 from latent_rewards.engine.loading import default_device
-from latent_rewards.evaluation.scorers import build
 from latent_rewards.files.outputs import Scores
 from latent_rewards.files.sources import InputError, Source
 from latent_rewards.judge.fingerprint import facts_of
 from latent_rewards.judge.hf import HFJudge, Judge
 from latent_rewards.judge.prompts import to_text
 from latent_rewards.rewards.base import Reward
+from latent_rewards.rewards.build import build_spec
 from latent_rewards.rewards.scorer import Scorer
 
 logger = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ class Engine:
         out = {}
         for name, spec in self.config.reward_specs().items():
             try:
-                out[name] = build(spec, self.judge, samples=10, temperature=0.7)
+                out[name] = build_spec(spec, self.judge, samples=10, temperature=0.7)
             except (ValueError, FileNotFoundError) as err:
                 raise InputError(f"reward {name!r}: {err}") from err
         return out

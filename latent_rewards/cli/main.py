@@ -15,7 +15,6 @@ import typer
 import yaml
 from tqdm import tqdm
 
-import latent_rewards
 from latent_rewards.cli import probe as cli_probe
 from latent_rewards.cli.best_of_n import best_of_n
 from latent_rewards.cli.evaluate import evaluate
@@ -25,8 +24,10 @@ from latent_rewards.files.sources import RAW, InputError, Source, open_source
 from latent_rewards.judge.hf import HFJudge
 from latent_rewards.judge.prompts import JudgePrompt, prompt_folder
 from latent_rewards.judge.transcripts import PEEK, hold_prompts
-from latent_rewards.rewards.base import REWARDS, Reward, build_reward
+from latent_rewards.rewards.base import Reward
+from latent_rewards.rewards.build import REWARDS, build_reward
 from latent_rewards.rewards.scorer import SHOWN, Scorer, required_slots
+from latent_rewards.version import __version__
 
 _LOADING = (ValueError, OSError, ImportError, RuntimeError, AssertionError)  # what transformers and torch raise
 
@@ -51,7 +52,7 @@ class NothingScoredError(Exception):
 def main(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     """Scores from the probabilities and hidden states of a frozen judge model."""
     if version:
-        print(f"latent-rewards {latent_rewards.__version__}")
+        print(f"latent-rewards {__version__}")
         raise typer.Exit
 
 

@@ -13,7 +13,7 @@ import typer
 import yaml
 
 from latent_rewards.judge.hf import HFJudge
-from latent_rewards.rewards.base import REWARDS, build_reward
+from latent_rewards.rewards.build import REWARDS, build_reward
 
 TOKEN = "LATENT_REWARDS_TOKEN"
 logger = logging.getLogger(__name__)

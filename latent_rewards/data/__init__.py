@@ -1,4 +1,7 @@
-"""The built-in set: 96 open-ended prompts with four graded answers each, written for this project (Apache-2.0)."""
+"""The built-in set: 96 open-ended prompts with four graded answers each, written for this project (Apache-2.0).
+
+Begin at `open_ended`; the rows lie beside it as JSON lines.
+"""
 
 from __future__ import annotations
 

@@ -16,7 +16,8 @@ from latent_rewards.evaluation.readings import Readings
 from latent_rewards.evaluation.scorers import Column
 from latent_rewards.judge.hf import Need
 from latent_rewards.judge.prompts import JudgePrompt
-from latent_rewards.rewards.base import LatentReward, Reward
+from latent_rewards.rewards.base import Reward
+from latent_rewards.rewards.latent import LatentReward
 
 Rewards = Mapping[str, LatentReward]
 

@@ -27,7 +27,9 @@ from latent_rewards.files.cache import Cache
 from latent_rewards.files.runs import versions
 from latent_rewards.judge.fingerprint import judge_key, layout_of
 from latent_rewards.judge.hf import HFJudge, Judge
-from latent_rewards.rewards.base import LatentReward, Reward
+from latent_rewards.rewards.base import Reward
+from latent_rewards.rewards.build import build_spec
+from latent_rewards.rewards.latent import LatentReward
 from latent_rewards.rewards.likert import GuidedLikertReward, LikertReward
 
 __all__ = ["EvaluateConfig", "evaluate"]
@@ -56,7 +58,7 @@ def evaluate(config: EvaluateConfig, judge: Judge | None = None) -> dict[str, An
     sets = [benchmarks.load(name, config.limit, max_chars=config.max_chars) for name in config.benchmarks]
     judge = judge or HFJudge(**({"model": config.judge} if isinstance(config.judge, str) else config.judge))
     rewards = {
-        name: scorers.build(spec, judge, samples=config.samples, temperature=config.temperature)
+        name: build_spec(spec, judge, samples=config.samples, temperature=config.temperature)
         for name, spec in config.specs().items()
     }
     cache = Cache(config.cache or Path(config.output) / "cache", rank)

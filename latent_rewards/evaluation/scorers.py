@@ -10,8 +10,9 @@ import numpy as np
 import torch
 
 from latent_rewards.evaluation.readings import Readings
-from latent_rewards.judge.hf import Judge, Reading
-from latent_rewards.rewards.base import REWARDS, LatentReward, Reward, build_reward
+from latent_rewards.judge.hf import Reading
+from latent_rewards.rewards.base import Reward
+from latent_rewards.rewards.latent import LatentReward
 from latent_rewards.rewards.likert import GuidedLikertReward, LikertReward, parse_rating
 from latent_rewards.stats.distributions import row_means
 
@@ -26,34 +27,6 @@ class Column:
     range: tuple[float, float] | None = None
     samples: np.ndarray | None = None
     facts: Mapping[str, float] = field(default_factory=dict)
-
-
-def build(spec: str | tuple[str, Mapping[str, Any]], judge: Judge, *, samples: int, temperature: float) -> Reward:
-    """A reward by its short name, with what it needs after a colon.
-
-    "weighted", "weighted:rubric" (another prompt, by name or path), "probe:runs/probe" (a saved probe), "likert10:bare"
-    (the number without feedback), "likert10:guided" (the number under a choice constraint),
-    "guarded:weighted", "contrastive:verifier", "ensemble:weighted+verifier", or a pair of name and options.
-
-    Raises:
-        ValueError: unknown name, options or prompt.
-    """
-    name, options = (spec, {}) if isinstance(spec, str) else (spec[0], dict(spec[1]))
-    name, _, argument = str(name).partition(":")
-    if name.startswith("likert"):
-        options = {"n_samples": samples, "temperature": temperature, **options}
-    if argument in ("bare", "guided") and name.startswith("likert"):
-        how = {"feedback": False} if argument == "bare" else {"guided": True}
-        return build_reward(name, judge, **how, **options)
-    if argument and name == "probe":
-        if name not in REWARDS:
-            raise ValueError(f"unknown reward {name!r}; known are {sorted(REWARDS)}")
-        return REWARDS[name](judge, argument, **options)
-    if argument and name in ("guarded", "contrastive", "ensemble"):
-        options["of"] = argument if name != "ensemble" else argument.split("+")
-    elif argument:
-        options["prompt"] = argument
-    return build_reward(name, judge, **options)
 
 
 def columns(name: str, reward: Reward, readings: Readings, rows: Rows, *, greedy: bool) -> dict[str, Column]:

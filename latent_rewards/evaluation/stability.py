@@ -11,7 +11,7 @@ from latent_rewards.evaluation import tables
 from latent_rewards.evaluation.benchmarks.rows import Benchmark
 from latent_rewards.evaluation.readings import Readings
 from latent_rewards.judge.requests import read_all
-from latent_rewards.rewards.base import LatentReward
+from latent_rewards.rewards.latent import LatentReward
 
 
 def drift(

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import latent_rewards
 from latent_rewards.judge.prompts import JudgePrompt
 from latent_rewards.judge.reading import Judge
+from latent_rewards.version import __version__
 
 FORMAT = 2
 """Raised whenever the same judge, prompt and text give another reading than before."""
@@ -77,7 +77,7 @@ def layout_of(judge: Judge, prompt: JudgePrompt) -> str | None:
 
 def software() -> dict[str, Any]:
     """Versions of what decides token ids and the model's equations. torch decides only how they are rounded."""
-    return {"format": FORMAT, "latent-rewards": latent_rewards.__version__, "transformers": version("transformers")}
+    return {"format": FORMAT, "latent-rewards": __version__, "transformers": version("transformers")}
 
 
 def model_facts(model: Any, commit: str | None) -> dict[str, Any]:

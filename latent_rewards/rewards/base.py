@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import gc
 import itertools
 import logging
@@ -10,19 +11,14 @@ import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from latent_rewards import readouts
-from latent_rewards.files.keys import prompt_key
 from latent_rewards.judge import fingerprint
-from latent_rewards.judge.hf import HFJudge, Judge, Lens, Need, Reading
+from latent_rewards.judge.hf import HFJudge, Judge
 from latent_rewards.judge.prompts import JudgePrompt
-from latent_rewards.judge.reading import Request
-from latent_rewards.judge.requests import read_all
+from latent_rewards.rewards.group_statistics import group_statistics
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +70,7 @@ class Reward:
         self.judge: Judge = HFJudge(judge) if isinstance(judge, str) else judge
         self.prompt = JudgePrompt.load(prompt if prompt is not None else self.default_prompt)
         self.scale, self.shift, self.clip, self.on_missing = float(scale), float(shift), clip, on_missing
-        self.__name__ = name or self._default_name()
+        self.__name__ = self._asked_name = name or self._default_name()
         self._prepare()
         self._join()
 
@@ -99,7 +95,7 @@ class Reward:
                     "plain data, so that kept scores of two such rewards cannot be mixed up"
                 )
         return {
-            "class": f"{type(self).__module__}.{type(self).__qualname__}", "prompt_hash": self.prompt.hash,
+            "class": self._class_key(), "prompt_hash": self.prompt.hash,
             "layout": fingerprint.layout_of(self.judge, self.prompt), "scale": self.scale, "shift": self.shift,
             "clip": None if self.clip is None else [float(x) for x in self.clip], "on_missing": self.on_missing,
             "options": self.options(),
@@ -128,6 +124,12 @@ class Reward:
             ends = np.sort(self._finish(np.array(self.score_range)))
         return (float(ends[0]), float(ends[1])) if np.isfinite(ends).all() else None
 
+    @classmethod
+    def _class_key(cls) -> str:
+        """One of ours by its name alone, so that kept scores outlive a move from one module to another."""
+        ours = cls.__module__.partition(".")[0] == __name__.partition(".")[0]
+        return cls.__qualname__ if ours else f"{cls.__module__}.{cls.__qualname__}"
+
     def _default_name(self) -> str:
         suffix = "" if self.prompt.name == self.default_prompt else f"-{self.prompt.name}"
         return f"{self.kind}{suffix}"
@@ -136,15 +138,20 @@ class Reward:
         """Check prompt and judge against this readout."""
 
     def _join(self) -> None:
-        wanted = self.__name__
         for i in itertools.count(2):
             if self.__name__ in _live:
                 gc.collect()  # a trainer that is gone may still hold a reward in a reference cycle
             if _live.get(self.__name__, self) is self:
                 break
-            self.__name__ = f"{wanted}-{i}"
+            self.__name__ = f"{self._asked_name}-{i}"
         _live[self.__name__] = self
         _all.add(self)
+
+    def _as_part(self) -> Self:
+        """A copy that holds no name, for rewards made of this one: its name stays its own, or is free when it goes."""
+        part = copy.copy(self)
+        part.__name__ = self._asked_name
+        return part
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -262,86 +269,23 @@ class Reward:
         return rewards if self.clip is None else np.clip(rewards, *self.clip)
 
 
-class LatentReward(Reward):
-    """A reward that is one pure readout of the judge's `Reading`."""
+class AsyncReward:
+    """Async twin of a reward: the work runs in a thread, so that other async rewards and I/O go on meanwhile."""
 
-    @property
-    def need(self) -> Need:
-        """What this readout asks of the forward."""
-        return Need(labels=True)
+    def __init__(self, reward: Reward) -> None:
+        self.reward = reward
+        self.__name__ = reward.__name__
 
-    def readout(self, reading: Reading) -> Tensor:
-        """(B,) scores of a reading; rewards that ask for several readings have `scores_of` instead."""
-        raise NotImplementedError(f"{type(self).__name__} is no readout of one reading; use scores_of")
-
-    def requests(self, rows: Sequence[Mapping[str, Any]]) -> list[Request]:
-        """What the judge has to read to score B rows."""
-        return [Request(self.prompt, list(rows), self.need)]
-
-    def scores_of(self, rows: Sequence[Mapping[str, Any]], readings: Sequence[Reading]) -> np.ndarray:
-        """(B,) float64 scores, NaN where there is none, from the readings of `requests(rows)`."""
-        scores = self.readout(readings[0])
-        return torch.where(torch.isfinite(scores), scores, torch.nan).double().numpy()
-
-    def _prepare(self) -> None:
-        missing = {
-            "labels": self.need.labels,
-            "hidden": bool(self.need.hidden),
-            "layer_logits": bool(self.need.layer_logits),
-        }
-        lacks = sorted(k for k, v in missing.items() if v and k not in self.judge.capabilities)
-        if lacks:
-            raise ValueError(f"{type(self).__name__} needs {lacks}, which judge {self.judge.name!r} cannot give")
-        self.judge.check(self.prompt, self.need)
-        self._register()
-
-    def _register(self) -> None:
-        register = getattr(self.judge, "register", None)
-        if register is not None:
-            register(self.prompt, self.need)
-
-    def _read_together(self, prompts: list[Any], completions: list[Any], columns: Mapping[str, Any]) -> None:
-        """One forward for all live rewards of this judge: a trainer is about to call them on the same rows.
-
-        Rewards of other prompts cost their questions only. Left alone: rewards that these rows lack a column for, and
-        calls outside a trainer, whose rows no other reward may ever see.
-        """
-        from_trainer = {"trainer_state", "completion_ids", "log_metric"} & columns.keys()
-        if not from_trainer or not hasattr(self.judge, "read_many"):
-            return
-        together: list[Request] = []
-        for reward in sorted(_all, key=lambda r: r.__name__):
-            if not isinstance(reward, LatentReward) or reward.judge is not self.judge:
-                continue
-            given = {"prompt", "completion", *reward.prompt.optional, *(k for k, v in columns.items() if v is not None)}
-            if set(reward.prompt.slots) <= given:
-                together += reward.requests(reward.rows(prompts, completions, columns))
-        if len(together) < 2 or not prompts:
-            return
-        try:
-            read_all(self.judge, together)
-        except ValueError as err:  # the reward that cannot be read says so itself, if it is called
-            logger.debug("reading one reward at a time: %s", err)
-
-    @property
-    def values(self) -> tuple[float, ...]:
-        """Value of each label of the prompt."""
-        assert self.prompt.labels is not None
-        return self.prompt.labels.values
-
-    def _label_range(self) -> tuple[float, float]:
-        return min(self.values), max(self.values)
-
-    def _score(
-        self, prompts: list[Any], completions: list[Any], columns: Mapping[str, Any]
-    ) -> tuple[np.ndarray, dict[str, Any]]:
-        rows = self.rows(prompts, completions, columns)
-        if not rows:
-            return np.zeros(0), {"metrics": {}, "reasons": []}
-        readings = read_all(self.judge, self.requests(rows))
-        mass = readings[0].label_mass
-        metrics = {} if mass is None else {"label_mass": float(mass.nanmean())}
-        return self.scores_of(rows, readings), {"metrics": metrics, "reasons": reasons_of(readings)}
+    async def __call__(self, *args: Any, **kwargs: Any) -> list[float | None]:
+        """As `Reward.__call__`; the trainer's log hooks are called on the event loop's own thread."""
+        extra: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
+        for hook in ("log_extra", "log_metric"):
+            if kwargs.get(hook) is not None:
+                kwargs[hook] = _defer(extra, kwargs[hook])
+        out = await asyncio.to_thread(self.reward, *args, **kwargs)
+        for function, values in extra:
+            function(*values)
+        return out
 
 
 def bounds_of(reward: Reward) -> tuple[float, float]:
@@ -364,146 +308,6 @@ def with_prompt_of(owner: Any, options: dict[str, Any]) -> dict[str, Any]:
     return {**options, "prompt": own}
 
 
-def reasons_of(readings: Sequence[Reading]) -> list[str]:
-    """Why each row has no score, if it has none: what the first reading says that could not read it."""
-    every = zip(*(reading.reasons for reading in readings), strict=True)
-    return [next((why for why in row if why), "the judge gave NaN") for row in every]
-
-
-class ProbabilityWeightedReward(LatentReward):
-    """Expected rating under the judge's label distribution, in rating points (0..10 with the default prompt).
-
-    Source: Girrbach et al. 2025, eq. 1 (arXiv 2509.24678).
-    """
-
-    kind = "weighted"
-
-    @property
-    def score_range(self) -> tuple[float, float]:
-        """Lowest and highest label value."""
-        return self._label_range()
-
-    def readout(self, reading: Reading) -> Tensor:
-        """(B,) rating points."""
-        assert reading.label_logprobs is not None
-        return readouts.expected_rating(reading.label_logprobs, self.values)
-
-
-class VerifierReward(LatentReward):
-    """P(yes) to a yes/no question, or its log-odds.
-
-    Args:
-        judge: a judge, or a model name.
-        output: "p" in [0, 1], renormalised over yes and no, or "log_odds", which keeps resolution where p saturates.
-        **options: see `Reward`.
-
-    Source: Girrbach et al. 2025, eq. 2.
-    """
-
-    kind = "verifier"
-    default_prompt = "verifier"
-
-    def __init__(
-        self, judge: Judge | str = "embedded", *, output: Literal["p", "log_odds"] = "p", **options: Any
-    ) -> None:
-        if output not in ("p", "log_odds"):
-            raise ValueError(f"output must be 'p' or 'log_odds', got {output!r}")
-        self.output = output
-        super().__init__(judge, **options)
-        if set(self.values) != {0.0, 1.0}:
-            raise ValueError(
-                f"VerifierReward needs labels with values 0 and 1; prompt {self.prompt.name!r} has {self.values}"
-            )
-
-    def options(self) -> dict[str, Any]:
-        """The output."""
-        return {"output": self.output}
-
-    @property
-    def score_range(self) -> tuple[float, float]:
-        """0 to 1; log-odds have no ends."""
-        return self._label_range() if self.output == "p" else super().score_range
-
-    def readout(self, reading: Reading) -> Tensor:
-        """(B,) probability or nats."""
-        assert reading.label_logprobs is not None
-        function = readouts.p_yes if self.output == "p" else readouts.log_odds
-        return function(reading.label_logprobs, self.values)
-
-
-class CrossLayerReward(LatentReward):
-    """Expected rating of label logits averaged over all layers (uniform weights unless given).
-
-    Args:
-        judge: a judge, or a model name.
-        lens: "normed" (through the final norm) or "raw" (as the published code does).
-        weights: (L+1,) layer weights, or (L,) with `drop_last`; None is uniform.
-        drop_last: leave out the last layer, as the published code does.
-        **options: see `Reward`.
-
-    Source: Lai et al. 2025 (LAGER).
-    """
-
-    kind = "cross_layer"
-
-    def __init__(
-        self,
-        judge: Judge | str = "embedded",
-        *,
-        lens: Lens = "normed",
-        weights: Sequence[float] | None = None,
-        drop_last: bool = False,
-        **options: Any,
-    ) -> None:
-        if lens not in ("raw", "normed"):
-            raise ValueError(f"lens must be 'raw' or 'normed', got {lens!r}")
-        self.lens, self.drop_last = lens, drop_last
-        self.weights = None if weights is None else [float(w) for w in weights]
-        super().__init__(judge, **options)
-
-    def _default_name(self) -> str:
-        return super()._default_name() + ("-raw" if self.lens == "raw" else "")
-
-    def options(self) -> dict[str, Any]:
-        """Lens and layer weights."""
-        return {"lens": self.lens, "weights": self.weights, "drop_last": bool(self.drop_last)}
-
-    @property
-    def score_range(self) -> tuple[float, float]:
-        """Lowest and highest label value."""
-        return self._label_range()
-
-    @property
-    def need(self) -> Need:
-        """Labels on every layer."""
-        return Need(labels=True, layer_logits=frozenset({self.lens}))
-
-    def readout(self, reading: Reading) -> Tensor:
-        """(B,) rating points."""
-        weights = None if self.weights is None else torch.tensor(self.weights)
-        logits = reading.layer_label_logits[self.lens]
-        return readouts.cross_layer(logits, self.values, weights=weights, drop_last=self.drop_last)
-
-
-class AsyncReward:
-    """Async twin of a reward: the work runs in a thread, so that other async rewards and I/O go on meanwhile."""
-
-    def __init__(self, reward: Reward) -> None:
-        self.reward = reward
-        self.__name__ = reward.__name__
-
-    async def __call__(self, *args: Any, **kwargs: Any) -> list[float | None]:
-        """As `Reward.__call__`; the trainer's log hooks are called on the event loop's own thread."""
-        extra: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
-        for hook in ("log_extra", "log_metric"):
-            if kwargs.get(hook) is not None:
-                kwargs[hook] = _defer(extra, kwargs[hook])
-        out = await asyncio.to_thread(self.reward, *args, **kwargs)
-        for function, values in extra:
-            function(*values)
-        return out
-
-
 def _check_lists(**given: Any) -> None:
     """Refuse one text or message where a list of them is due: its letters or keys would be taken for rows."""
     for name, value in given.items():
@@ -515,133 +319,3 @@ def _check_lists(**given: Any) -> None:
 
 def _defer(calls: list[tuple[Callable[..., None], tuple[Any, ...]]], function: Callable[..., None]) -> Any:
     return lambda *values: calls.append((function, values))
-
-
-def group_statistics(prompts: Sequence[Any], rewards: np.ndarray) -> dict[str, float]:
-    """How much a batch of rewards tells GRPO; groups are rows with the same prompt content, wherever they stand.
-
-    Args:
-        prompts: B prompts.
-        rewards: (B,) with NaN for missing ones.
-
-    Returns:
-        `spread`: mean within-group standard deviation; `tie_share`: share of same-prompt pairs with equal rewards;
-        `flat_groups`: share of groups of two or more whose rewards are all equal (they give GRPO no gradient);
-        `missing`: share of rows without reward. NaN where no group has two rewards.
-    """
-    groups: dict[str, list[float]] = {}
-    for prompt, reward in zip(prompts, rewards, strict=True):
-        key = prompt_key(prompt)
-        groups.setdefault(key, [])
-        if not np.isnan(reward):
-            groups[key].append(float(reward))
-    several = [np.asarray(g) for g in groups.values() if len(g) > 1]
-    if not several:
-        nan = float("nan")
-        return {"spread": nan, "tie_share": nan, "flat_groups": nan, "missing": _share(np.isnan(rewards))}
-    pairs = [(g[:, None] == g[None, :])[np.triu_indices(len(g), 1)] for g in several]
-    return {
-        "spread": float(np.mean([g.std() for g in several])),
-        "tie_share": _share(np.concatenate(pairs)),
-        "flat_groups": _share(np.array([g.min() == g.max() for g in several])),
-        "missing": _share(np.isnan(rewards)),
-    }
-
-
-def _share(flags: np.ndarray) -> float:
-    return float(np.mean(flags)) if len(flags) else float("nan")
-
-
-def build_reward(kind: str, /, judge: Judge | str = "embedded", **options: Any) -> Reward:
-    """A reward by its short name, e.g. `build_reward("verifier", judge, output="log_odds", name="sure")`.
-
-    `prompt` of a reward made of others ("guarded", "contrastive", "ensemble") is that of its members, but for a gate.
-
-    Raises:
-        ValueError: unknown name or option.
-    """
-    if kind not in REWARDS:
-        raise ValueError(f"unknown reward {kind!r}; known are {sorted(REWARDS)}")
-    try:
-        return REWARDS[kind](judge, **options)
-    except TypeError as err:
-        raise ValueError(f"reward {kind!r}: {err}") from err
-
-
-def _likert(scale: Literal[5, 10]) -> Callable[..., Reward]:
-    def make(judge: Judge | str = "embedded", *, guided: bool = False, **options: Any) -> Reward:
-        from latent_rewards.rewards.likert import GuidedLikertReward, LikertReward
-
-        kind = GuidedLikertReward if guided else LikertReward
-        return kind(judge, scale_points=scale, **options)
-
-    return make
-
-
-def _probe(judge: Judge | str = "embedded", path: str | Path = "embedded", **options: Any) -> Reward:
-    from latent_rewards.probes.probe import ProbeReward
-
-    return ProbeReward(judge, path, **options)
-
-
-def _part(judge: Judge | str, of: str | Mapping[str, Any], prompt: Any = None) -> LatentReward:
-    """A member of a composite: a name, or its options with the name under "reward"; a prompt of its own comes first."""
-    options = {"reward": of} if isinstance(of, str) else dict(of)
-    if prompt is not None and options.get("prompt") is None:
-        options["prompt"] = prompt
-    reward = build_reward(options.pop("reward", "weighted"), judge, **options)
-    if not isinstance(reward, LatentReward):
-        raise ValueError(f"{reward.__name__} is sampled; only rewards that are read can be combined")
-    return reward
-
-
-def _guarded(
-    judge: Judge | str = "embedded",
-    of: str | Mapping[str, Any] = "weighted",
-    gate: str | Mapping[str, Any] | None = None,
-    *,
-    prompt: str | Path | JudgePrompt | None = None,
-    **options: Any,
-) -> Reward:
-    from latent_rewards.rewards.guarded import GuardedReward
-
-    judge = HFJudge(judge) if isinstance(judge, str) else judge
-    return GuardedReward(_part(judge, of, prompt), gate=None if gate is None else _part(judge, gate), **options)
-
-
-def _contrastive(
-    judge: Judge | str = "embedded",
-    of: str | Mapping[str, Any] = "weighted",
-    *,
-    prompt: str | Path | JudgePrompt | None = None,
-    **options: Any,
-) -> Reward:
-    from latent_rewards.rewards.composite import ContrastiveReward
-
-    return ContrastiveReward(_part(judge, of, prompt), **options)
-
-
-def _ensemble(
-    judge: Judge | str = "embedded",
-    of: Sequence[str | Mapping[str, Any]] = ("weighted", "verifier"),
-    *,
-    prompt: str | Path | JudgePrompt | None = None,
-    **options: Any,
-) -> Reward:
-    from latent_rewards.rewards.composite import EnsembleReward
-
-    judge = HFJudge(judge) if isinstance(judge, str) else judge
-    return EnsembleReward([_part(judge, part, prompt) for part in of], **options)
-
-
-REWARDS: dict[str, Callable[..., Reward]] = {
-    "weighted": ProbabilityWeightedReward,
-    "verifier": VerifierReward,
-    "cross_layer": CrossLayerReward,
-    "likert5": _likert(5),
-    "likert10": _likert(10),
-    "probe": _probe,
-    "guarded": _guarded,
-    "contrastive": _contrastive,
-    "ensemble": _ensemble,
-}

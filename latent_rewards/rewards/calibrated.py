@@ -112,9 +112,9 @@ class CalibratedReward(Reward):
     kind = "calibrated"
 
     def __init__(self, reward: Reward, calibration: Calibration | str | Path, **options: Any) -> None:
-        self.reward = reward
+        self.reward = reward._as_part()
         self.calibration = calibration if isinstance(calibration, Calibration) else Calibration.load(calibration)
-        options.setdefault("name", f"{reward.__name__}-{self.calibration.method}")
+        options.setdefault("name", f"{self.reward.__name__}-{self.calibration.method}")
         super().__init__(reward.judge, **with_prompt_of(reward, options))
 
     def options(self) -> dict[str, Any]:
@@ -129,6 +129,9 @@ class CalibratedReward(Reward):
         with np.errstate(invalid="ignore"):  # a slope of 0 on infinite ends
             low, high = np.sort(self.calibration.predict(bounds_of(self.reward)))
         return float(low), float(high)
+
+    def _read_together(self, prompts: list[Any], completions: list[Any], columns: Mapping[str, Any]) -> None:
+        self.reward._read_together(prompts, completions, columns)
 
     def _score(
         self, prompts: list[Any], completions: list[Any], columns: Mapping[str, Any]

@@ -12,7 +12,8 @@ import numpy as np
 
 from latent_rewards.judge.hf import Need, Reading, Request
 from latent_rewards.judge.prompts import to_text
-from latent_rewards.rewards.base import LatentReward, bounds_of, with_prompt_of
+from latent_rewards.rewards.base import bounds_of, with_prompt_of
+from latent_rewards.rewards.latent import LatentReward
 
 
 class ContrastiveReward(LatentReward):
@@ -43,8 +44,8 @@ class ContrastiveReward(LatentReward):
     ) -> None:
         if against not in ("task", "shuffled"):
             raise ValueError(f"against must be 'task' or 'shuffled', got {against!r}")
-        self.reward, self.against, self.weight = reward, against, float(weight)
-        options.setdefault("name", f"{reward.__name__}-vs-{against}")
+        self.reward, self.against, self.weight = reward._as_part(), against, float(weight)
+        options.setdefault("name", f"{self.reward.__name__}-vs-{against}")
         super().__init__(reward.judge, **with_prompt_of(reward, options))
 
     def _prepare(self) -> None:
@@ -115,9 +116,9 @@ class EnsembleReward(LatentReward):
             raise ValueError(f"how must be 'min' or 'mean', got {how!r}")
         if len(rewards) < 2 or any(r.judge is not rewards[0].judge for r in rewards):
             raise ValueError("an ensemble needs two rewards or more on the same judge object")
-        self.rewards, self.how = list(rewards), how
+        self.rewards, self.how = [r._as_part() for r in rewards], how
         self._set(location or [0.0] * len(rewards), scales or [1.0] * len(rewards))
-        options.setdefault("name", f"{how}-" + "-".join(r.__name__ for r in rewards))
+        options.setdefault("name", f"{how}-" + "-".join(r.__name__ for r in self.rewards))
         super().__init__(rewards[0].judge, **with_prompt_of(rewards[0], options))
 
     def options(self) -> dict[str, Any]:

@@ -11,7 +11,8 @@ import numpy as np
 
 from latent_rewards.judge.hf import Need, Reading, Request
 from latent_rewards.judge.prompts import to_text
-from latent_rewards.rewards.base import LatentReward, bounds_of, with_prompt_of
+from latent_rewards.rewards.base import bounds_of, with_prompt_of
+from latent_rewards.rewards.latent import LatentReward
 from latent_rewards.rewards.relevance import log_odds, weights_hash, without_copies
 
 _OPENER = re.compile(
@@ -171,10 +172,11 @@ class GuardedReward(LatentReward):
             if reward.bounds is None:
                 raise ValueError(f"{reward.__name__} has no lowest score; give floor=")
             floor = reward.bounds[0]
-        self.reward, self.gate, self.gate_below, self.guards = reward, gate, gate_below, tuple(guards)
+        self.reward, self.gate = reward._as_part(), None if gate is None else gate._as_part()
+        self.gate_below, self.guards = gate_below, tuple(guards)
         self.gate_slope, self.relevance = gate_slope, float(relevance)
         self.floor = float(floor)
-        options.setdefault("name", f"{reward.__name__}-guarded")
+        options.setdefault("name", f"{self.reward.__name__}-guarded")
         super().__init__(reward.judge, **with_prompt_of(reward, options))
 
     def _prepare(self) -> None:

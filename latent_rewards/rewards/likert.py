@@ -16,7 +16,8 @@ from torch import Tensor
 from latent_rewards.judge.hf import Judge, Reading
 from latent_rewards.judge.prompts import JudgePrompt
 from latent_rewards.judge.requests import in_halves
-from latent_rewards.rewards.base import LatentReward, Reward
+from latent_rewards.rewards.base import Reward
+from latent_rewards.rewards.latent import LatentReward
 
 # What each judge drew last, so that rewards on the same samples draw them once.
 _drawn: weakref.WeakKeyDictionary[Judge, tuple[Any, np.ndarray]] = weakref.WeakKeyDictionary()

@@ -10,7 +10,8 @@ import numpy as np
 
 from latent_rewards.judge.fingerprint import layout_of
 from latent_rewards.judge.prompts import JudgePrompt
-from latent_rewards.rewards.base import LatentReward, Reward, bounds_of, with_prompt_of
+from latent_rewards.rewards.base import Reward, bounds_of, with_prompt_of
+from latent_rewards.rewards.latent import LatentReward
 
 
 class ReasonedReward(Reward):
@@ -45,7 +46,7 @@ class ReasonedReward(Reward):
         seed: int = 42,
         **options: Any,
     ) -> None:
-        self.reward, self.feedback_prompt = reward, JudgePrompt.load(feedback_prompt)
+        self.reward, self.feedback_prompt = reward._as_part(), JudgePrompt.load(feedback_prompt)
         if "feedback" not in reward.prompt.slots:
             raise ValueError(
                 f"prompt {reward.prompt.name!r} has no {{{{ feedback }}}} slot; use prompt='weighted_reasoned'"
@@ -56,7 +57,7 @@ class ReasonedReward(Reward):
             raise ValueError(f"rationales must be at least 1, got {rationales}")
         self.rationales, self.temperature = rationales, temperature if rationales > 1 else 0.0
         self.max_new_tokens, self.seed = max_new_tokens, seed
-        options.setdefault("name", f"{reward.__name__}-reasoned")
+        options.setdefault("name", f"{self.reward.__name__}-reasoned")
         super().__init__(reward.judge, **with_prompt_of(reward, options))
 
     def options(self) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from latent_rewards.files.outputs import Scores
 from latent_rewards.files.sources import Chunk, InputError, RowError
 from latent_rewards.judge.reading import Request
 from latent_rewards.judge.transcripts import split_column
-from latent_rewards.rewards.base import LatentReward, Reward
+from latent_rewards.rewards.base import Reward
+from latent_rewards.rewards.latent import LatentReward
 
 SHOWN = 20
 

@@ -1,1 +1,4 @@
-"""routing."""
+"""Which model should answer: scores predicted from the prompt alone.
+
+Begin at `router` (`Router`: fit, predict, choose, save); `policies` measures what routing is worth.
+"""

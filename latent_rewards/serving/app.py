@@ -15,13 +15,13 @@ from fastapi.responses import JSONResponse, Response
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
-import latent_rewards
 from latent_rewards.judge import reading
 from latent_rewards.serving import compat, schemas
 from latent_rewards.serving.batching import QueueFullError
 from latent_rewards.serving.bodies import JsonRequest
 from latent_rewards.serving.guard import Guard
 from latent_rewards.serving.service import RequestError, Service
+from latent_rewards.version import __version__
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ def create_app(service: Service, *, failed: Callable[[], None] = lambda: None) -
         failed: called when a judge cannot be loaded.
     """
     app = FastAPI(
-        title="latent-rewards", version=latent_rewards.__version__, lifespan=_lifespan(service, failed),
+        title="latent-rewards", version=__version__, lifespan=_lifespan(service, failed),
         summary="Rewards from the inside of a frozen judge model.",
     )  # fmt: skip
     app.router.route_class = Route
@@ -148,7 +148,7 @@ def _add_state_routes(app: FastAPI, service: Service) -> None:
             width=judge.blocks.config.hidden_size, capabilities=sorted(judge.capabilities),
             rewards={name: reward.prompt.name for name, reward in service.rewards[0].items()},
             max_rows=service.settings.max_rows, max_text_chars=service.settings.max_text_chars,
-            version=latent_rewards.__version__,
+            version=__version__,
         )  # fmt: skip
 
 

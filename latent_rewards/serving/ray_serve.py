@@ -10,7 +10,7 @@ import os
 from typing import Any
 
 from latent_rewards.judge.hf import HFJudge
-from latent_rewards.rewards.base import build_reward
+from latent_rewards.rewards.build import build_reward
 from latent_rewards.serving.app import create_app
 from latent_rewards.serving.service import Service
 from latent_rewards.serving.settings import ServeSettings

@@ -17,8 +17,9 @@ from latent_rewards.judge.assemble import absolute_layers
 from latent_rewards.judge.hf import HFJudge
 from latent_rewards.judge.prompts import JudgePrompt, to_segments
 from latent_rewards.judge.reading import Need, Reading, Request, Row, unread
-from latent_rewards.probes.probe import ProbeReward
-from latent_rewards.rewards.base import LatentReward, Reward, reasons_of
+from latent_rewards.rewards.base import Reward
+from latent_rewards.rewards.latent import LatentReward, reasons_of
+from latent_rewards.rewards.probe import ProbeReward
 from latent_rewards.serving.batching import Batcher, Job
 from latent_rewards.serving.merging import joins
 from latent_rewards.serving.metrics import Metrics

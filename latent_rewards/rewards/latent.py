@@ -1,0 +1,229 @@
+"""Rewards that are one pure readout of what the judge has read."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from latent_rewards import readouts
+from latent_rewards.judge.hf import Judge, Lens, Need, Reading
+from latent_rewards.judge.reading import Request
+from latent_rewards.judge.requests import read_all
+from latent_rewards.rewards.base import Reward, _all
+
+logger = logging.getLogger(__name__)
+
+_turns = itertools.count(1)  # of rewards, as trainers call them
+
+
+class LatentReward(Reward):
+    """A reward that is one pure readout of the judge's `Reading`."""
+
+    _called = 0  # the turn in which a trainer last did
+
+    @property
+    def need(self) -> Need:
+        """What this readout asks of the forward."""
+        return Need(labels=True)
+
+    def readout(self, reading: Reading) -> Tensor:
+        """(B,) scores of a reading; rewards that ask for several readings have `scores_of` instead."""
+        raise NotImplementedError(f"{type(self).__name__} is no readout of one reading; use scores_of")
+
+    def requests(self, rows: Sequence[Mapping[str, Any]]) -> list[Request]:
+        """What the judge has to read to score B rows."""
+        return [Request(self.prompt, list(rows), self.need)]
+
+    def scores_of(self, rows: Sequence[Mapping[str, Any]], readings: Sequence[Reading]) -> np.ndarray:
+        """(B,) float64 scores, NaN where there is none, from the readings of `requests(rows)`."""
+        scores = self.readout(readings[0])
+        return torch.where(torch.isfinite(scores), scores, torch.nan).double().numpy()
+
+    def _prepare(self) -> None:
+        missing = {
+            "labels": self.need.labels,
+            "hidden": bool(self.need.hidden),
+            "layer_logits": bool(self.need.layer_logits),
+        }
+        lacks = sorted(k for k, v in missing.items() if v and k not in self.judge.capabilities)
+        if lacks:
+            raise ValueError(f"{type(self).__name__} needs {lacks}, which judge {self.judge.name!r} cannot give")
+        self.judge.check(self.prompt, self.need)
+        self._register()
+
+    def _register(self) -> None:
+        register = getattr(self.judge, "register", None)
+        if register is not None:
+            register(self.prompt, self.need)
+
+    def _read_together(self, prompts: list[Any], completions: list[Any], columns: Mapping[str, Any]) -> None:
+        """One forward for all rewards that a trainer has on this judge: it is about to call them on the same rows.
+
+        Rewards of other prompts cost their questions only. Which ones a trainer has is what it called since it last
+        called this one; the first time, all that live are taken. Left alone: rewards that these rows lack a column
+        for, and calls outside a trainer, whose rows no other reward may ever see.
+        """
+        from_trainer = {"trainer_state", "completion_ids", "log_metric"} & columns.keys()
+        if not from_trainer or not hasattr(self.judge, "read_many"):
+            return
+        together: list[Request] = []
+        before, self._called = self._called, next(_turns)
+        for reward in sorted(_all, key=lambda r: r.__name__):
+            if not isinstance(reward, LatentReward) or reward.judge is not self.judge or reward._called < before:
+                continue
+            given = {"prompt", "completion", *reward.prompt.optional, *(k for k, v in columns.items() if v is not None)}
+            if set(reward.prompt.slots) <= given:
+                together += reward.requests(reward.rows(prompts, completions, columns))
+        if len(together) < 2 or not prompts:
+            return
+        try:
+            read_all(self.judge, together)
+        except ValueError as err:  # the reward that cannot be read says so itself, if it is called
+            logger.debug("reading one reward at a time: %s", err)
+
+    @property
+    def values(self) -> tuple[float, ...]:
+        """Value of each label of the prompt."""
+        assert self.prompt.labels is not None
+        return self.prompt.labels.values
+
+    def _label_range(self) -> tuple[float, float]:
+        return min(self.values), max(self.values)
+
+    def _score(
+        self, prompts: list[Any], completions: list[Any], columns: Mapping[str, Any]
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        rows = self.rows(prompts, completions, columns)
+        if not rows:
+            return np.zeros(0), {"metrics": {}, "reasons": []}
+        readings = read_all(self.judge, self.requests(rows))
+        mass = readings[0].label_mass
+        metrics = {} if mass is None else {"label_mass": float(mass.nanmean())}
+        return self.scores_of(rows, readings), {"metrics": metrics, "reasons": reasons_of(readings)}
+
+
+def reasons_of(readings: Sequence[Reading]) -> list[str]:
+    """Why each row has no score, if it has none: what the first reading says that could not read it."""
+    every = zip(*(reading.reasons for reading in readings), strict=True)
+    return [next((why for why in row if why), "the judge gave NaN") for row in every]
+
+
+class ProbabilityWeightedReward(LatentReward):
+    """Expected rating under the judge's label distribution, in rating points (0..10 with the default prompt).
+
+    Source: Girrbach et al. 2025, eq. 1 (arXiv 2509.24678).
+    """
+
+    kind = "weighted"
+
+    @property
+    def score_range(self) -> tuple[float, float]:
+        """Lowest and highest label value."""
+        return self._label_range()
+
+    def readout(self, reading: Reading) -> Tensor:
+        """(B,) rating points."""
+        assert reading.label_logprobs is not None
+        return readouts.expected_rating(reading.label_logprobs, self.values)
+
+
+class VerifierReward(LatentReward):
+    """P(yes) to a yes/no question, or its log-odds.
+
+    Args:
+        judge: a judge, or a model name.
+        output: "p" in [0, 1], renormalised over yes and no, or "log_odds", which keeps resolution where p saturates.
+        **options: see `Reward`.
+
+    Source: Girrbach et al. 2025, eq. 2.
+    """
+
+    kind = "verifier"
+    default_prompt = "verifier"
+
+    def __init__(
+        self, judge: Judge | str = "embedded", *, output: Literal["p", "log_odds"] = "p", **options: Any
+    ) -> None:
+        if output not in ("p", "log_odds"):
+            raise ValueError(f"output must be 'p' or 'log_odds', got {output!r}")
+        self.output = output
+        super().__init__(judge, **options)
+        if set(self.values) != {0.0, 1.0}:
+            raise ValueError(
+                f"VerifierReward needs labels with values 0 and 1; prompt {self.prompt.name!r} has {self.values}"
+            )
+
+    def options(self) -> dict[str, Any]:
+        """The output."""
+        return {"output": self.output}
+
+    @property
+    def score_range(self) -> tuple[float, float]:
+        """0 to 1; log-odds have no ends."""
+        return self._label_range() if self.output == "p" else super().score_range
+
+    def readout(self, reading: Reading) -> Tensor:
+        """(B,) probability or nats."""
+        assert reading.label_logprobs is not None
+        function = readouts.p_yes if self.output == "p" else readouts.log_odds
+        return function(reading.label_logprobs, self.values)
+
+
+class CrossLayerReward(LatentReward):
+    """Expected rating of label logits averaged over all layers (uniform weights unless given).
+
+    Args:
+        judge: a judge, or a model name.
+        lens: "normed" (through the final norm) or "raw" (as the published code does).
+        weights: (L+1,) layer weights, or (L,) with `drop_last`; None is uniform.
+        drop_last: leave out the last layer, as the published code does.
+        **options: see `Reward`.
+
+    Source: Lai et al. 2025 (LAGER).
+    """
+
+    kind = "cross_layer"
+
+    def __init__(
+        self,
+        judge: Judge | str = "embedded",
+        *,
+        lens: Lens = "normed",
+        weights: Sequence[float] | None = None,
+        drop_last: bool = False,
+        **options: Any,
+    ) -> None:
+        if lens not in ("raw", "normed"):
+            raise ValueError(f"lens must be 'raw' or 'normed', got {lens!r}")
+        self.lens, self.drop_last = lens, drop_last
+        self.weights = None if weights is None else [float(w) for w in weights]
+        super().__init__(judge, **options)
+
+    def _default_name(self) -> str:
+        return super()._default_name() + ("-raw" if self.lens == "raw" else "")
+
+    def options(self) -> dict[str, Any]:
+        """Lens and layer weights."""
+        return {"lens": self.lens, "weights": self.weights, "drop_last": bool(self.drop_last)}
+
+    @property
+    def score_range(self) -> tuple[float, float]:
+        """Lowest and highest label value."""
+        return self._label_range()
+
+    @property
+    def need(self) -> Need:
+        """Labels on every layer."""
+        return Need(labels=True, layer_logits=frozenset({self.lens}))
+
+    def readout(self, reading: Reading) -> Tensor:
+        """(B,) rating points."""
+        weights = None if self.weights is None else torch.tensor(self.weights)
+        logits = reading.layer_label_logits[self.lens]
+        return readouts.cross_layer(logits, self.values, weights=weights, drop_last=self.drop_last)
