@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from latent_rewards.evaluation import report
+from latent_rewards.evaluation.report import write as report
 from latent_rewards.files.outputs import to_json
 
 

@@ -26,7 +26,8 @@ from latent_rewards.probes.card import table
 from latent_rewards.probes.features import Features
 from latent_rewards.probes.layer_weights import TuneOptions, tune_layers
 from latent_rewards.readouts import cross_layer, expected_rating
-from latent_rewards.stats.pairs import bootstrap, mean_of_parts, pair_indices, wins
+from latent_rewards.stats.bootstrap import mean_estimate, mean_of
+from latent_rewards.stats.pairs import pair_indices, wins
 
 TUNED_ON = (*RATED, "listwise/topical_chat")
 LENSES = ("normed", "raw")
@@ -151,7 +152,7 @@ def pairs(files: list[File], scores: dict[str, list[np.ndarray]]) -> list[dict]:
         if (file.pair >= 0).any():
             won = {k: outcomes(file, s[i]) for k, s in scores.items()}
             rows.append(
-                {"file": file.name, "n": len(won["last layer"][0])} | {k: bootstrap(*w) for k, w in won.items()}
+                {"file": file.name, "n": len(won["last layer"][0])} | {k: mean_estimate(*w)[:3] for k, w in won.items()}
             )
     rows.append(
         {"file": "mean", "n": sum(r["n"] for r in rows)} | {k: float(np.mean([r[k][0] for r in rows])) for k in scores}
@@ -178,8 +179,8 @@ def differences(files: list[File], scores: dict[str, list[np.ndarray]]) -> list[
             gaps = []
             for i, f in paired:
                 (wa, group), (wb, _) = outcomes(f, scores[a][i]), outcomes(f, scores[b][i])
-                gaps.append((wa - wb, group))
-            row["pairs"] = mean_of_parts(gaps)
+                gaps.append(mean_estimate(wa - wb, group))
+            row["pairs"] = mean_of(gaps)[:3]
         rows.append(row)
     return rows
 

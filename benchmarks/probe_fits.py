@@ -74,7 +74,7 @@ class Bench:
         self.unseen = ~self.sample.dev[self.read][self.better]
         self.random = self.sample.random[self.read][self.better]
         self.adversarial = np.char.startswith(self.sample.subset[self.read][self.better], "Adversarial")
-        self.matched = length_matched(self.column("length"), self.better, self.worse)
+        self.matched = length_matched(*(self.column("length")[rows] for rows in (self.better, self.worse)))
         self.longer = np.sign(self.column("length")[self.better] - self.column("length")[self.worse])
 
     @property

@@ -43,7 +43,13 @@ from latent_rewards import JudgePrompt, readouts
 from latent_rewards.files.outputs import to_json
 from latent_rewards.probes.card import table
 from latent_rewards.probes.cross_validation import cross_validate
-from latent_rewards.stats.pairs import bootstrap, mean_of_parts, wins
+from latent_rewards.stats.bootstrap import mean_estimate, mean_of
+from latent_rewards.stats.pairs import wins
+
+
+def mean_of_files(parts: list[tuple[np.ndarray, np.ndarray]]) -> tuple[float, float, float]:
+    """Mean over files with its interval, from (values, groups) of each."""
+    return mean_of([mean_estimate(*part) for part in parts])[:3]
 
 
 def list_rho(bench: Bench, score: np.ndarray) -> dict[str, object]:
@@ -58,7 +64,7 @@ def list_rho(bench: Bench, score: np.ndarray) -> dict[str, object]:
     rhos, groups, unseen = (np.array(c) for c in zip(*found, strict=True))
     out: dict[str, object] = {}
     for tag, part in (("unseen ", unseen.astype(bool)), ("", np.ones(len(rhos), bool))):
-        out |= {f"{tag}lists": int(part.sum()), f"{tag}rho": bootstrap(rhos[part], groups[part])}
+        out |= {f"{tag}lists": int(part.sum()), f"{tag}rho": mean_estimate(rhos[part], groups[part])[:3]}
     return out
 
 
@@ -71,8 +77,9 @@ def report(bench: Bench, scorer: str, score: np.ndarray, only: np.ndarray | None
         flat, matched = rows & bench.random, rows & bench.matched
         sides = [right[rows & (bench.longer == s)] for s in (1, -1)]
         row |= {
-            f"{tag}n": int(flat.sum()), f"{tag}accuracy": bootstrap(right[flat], bench.group[flat]),
-            f"{tag}n matched": int(matched.sum()), f"{tag}matched": bootstrap(right[matched], bench.group[matched]),
+            f"{tag}n": int(flat.sum()), f"{tag}accuracy": mean_estimate(right[flat], bench.group[flat])[:3],
+            f"{tag}n matched": int(matched.sum()),
+            f"{tag}matched": mean_estimate(right[matched], bench.group[matched])[:3],
             f"{tag}balanced": float(np.mean([s.mean() for s in sides])) if all(map(len, sides)) else float("nan"),
         }  # fmt: skip
     if bench.name.startswith("listwise"):
@@ -115,13 +122,13 @@ def summary(benches: dict[str, Bench], scores: dict[str, dict[str, np.ndarray]])
         for tag in ("unseen ", ""):
             parts = enough([won(b, s, b.matched & (b.unseen if tag else True)) for b, s in mine])
             row[f"{tag}n matched"] = sum(len(p[0]) for p in parts)
-            row[f"{tag}mean matched"] = mean_of_parts(parts)
-        row["unseen mean accuracy"] = mean_of_parts(enough([won(b, s, b.random & b.unseen) for b, s in mine]))
+            row[f"{tag}mean matched"] = mean_of_files(parts)
+        row["unseen mean accuracy"] = mean_of_files(enough([won(b, s, b.random & b.unseen) for b, s in mine]))
         if names is pairwise and "pairwise/llmbar" in benches:
             bench = benches["pairwise/llmbar"]
             for tag in ("unseen ", ""):
                 part = won(bench, scores[bench.name][scorer], bench.adversarial & (bench.unseen if tag else True))
-                row[f"{tag}LLMBar adversarial"] = bootstrap(*part)
+                row[f"{tag}LLMBar adversarial"] = mean_estimate(*part)[:3]
         out.append(row)
     return out
 
@@ -135,8 +142,8 @@ def curve(benches: dict[str, Bench], recipe: Recipe, sizes: tuple[int, ...] = (2
         for prompts in (*(s for s in sizes if s < have), have):
             score = in_distribution(benches, name, recipe, prompts)
             row = {"file": name, "training prompts": prompts, "unseen n": int(bench.unseen[bench.random].sum())}
-            row["unseen accuracy"] = bootstrap(*won(bench, score, bench.random & bench.unseen))
-            row["unseen matched"] = bootstrap(*won(bench, score, bench.matched & bench.unseen))
+            row["unseen accuracy"] = mean_estimate(*won(bench, score, bench.random & bench.unseen))[:3]
+            row["unseen matched"] = mean_estimate(*won(bench, score, bench.matched & bench.unseen))[:3]
             out.append(row)
     return out
 
@@ -159,14 +166,14 @@ def choose(
                 dev = enough([won(benches[n], s, benches[n].matched & ~benches[n].unseen) for n, s in scores.items()])
                 row = {"layers": side_by_side, "strength": strength, "guards": "+".join(guards)}
                 row |= {
-                    "dev mean matched": mean_of_parts(dev),
+                    "dev mean matched": mean_of_files(dev),
                     "n": sum(len(v) for v, _ in dev),
                 }
                 if hard := benches.get("pairwise/llmbar"):
                     part = won(hard, scores[hard.name], hard.adversarial & ~hard.unseen)
-                    row["dev LLMBar adversarial"] = bootstrap(*part)
+                    row["dev LLMBar adversarial"] = mean_estimate(*part)[:3]
                 inside = [benches[n] for n in IN_DISTRIBUTION if n in benches]
-                row["dev in distribution"] = mean_of_parts(
+                row["dev in distribution"] = mean_of_files(
                     [won(b, in_distribution(benches, b.name, tried), b.matched & ~b.unseen) for b in inside]
                 )
                 print(row, flush=True)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from latent_rewards.best_of_n.choice_of_n import choose_n, expected_gold
-from latent_rewards.evaluation.plots import COLOURS
+from latent_rewards.evaluation.report.plots import COLOURS
 from latent_rewards.files.outputs import to_json
 from latent_rewards.judge.prompts import to_text
 from latent_rewards.stats.bootstrap import Estimate, difference, mean_estimate

@@ -47,12 +47,12 @@ from latent_rewards.distillation.teacher_choice import (
 )
 from latent_rewards.distillation.trainer import MultiTeacherGKDTrainer
 from latent_rewards.engine.loading import EMBEDDED, resolve_model
+from latent_rewards.files.runs import PACKAGES, as_options, versions
 from latent_rewards.rewards.response_scores import score_responses
+from latent_rewards.stats.distributions import row_means
 from recipes.distill_data import given_responses, kept, mapping, read_prompts, respond, write_json
 from recipes.distill_models import HeldOutText, load_student, load_teacher, sample_responses
 from recipes.distill_report import draw, examples, write_report
-from recipes.grpo import as_options
-from recipes.report import package_versions, prompt_means
 
 
 @dataclass
@@ -159,7 +159,7 @@ def prepare(args: DistillArguments, training: GKDConfig) -> Material:
     extra = {r.__name__: choose_teachers(scored.scores[r.__name__], present=present) for r in also}
     report = choice_report(names, choices | extra, scores=scored.scores[reward.__name__], gold=gold)
     report["mean_score"] = {
-        r.__name__: dict(zip(names, prompt_means(scored.scores[r.__name__].T).tolist(), strict=True)) for r in rewards
+        r.__name__: dict(zip(names, row_means(scored.scores[r.__name__].T).tolist(), strict=True)) for r in rewards
     }
     report["unscored"] = {n: len(why) for n, why in scored.reasons.items()}
     report["examples"] = examples(names, prompts, responses, scored.scores, choices)
@@ -283,9 +283,7 @@ def finish(args: DistillArguments, out: Path, m: Material, before: Any, after: A
     held = json.loads((out / "held_out.json").read_text(encoding="utf-8"))
     responses = [[held[name][i] for name in m.teachers] for i in range(len(m.held))]
     found = score_responses([m.reward, *m.also], m.held, responses, cache=out / "scores").scores
-    of_teachers = {
-        reward: dict(zip(m.teachers, prompt_means(s.T).tolist(), strict=True)) for reward, s in found.items()
-    }
+    of_teachers = {reward: dict(zip(m.teachers, row_means(s.T).tolist(), strict=True)) for reward, s in found.items()}
     text = write_report(out, args, m.names, before, after, of_teachers)
     draw(out / "distill.png", args, m.names, before, after)
     print(f"\n{text}\n\nfiles: {out}/", flush=True)
@@ -305,7 +303,7 @@ def main(argv: list[str] | None = None) -> int:
     (out / "runs").mkdir(parents=True, exist_ok=True)
     record = {
         "config": {"script": asdict(args), "training": training.to_dict(), "model": asdict(model)},
-        "versions": package_versions(), "command": " ".join(sys.argv),
+        "versions": versions(*PACKAGES), "command": " ".join(sys.argv),
     }  # fmt: skip
     first = PartialState().is_main_process
     if first:

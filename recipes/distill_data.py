@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,11 @@ import numpy as np
 import yaml
 from accelerate import PartialState
 
+from latent_rewards.data.prompts import load_prompts
+from latent_rewards.files.atomic import write_text
+from latent_rewards.files.keys import prompt_key
 from latent_rewards.files.outputs import to_json
 from recipes.distill_models import sample_responses
-from recipes.grpo import ScriptArguments, load_prompts
 
 
 def mapping(entry: Any) -> dict[str, Any]:
@@ -31,8 +32,9 @@ def as_messages(prompt: Any) -> list[dict[str, str]]:
 
 def read_prompts(args: Any, seed: int) -> tuple[list[Any], list[Any]]:
     """Training and held-out prompts, as messages."""
-    keys = ("dataset_name", "dataset_config", "dataset_split", "held_out")
-    train, held = load_prompts(ScriptArguments(**{k: getattr(args, k) for k in keys}), seed)
+    train, held = load_prompts(
+        args.dataset_name, args.dataset_config, args.dataset_split, held_out=args.held_out, seed=seed
+    )
     found = [as_messages(p) for p in train["prompt"]]
     return found[: args.limit], [as_messages(p) for p in held["prompt"]]
 
@@ -50,9 +52,7 @@ def kept(path: Path, make: Any) -> Any:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a file that is there as a whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(to_json(value, indent=1) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    write_text(path, to_json(value, indent=1) + "\n")
 
 
 def respond(
@@ -81,8 +81,8 @@ def given_responses(path: str, names: list[str], prompts: list[Any]) -> tuple[di
         ValueError: a prompt that the file lacks altogether.
     """
     lines = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
-    found = {json.dumps(as_messages(row["prompt"]), sort_keys=True): row for row in lines}
-    keys = [json.dumps(p, sort_keys=True) for p in prompts]
+    found = {prompt_key(as_messages(row["prompt"])): row for row in lines}
+    keys = [prompt_key(p) for p in prompts]
     lacking = [p for p, key in zip(prompts, keys, strict=True) if key not in found]
     if lacking:
         raise ValueError(f"{path} lacks {len(lacking)} of {len(prompts)} training prompts, e.g. {str(lacking[0])[:80]}")

@@ -12,41 +12,38 @@ baseline first.
 
 from __future__ import annotations
 
+import inspect
 import json
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
 from trl import TrlParser
 
-from latent_rewards.evaluation import report
 from latent_rewards.evaluation.benchmarks import expand
+from latent_rewards.evaluation.report import write as report
 from latent_rewards.evaluation.run import EvaluateConfig, evaluate
 
 
 @dataclass
-class Arguments:
+class Arguments(EvaluateConfig):
     """As `EvaluateConfig`, in a form that a command line can hold."""
 
-    judge: str = field(default="embedded", metadata={"help": "Hub id or folder of the judge, or 'embedded'."})
+    judge: str = "embedded"
     judge_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Further arguments of HFJudge, as JSON."}
     )
     rewards: list[str] = field(
-        default_factory=lambda: ["weighted", "verifier", "cross_layer", "likert10", "likert5"],
+        default_factory=lambda: list(EvaluateConfig().specs()),
         metadata={"help": "Names; 'probe:PATH' for a saved probe, 'weighted:PROMPT' for another prompt."},
     )
-    benchmarks: list[str] = field(default_factory=lambda: ["open_ended"], metadata={"help": "Files, names, patterns."})
-    output: str = field(default="runs/eval", metadata={"help": "Folder of the report and the cache."})
-    cache: str | None = field(default=None, metadata={"help": "Folder of the cache."})
-    limit: int | None = field(default=None, metadata={"help": "Most items of a benchmark."})
-    max_chars: int | None = field(default=None, metadata={"help": "Leave out items with longer texts."})
-    likert_limit: int | None = field(default=None, metadata={"help": "Most items that Likert judges rate."})
-    samples: int = field(default=10, metadata={"help": "Ratings sampled per response."})
-    keep_layers: list[int] = field(default_factory=list, metadata={"help": "Layers whose states go to the cache."})
-    batch: int = field(default=32, metadata={"help": "Texts between two commits to the cache."})
-    robustness_items: int = field(default=0, metadata={"help": "Items per benchmark for attacks and edits."})
-    consistency_items: int = field(default=0, metadata={"help": "Items per benchmark for pairwise prompts."})
-    resamples: int = field(default=1000, metadata={"help": "Bootstrap draws."})
+
+
+# The command line's help is what the configuration's docstring says of each field.
+ABOUT = re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", inspect.getdoc(EvaluateConfig) or "", re.MULTILINE)
+for name, text in ABOUT:
+    known = Arguments.__dataclass_fields__[name]
+    known.metadata = {"help": " ".join(text.split()).replace("%", "%%"), **known.metadata}
 
 
 def main() -> None:

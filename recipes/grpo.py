@@ -24,8 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
-from datasets import Dataset, load_dataset
+from datasets import Dataset
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer, ModelConfig, TrlParser, get_peft_config, get_quantization_config
 from trl.data_utils import is_conversational
@@ -33,9 +32,11 @@ from trl.models import unwrap_model_for_generation
 
 from latent_rewards import HFJudge, Reward, build_reward
 from latent_rewards.data import open_ended
+from latent_rewards.data.prompts import load_prompts
 from latent_rewards.engine.loading import EMBEDDED, resolve_model
 from latent_rewards.files.outputs import to_json
-from recipes.report import (
+from latent_rewards.files.runs import as_options
+from recipes.grpo_report import (
     HeldOut,
     draw_curves,
     draw_histograms,
@@ -105,19 +106,6 @@ def make_parser() -> TrlParser:
     return TrlParser((ScriptArguments, GRPOConfig, ModelConfig))
 
 
-def as_options(entry: Any, key: str) -> dict[str, Any]:
-    """Options of a judge or reward given as a name, a mapping, or YAML text of either.
-
-    Raises:
-        ValueError: neither, or the mapping lacks `key`.
-    """
-    value = yaml.safe_load(entry) if isinstance(entry, str) else entry
-    options = {key: value} if isinstance(value, str) else value
-    if not isinstance(options, dict) or not isinstance(options.get(key), str):
-        raise ValueError(f"expected a name or a mapping with the key {key!r}, got {entry!r}")
-    return dict(options)
-
-
 def build_rewards(options: ScriptArguments) -> tuple[HFJudge, list[Reward], Reward | None]:
     """The judge, the rewards to train on, and the baseline; all share the judge."""
     judge = HFJudge(**as_options(options.judge, "model"))
@@ -129,24 +117,6 @@ def build_rewards(options: ScriptArguments) -> tuple[HFJudge, list[Reward], Rewa
     given = [options.rewards] if isinstance(options.rewards, str) else options.rewards
     off = options.baseline in (None, "none", "null")
     return judge, [build(entry) for entry in given], None if off else build(options.baseline)
-
-
-def load_prompts(options: ScriptArguments, seed: int) -> tuple[Dataset, Dataset]:
-    """Training and held-out prompts: rows of `prompt` (text or messages) and any columns that the judge prompt uses."""
-    name = options.dataset_name
-    reader = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}.get(Path(name).suffix)
-    if name == "open_ended":
-        data = Dataset.from_list([{"prompt": [{"role": "user", "content": row["prompt"]}]} for row in open_ended()])
-    elif reader is not None:
-        data = load_dataset(reader, data_files=name, split="train")
-    else:
-        data = load_dataset(name, options.dataset_config, split=options.dataset_split)
-    if "prompt" not in data.column_names:
-        raise ValueError(f"{name}: expected a column 'prompt' (text or messages), found {data.column_names}")
-    if not 2 <= options.held_out < len(data):
-        raise ValueError(f"held_out must be at least 2 and below the {len(data)} prompts, got {options.held_out}")
-    parts = data.train_test_split(test_size=options.held_out, seed=seed)
-    return parts["train"], parts["test"]
 
 
 def sample_answers(trainer: GRPOTrainer, rows: Dataset, n: int) -> list[str]:
@@ -262,7 +232,8 @@ def main(argv: list[str] | None = None) -> int:
     options, training, model = make_parser().parse_args_and_config(argv)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    train_rows, held_rows = load_prompts(options, training.seed)
+    where = options.dataset_name, options.dataset_config, options.dataset_split
+    train_rows, held_rows = load_prompts(*where, held_out=options.held_out, seed=training.seed)
     judge, rewards, baseline = build_rewards(options)
     trainer = build_trainer(training, model, rewards, train_rows)
     main_process, n = trainer.accelerator.is_main_process, options.held_out_completions

@@ -31,6 +31,7 @@ import yaml
 from latent_rewards import HFJudge, build_reward
 from latent_rewards.evaluation.benchmarks.local import find
 from latent_rewards.files.outputs import to_json
+from latent_rewards.files.runs import PACKAGES, as_options, versions
 from latent_rewards.rewards.response_scores import score_responses
 from latent_rewards.routing.policies import (
     compare_policies,
@@ -41,8 +42,6 @@ from latent_rewards.routing.policies import (
     r_squared_by_model,
 )
 from latent_rewards.routing.router import EMBEDDER, Router, embed_prompts
-from recipes.grpo import as_options
-from recipes.report import package_versions
 from recipes.route_report import draw_quality_cost, draw_r2, write_markdown
 
 logger = logging.getLogger(__name__)
@@ -198,7 +197,7 @@ def main(argv: list[str] | None = None) -> int:
     costs = cost_curve(args, data, signals["gold"]["predicted"])
     router = Router(data.models, k=args.k, embedder=args.embedder)
     router.fit(data.prompts, data.gold, embeddings=embeddings).save(out / "router")
-    record = {"config": asdict(args), "versions": package_versions(), "judge": facts, "command": " ".join(sys.argv)}
+    record = {"config": asdict(args), "versions": versions(*PACKAGES), "judge": facts, "command": " ".join(sys.argv)}
     (out / "run.json").write_text(to_json(record, indent=2) + "\n", encoding="utf-8")
     text = write_markdown(out, args, signals, facts, costs)
     draw_r2(out / "r2.png", signals["gold"]["r2"])

@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from latent_rewards import HFJudge, ProbabilityWeightedReward
-from latent_rewards.best_of_n import BestOfNConfig, Selection, best_of_n, shards
-from latent_rewards.best_of_n.order_statistics import kth_smallest, smallest_kept
+from latent_rewards.best_of_n import BestOfNConfig, Selection, best_of_n, finish, shards
 from latent_rewards.best_of_n.work import JudgeFailedError
 from latent_rewards.cli.main import app
 from latent_rewards.files.sources import InputError
@@ -372,12 +372,12 @@ def test_full_disk_keeps_what_is_done(tmp_path: Path, folder: str, monkeypatch: 
         real(handle)
 
     options = [*judged_by(folder), "--batch-size", 5, "--shard-size", 10]
-    monkeypatch.setattr(shards.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     result = command("--input", source, "--output", tmp_path / "out", *options)
     assert result.exit_code == 3 and "No space left" in result.output and "run the same command again" in result.output
     done = list((tmp_path / "out" / "shards").iterdir())
     assert 0 < len(done) < 6 and all(p.name[0] != "." for p in done), "no half-written file stays"
-    monkeypatch.setattr(shards.os, "fsync", real)
+    monkeypatch.setattr(os, "fsync", real)
     assert command("--input", source, "--output", tmp_path / "out", *options).exit_code == 0
     assert command("--input", source, "--output", tmp_path / "whole", *options).exit_code == 0
     assert tree(tmp_path / "out") == tree(tmp_path / "whole")
@@ -498,28 +498,17 @@ def test_launchers_give_the_bytes_of_one_process(mode: str, small_run: Any) -> N
     check_kills(mode, 0, small_run, **({"engine": "ray"} if mode == "ray" else {}))
 
 
-# --- order statistics of streams
+# --- the best of all, on disk
 
-values = st.lists(st.one_of(st.integers(-3, 3).map(float), st.floats(allow_nan=False)), min_size=1, max_size=40)
-
-
-def chunked(numbers: list[float]) -> Any:
-    return lambda: (np.array(numbers[i : i + 7]) for i in range(0, len(numbers), 7))
+keys = st.tuples(st.integers(-1, 2) | st.floats(allow_nan=False), st.integers(0, 2) | st.floats(0, 1))
 
 
-@given(values, st.data())
-def test_kth_smallest_is_exact(numbers: list[float], data: Any) -> None:
-    k = data.draw(st.integers(1, len(numbers)))
-    found, below = kth_smallest(chunked(numbers), k)
-    assert found == sorted(numbers)[k - 1] and below == sum(x < found for x in numbers)
-    with pytest.raises(ValueError, match="asked for value"):
-        kth_smallest(chunked(numbers), len(numbers) + 1)
-
-
-@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=40), st.data())
-def test_smallest_kept_breaks_ties_by_key_then_order(pairs: list[tuple[int, int]], data: Any) -> None:
+@given(st.lists(keys, min_size=1, max_size=40), st.data())
+def test_smallest_kept_breaks_ties_by_key_then_order(pairs: list[tuple[float, float]], data: Any) -> None:
     k = data.draw(st.integers(0, len(pairs)))
-    first, second = ([float(p[i]) for p in pairs] for i in (0, 1))
-    kept = list(smallest_kept(chunked(first), chunked(second), k))
-    best = sorted(range(len(pairs)), key=lambda i: (first[i], second[i], i))[:k]
-    assert [i for i, keep in enumerate(kept) if keep] == sorted(best)
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(finish, "_CHUNK", 7)
+        np.array(pairs, dtype=np.float64).tofile(Path(folder) / "keys")
+        kept = list(finish.smallest_kept(Path(folder) / "keys", k))
+    best = sorted(range(len(pairs)), key=lambda i: (*pairs[i], i))[:k]
+    assert [i for i, keep in enumerate(kept) if keep] == sorted(best) and len(kept) == len(pairs)

@@ -22,7 +22,6 @@ from typer.testing import CliRunner
 
 from latent_rewards import HFJudge, ProbabilityWeightedReward, VerifierReward
 from latent_rewards.cli.main import app
-from latent_rewards.files import outputs as rowout
 from latent_rewards.files.outputs import open_output
 from latent_rewards.files.sources import open_source
 
@@ -406,7 +405,7 @@ def test_a_folder_comes_back_when_it_cannot_be_replaced(tmp_path, score, monkeyp
         return real(a, b)
 
     with monkeypatch.context() as patch:
-        patch.setattr(rowout.os, "replace", refuses_the_new_one)
+        patch.setattr(os, "replace", refuses_the_new_one)
         assert score("--input", source, "--output", out, "--overwrite").exit_code == 2
     assert read(out) == ROWS[:1] and sorted(os.listdir(tmp_path)) == ["in.jsonl", "out"]
 

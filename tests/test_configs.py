@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from latent_rewards.files.runs import as_options
 from latent_rewards.rewards.build import REWARDS
-from recipes.grpo import as_options, make_parser
+from recipes.grpo import make_parser
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 GRPO = sorted((CONFIGS / "grpo").rglob("*.yaml"))

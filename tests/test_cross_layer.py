@@ -93,5 +93,5 @@ def test_saved_weights_make_a_reward(folder, make_judge, tmp_path):
     (tmp_path / "layers.json").write_text("[]")
     with pytest.raises(ValueError, match="not layer weights"):
         LayerWeights.load(tmp_path)
-    with pytest.raises(FileNotFoundError, match="no layer weights"):
+    with pytest.raises(FileNotFoundError, match="holds no layer weights"):
         LayerWeights.load(tmp_path / "none")

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 
 from benchmarks import layer_weights_table, probe_fits, probe_sample, probe_table
+from benchmarks.probe_table import mean_of_files
 from latent_rewards import HFJudge, ProbeReward
 from latent_rewards.probes.cross_validation import out_of_fold
 from latent_rewards.probes.examples import prompt_group
 from latent_rewards.probes.fit import Data, FitOptions, fit_head
 from latent_rewards.probes.networks import head_scores
-from latent_rewards.stats.pairs import bootstrap, mean_of_parts
+from latent_rewards.stats.bootstrap import mean_estimate
 
 PAIRS = ("pairwise/alpacaeval_lenmatched", "pairwise/hhh_alignment", "pairwise/llmbar")
 RATED = ("single/autoj_single",)
@@ -116,15 +117,12 @@ def test_matched_pairs_of_a_list():
     assert len(probe_sample._matched_pairs(row, 1000, most=2, gap=1.0)) == 2
 
 
-def test_mean_of_parts():
+def test_mean_of_files():
     value, group = np.array([1.0, 0.0, 1.0, np.nan]), np.array([0, 0, 1, 1])
-    mean, low, high = mean_of_parts([(value, group), (np.zeros(3), np.arange(3)), (np.zeros(0), np.zeros(0))])
+    mean, low, high = mean_of_files([(value, group), (np.zeros(3), np.arange(3)), (np.zeros(0), np.zeros(0))])
     assert mean == pytest.approx((2 / 3 + 0) / 2) and low <= mean <= high
-    alone = mean_of_parts([(value, group)])
-    assert alone[0] == pytest.approx(bootstrap(value, group)[0]) and alone[1:] == pytest.approx(
-        bootstrap(value, group)[1:]
-    )
-    assert np.isnan(mean_of_parts([])).all()
+    assert mean_of_files([(value, group)]) == mean_estimate(value, group)[:3]
+    assert np.isnan(mean_of_files([])).all()
 
 
 def test_out_of_fold_scores_learn_nothing_from_noise():

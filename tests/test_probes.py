@@ -21,7 +21,8 @@ from latent_rewards.probes.features import collect_features
 from latent_rewards.probes.fit import Data, FitOptions, check_disjoint, fit_head
 from latent_rewards.probes.networks import head_scores, kto_loss, ordinal_loss
 from latent_rewards.probes.probe import Probe, ProbeConfig
-from latent_rewards.stats.pairs import bootstrap, length_correlation, length_matched, pair_indices, pair_report, wins
+from latent_rewards.stats.bootstrap import mean_estimate
+from latent_rewards.stats.pairs import length_correlation, length_matched, pair_indices, pair_report, wins
 
 PROMPT = JudgePrompt.load("weighted")
 
@@ -161,9 +162,9 @@ def test_pair_metrics_by_hand():
     assert sorted(zip(better.tolist(), worse.tolist(), strict=True)) == [(0, 1), (0, 2), (1, 2)]
     score = np.array([1.0, 1.0, 3.0, 0.0, 0.0])
     assert wins(score, np.array([0, 0, 1]), np.array([1, 2, 2])).tolist() == [0.5, 0.0, 0.0]
-    assert length_matched(np.array([80, 100, 79]), np.array([0, 2]), np.array([1, 1])).tolist() == [True, False]
-    assert bootstrap(np.array([1.0, 1.0, np.nan]), np.array([0, 1, 2])) == (1.0, 1.0, 1.0)
-    assert math.isnan(bootstrap(np.zeros(0), np.zeros(0))[0])
+    assert length_matched(np.array([80, 79]), np.array([100, 100])).tolist() == [True, False]
+    assert mean_estimate(np.array([1.0, 1.0, np.nan]), np.array([0, 1, 2]))[:3] == (1.0, 1.0, 1.0)
+    assert math.isnan(mean_estimate(np.zeros(0), np.zeros(0))[0])
     assert length_correlation(np.array([1.0, 2.0, 3.0]), np.array([10, 20, 30])) == pytest.approx(1.0)
 
 
@@ -251,7 +252,7 @@ def test_broken_probe_files(trained, tmp_path):
             Probe.load(path)
     (path / "probe.safetensors").write_bytes(whole)
     for text, message in (
-        ("{", "not a probe description"),
+        ("{", "not a probe"),
         ("[]", "format 1"),
         (json.dumps({"format": 2}), "format 1, got 2"),
         (json.dumps(json.loads(config) | {"colour": 1}), "colour"),

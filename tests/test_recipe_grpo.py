@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recipes import grpo, report
+from latent_rewards.data.prompts import load_prompts
+from recipes import grpo
+from recipes import grpo_report as report
 
 TEMPLATE = (
     "{% for m in messages %}{{ '<s>' + m['role'] + ': ' + m['content'] + '</s>' }}{% endfor %}"
@@ -158,8 +160,8 @@ def test_bad_data_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"question": "?"}\n' * 4, encoding="utf-8")
     with pytest.raises(ValueError, match="expected a column 'prompt'"):
-        grpo.load_prompts(grpo.ScriptArguments(dataset_name=str(path)), 0)
+        load_prompts(str(path), held_out=16, seed=0)
     with pytest.raises(ValueError, match="held_out"):
-        grpo.load_prompts(grpo.ScriptArguments(held_out=96), 0)
-    train, held = grpo.load_prompts(grpo.ScriptArguments(held_out=16), 0)
+        load_prompts("open_ended", held_out=96, seed=0)
+    train, held = load_prompts("open_ended", held_out=16, seed=0)
     assert len(train) == 80 and not {str(p) for p in train["prompt"]} & {str(p) for p in held["prompt"]}

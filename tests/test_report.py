@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from latent_rewards.evaluation import benchmarks, charts, report, summary
+from latent_rewards.evaluation import benchmarks, summary
 from latent_rewards.evaluation.analysis import Analysis
+from latent_rewards.evaluation.report import charts
+from latent_rewards.evaluation.report import write as report
 from latent_rewards.evaluation.run import SCHEMA
 from latent_rewards.evaluation.scorers import Column
 

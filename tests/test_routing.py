@@ -188,7 +188,7 @@ def test_router_refuses(words: None, tmp_path: Path) -> None:
         router.route(["y"], available=["b"])
     with pytest.raises(ValueError, match=r"unknown models \['c'\]"):
         router.route(["y"], available=["c"])
-    with pytest.raises(ValueError, match="holds no saved router"):
+    with pytest.raises(FileNotFoundError, match="holds no saved router"):
         Router.load(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="messages with text"):
         prompt_text([{"role": "user", "content": [{"type": "image"}]}])

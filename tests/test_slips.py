@@ -21,8 +21,8 @@ from latent_rewards.probes.fit import Data, FitOptions, fit_head
 from latent_rewards.probes.guards import pair_weights, row_weights
 from latent_rewards.rewards.group_statistics import group_statistics
 from latent_rewards.routing.policies import mean_out_of_fold, predict_out_of_fold
-from latent_rewards.stats.bootstrap import mean_estimate, statistic_estimate
-from latent_rewards.stats.pairs import bootstrap, mean_of_parts, pair_report
+from latent_rewards.stats.bootstrap import mean_estimate, mean_of, statistic_estimate
+from latent_rewards.stats.pairs import pair_report
 
 NAN = float("nan")
 
@@ -77,10 +77,13 @@ def test_the_interval_of_an_estimate_has_both_tails_of_its_level(groups, level):
         assert (e.low, e.high) == (pytest.approx(low, abs=0.02), pytest.approx(high, abs=0.02))
 
 
-def test_the_intervals_of_probes_have_two_and_a_half_percent_on_each_side():
+def test_the_interval_of_a_mean_of_estimates_has_two_and_a_half_percent_on_each_side():
     values, group = np.random.default_rng(1).normal(3, 1, 900), np.arange(900)
     half = stats.norm.ppf(0.975) * values.std() / 30
-    for mean, low, high in (bootstrap(values, group, draws=8000), mean_of_parts([(values, group)], draws=8000)):
+    one = mean_estimate(values, group, resamples=8000)
+    two = mean_of([mean_estimate(values[s::2], group[s::2], resamples=8000) for s in (0, 1)], resamples=8000)
+    assert mean_of([one]) == one
+    for mean, low, high in (one[:3], two[:3]):
         assert mean == pytest.approx(values.mean())
         assert (mean - low, high - mean) == (pytest.approx(half, rel=0.06), pytest.approx(half, rel=0.06))
 

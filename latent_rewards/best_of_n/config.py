@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -12,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from latent_rewards.best_of_n.selection import Combination, Pairing, Ties
+from latent_rewards.files.atomic import write_first
 from latent_rewards.files.outputs import to_json
 from latent_rewards.files.sources import InputError
 from latent_rewards.judge.fingerprint import changed
@@ -225,18 +224,9 @@ class Manifest:
         content = _plain(content)
         known = self.read()
         if known is None:
-            handle, temp = tempfile.mkstemp(prefix=".manifest.", dir=self.path.parent)
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump(content, file, indent=1)
-                file.flush()
-                os.fsync(file.fileno())
-            try:
-                os.link(temp, self.path)  # unlike a rename, fails when another process was first
+            if write_first(self.path, json.dumps(content, indent=1)):
                 return
-            except FileExistsError:
-                known = self.read()
-            finally:
-                os.unlink(temp)
+            known = self.read()
         both = [k for k in known or {} if k in content]
         differ = changed({k: (known or {})[k] for k in both}, {k: content[k] for k in both})
         if differ:

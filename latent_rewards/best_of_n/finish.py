@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
+import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -17,8 +17,8 @@ import numpy as np
 from latent_rewards.best_of_n import selection as rules
 from latent_rewards.best_of_n.config import BestOfNConfig, Selection, selection_dict
 from latent_rewards.best_of_n.groups import Plan
-from latent_rewards.best_of_n.order_statistics import smallest_kept
-from latent_rewards.best_of_n.shards import ShardStore, dump, write_atomically
+from latent_rewards.best_of_n.shards import ShardStore, dump
+from latent_rewards.files.atomic import publish, write_text
 from latent_rewards.files.outputs import open_output, to_json
 from latent_rewards.files.sources import open_source
 from latent_rewards.judge.prompts import to_text
@@ -83,7 +83,7 @@ class Finisher:
             for path in (scored, selected):
                 _publish(path, self.folder / f"{path.stem}{suffix}")
         summary = {**{k: counts[k] for k in _COUNTED}, "made_by": self._made_by()}
-        write_atomically(self.folder / "summary.json", [to_json(summary, indent=1).encode()])
+        write_text(self.folder / "summary.json", to_json(summary, indent=1))
         return summary
 
     def earlier(self) -> dict[str, Any] | None:
@@ -131,16 +131,15 @@ class Finisher:
     def _global_fraction(self, temp: Path) -> Iterator[bool]:
         """For every completion in order whether it is among the best fraction of all; ties by the rule."""
         chosen, n = self.config.selection, 0
-        with (temp / "scores").open("wb") as scores, (temp / "ties").open("wb") as ties:
+        with (temp / "keys").open("wb") as file:
             for group in self._groups():
                 known = ~np.isnan(group.combined)
                 n += int(known.sum())
-                np.where(known, group.combined, -np.inf).tofile(scores)
-                _tie_keys(group, chosen).tofile(ties)
-        count = rules.fraction_count(n, chosen.fraction) if n else 0
-        return smallest_kept(
-            lambda: (-x for x in _floats(temp / "scores")), lambda: _floats(temp / "ties"), count
-        )  # negated: the smallest are the best, and what has no score is infinite
+                keys = np.empty(len(known), dtype=np.complex128)
+                keys.real = np.where(known, -group.combined, np.inf)  # the smallest are the best
+                keys.imag = _tie_keys(group, chosen)
+                keys.tofile(file)
+        return smallest_kept(temp / "keys", rules.fraction_count(n, chosen.fraction) if n else 0)
 
     def _scored_rows(self, group: Scored) -> Iterator[dict[str, Any]]:
         record, name = group.record, self.config.score_column
@@ -227,10 +226,26 @@ def _tie_keys(group: Scored, chosen: Selection) -> np.ndarray:
     return np.zeros(n)
 
 
-def _floats(path: Path) -> Iterator[np.ndarray]:
+def smallest_kept(path: Path, k: int) -> Iterator[bool]:
+    """For every key in a file, in order, whether it is among the k smallest; of equal ones the first.
+
+    The k-th is found in a copy beside it, on disk: memory does not grow with the file but for a byte a key.
+
+    Args:
+        path: complex128 keys without NaN: by real part, then by imaginary part.
+        k: how many are kept; 0 keeps none.
+    """
+    edge, left = complex(-np.inf), 0
+    if k:
+        ranked = np.memmap(shutil.copyfile(path, path.with_name("ranked")), np.complex128, "r+")
+        ranked.partition(k - 1)
+        edge = ranked[k - 1]
+        left = int(np.count_nonzero(ranked[:k] == edge))
     with path.open("rb") as file:
-        while len(chunk := np.fromfile(file, np.float64, _CHUNK)):
-            yield chunk
+        while len(chunk := np.fromfile(file, np.complex128, _CHUNK)):
+            same = chunk == edge
+            yield from ((chunk < edge) | (same & (np.cumsum(same) <= left))).tolist()
+            left -= int(same.sum())
 
 
 def _reply(prompt: Any, completion: Any) -> Any:
@@ -262,9 +277,7 @@ def _counts(group: Scored, selected: int) -> Counter[str]:
 def _publish(jsonl: Path, target: Path) -> None:
     """Put a finished file in its place, as JSONL or converted to Parquet."""
     if target.suffix == ".jsonl":
-        with jsonl.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(jsonl, target)
+        publish(jsonl, target)
     elif jsonl.stat().st_size:
         source = open_source(str(jsonl))
         with open_output(target, source, []) as write:

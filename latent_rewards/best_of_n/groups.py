@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from latent_rewards.best_of_n.config import BestOfNConfig
+from latent_rewards.files.keys import prompt_key
 from latent_rewards.files.sources import Chunk, InputError, Source, open_source
 from latent_rewards.judge.prompts import to_text
 from latent_rewards.judge.transcripts import PEEK, hold_prompts, holds_prompt, split, split_column
@@ -155,9 +156,7 @@ def _numbered_rows(source: Source, skip: int) -> Iterator[tuple[int, dict[str, A
 
 
 def _group_key(group: Group) -> Any:
-    if group.fault:
-        return group.number
-    return group.prompt if isinstance(group.prompt, str) else json.dumps(group.prompt, sort_keys=True, default=str)
+    return group.number if group.fault else prompt_key(group.prompt)
 
 
 def _single(number: int, row: dict[str, Any], fault: str | None, layout: Layout, config: BestOfNConfig) -> Group:

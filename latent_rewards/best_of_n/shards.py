@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
-import socket
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
+from latent_rewards.files.atomic import write_lines
 from latent_rewards.files.outputs import to_json
 
 logger = logging.getLogger(__name__)
@@ -66,7 +65,7 @@ class ShardStore:
         Raises:
             OSError: disk full, not writable; nothing appears.
         """
-        write_atomically(self.path(index), (dump(r) for r in records))
+        write_lines(self.path(index), (dump(r) for r in records))
         for left in self.folder.glob(f".{self.path(index).name}.*.tmp"):
             left.unlink(missing_ok=True)
 
@@ -82,32 +81,6 @@ class ShardStore:
         with self.path(index).open("rb") as file:
             for line in file:
                 yield json.loads(line)
-
-
-def write_atomically(path: Path, lines: Iterable[bytes]) -> None:
-    """Write lines to a file that appears whole or not at all, also after a power cut."""
-    temp = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.tmp")
-    try:
-        with temp.open("wb") as file:
-            file.writelines(lines)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temp, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temp.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename in a folder last, where the system can."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def dump(record: dict[str, Any]) -> bytes:

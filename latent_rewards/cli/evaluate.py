@@ -43,8 +43,8 @@ def evaluate(
     config: options.Config = None,
 ) -> None:
     """Compare latent scores with Likert ratings; a run that was stopped goes on where it was."""
-    from latent_rewards.evaluation import report
     from latent_rewards.evaluation.benchmarks import expand
+    from latent_rewards.evaluation.report import write as report
     from latent_rewards.evaluation.run import EvaluateConfig
     from latent_rewards.evaluation.run import evaluate as measure
 

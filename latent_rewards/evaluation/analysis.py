@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from scipy.stats import rankdata
 
 from latent_rewards.evaluation import tables
 from latent_rewards.evaluation.benchmarks.rows import Benchmark
@@ -16,7 +17,6 @@ from latent_rewards.evaluation.scorers import Column
 from latent_rewards.rewards.likert import mode_agreement
 from latent_rewards.stats import bootstrap, distributions
 from latent_rewards.stats.bootstrap import Estimate
-from latent_rewards.stats.correlation import ranks
 from latent_rewards.stats.ranking import best_of_n
 
 BINS = 20
@@ -187,7 +187,7 @@ class Analysis:
 def _percentiles(scores: np.ndarray) -> np.ndarray:
     out, known = np.full(len(scores), np.nan), ~np.isnan(scores)
     if known.any():
-        out[known] = (ranks(scores[known]) - 0.5) / known.sum()
+        out[known] = (rankdata(scores[known]) - 0.5) / known.sum()
     return out
 
 

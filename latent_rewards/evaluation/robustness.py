@@ -14,6 +14,7 @@ from latent_rewards.evaluation.attacks import KINDS, attacked
 from latent_rewards.evaluation.benchmarks.rows import Benchmark
 from latent_rewards.evaluation.scorers import Column
 from latent_rewards.stats import bootstrap
+from latent_rewards.stats.distributions import row_means
 
 Score = Callable[[Benchmark], Mapping[str, Column]]
 
@@ -113,15 +114,10 @@ def _report(
         hits, gains = (np.concatenate([a[i] for a in attacks[name]]) for i in (0, 1))
         kinds = np.array(KINDS)
         out["attacks"] = {
-            kind: bootstrap.mean_estimate(_row_mean(hits[:, use]), groups, resamples=resamples).to_dict()
+            kind: bootstrap.mean_estimate(row_means(hits[:, use]), groups, resamples=resamples).to_dict()
             for kind, use in [("all", kinds != ""), *((k, kinds == k) for k in dict.fromkeys(kinds.tolist()))]
         }
         by_kind = {k: v["value"] for k, v in out["attacks"].items() if k != "all" and v["value"] is not None}
         out["worst"] = max(by_kind, key=lambda k: by_kind[k], default=None)
-        out["gain"] = bootstrap.mean_estimate(_row_mean(gains), groups, resamples=resamples).to_dict()
+        out["gain"] = bootstrap.mean_estimate(row_means(gains), groups, resamples=resamples).to_dict()
     return out
-
-
-def _row_mean(values: np.ndarray) -> np.ndarray:
-    known = ~np.isnan(values)
-    return np.where(known.any(1), np.where(known, values, 0).sum(1) / np.maximum(known.sum(1), 1), np.nan)

@@ -9,7 +9,6 @@ import resource
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from latent_rewards.evaluation.readings import Readings
 from latent_rewards.evaluation.scorers import Column
 from latent_rewards.evaluation.stability import drift
 from latent_rewards.files.cache import Cache
+from latent_rewards.files.runs import versions
 from latent_rewards.judge.fingerprint import judge_key, layout_of
 from latent_rewards.judge.hf import HFJudge, Judge
 from latent_rewards.rewards.base import Reward
@@ -47,7 +47,7 @@ def evaluate(config: EvaluateConfig, judge: Judge | None = None) -> dict[str, An
         judge: a judge of your own, instead of `config.judge`.
 
     Returns:
-        The results as plain data (see `latent_rewards.evaluation.report`); None on processes other than the first.
+        The results as plain data (see `latent_rewards.evaluation.report.write`); None on all processes but the first.
 
     Raises:
         ValueError: a reward or a benchmark that cannot be used; before anything is read.
@@ -141,17 +141,10 @@ def _facts(config: EvaluateConfig, judge: Judge, rewards: Mapping[str, Reward]) 
             for name, r in rewards.items()
         },
         "rewards": {name: {"fingerprint": r.fingerprint, **r.facts} for name, r in rewards.items()},
-        "versions": {p: _version(p) for p in ("latent-rewards", "torch", "transformers", "numpy")},
+        "versions": versions("latent-rewards", "torch", "transformers", "numpy"),
         "python": platform.python_version(),
         "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "CPU",
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _memory() -> dict[str, float]:

@@ -14,6 +14,7 @@ from latent_rewards.judge.hf import Reading
 from latent_rewards.rewards.base import Reward
 from latent_rewards.rewards.latent import LatentReward
 from latent_rewards.rewards.likert import GuidedLikertReward, LikertReward, parse_rating
+from latent_rewards.stats.distributions import row_means
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -60,10 +61,8 @@ def _likert_columns(name: str, reward: LikertReward, readings: Readings, rows: R
     asked = np.array([a is not None and a[0] is not None for a in answers], dtype=bool)
     ratings = _ratings(reward, answers, reward.n_samples)
     seen = ~np.isnan(ratings)
-    count = seen.sum(1)
-    mean = np.where(count > 0, np.where(seen, ratings, 0).sum(1) / np.maximum(count, 1), np.nan)
     facts = {"asked": float(asked.sum())} | ({"parsed": float(seen[asked].mean())} if asked.any() else {})
-    made = {"one": ratings[:, 0], "mean": mean, "mode": np.array([_mode(row) for row in ratings])}
+    made = {"one": ratings[:, 0], "mean": row_means(ratings), "mode": np.array([_mode(row) for row in ratings])}
     if greedy:
         made["greedy"] = _ratings(reward, readings.fetch_answers(reward, rows, greedy=True), 1)[:, 0]
     return _rating_columns(name, reward, made, ratings, facts)

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from latent_rewards.files.atomic import publish, publish_folder
 from latent_rewards.files.sources import Chunk, InputError, Source, format_of, need_pyarrow, open_binary
 
 _ROW_GROUP = 4096
@@ -92,25 +93,14 @@ def open_output(path: Path, source: Source, names: list[str]) -> Iterator[Write]
         with _jsonl_writer(target) if kind == "jsonl" else _parquet_writer(target, source, names) as write:
             yield write
         if kind == "folder":
-            target = _save_folder(target, source, names, temp)
-        _replace(target, path, temp / "old")
+            publish_folder(_save_folder(target, source, names, temp), path, temp / "old")
+        else:
+            publish(target, path)
     except (OSError, EOFError, zlib.error) as err:
         raise InputError(f"{path} was not written, and what was there before is as it was: {err}") from err
     finally:
         if temp is not None:
             shutil.rmtree(temp, ignore_errors=True)
-
-
-def _replace(new: Path, path: Path, aside: Path) -> None:
-    if not path.is_dir():
-        os.replace(new, path)
-        return
-    os.replace(path, aside)
-    try:
-        os.replace(new, path)
-    except OSError:
-        os.replace(aside, path)
-        raise
 
 
 @contextlib.contextmanager

@@ -22,6 +22,22 @@ class InputError(ValueError):
     """What the user gave does not work; the message says what to do."""
 
 
+class RowError(ValueError):
+    """One row of a batch cannot be used.
+
+    Attributes:
+        row: its number in the batch, from 0.
+        reason: what is wrong with it.
+    """
+
+    def __init__(self, row: int, reason: object) -> None:
+        super().__init__(row, str(reason))
+        self.row, self.reason = row, str(reason)
+
+    def __str__(self) -> str:
+        return f"row {self.row}: {self.reason}"
+
+
 @dataclass
 class Chunk:
     """Some rows of a source.

@@ -19,6 +19,7 @@ from latent_rewards.engine.blocks import Blocks, States
 from latent_rewards.engine.invariant import InvariantForward
 from latent_rewards.engine.sampling import sample_answers
 from latent_rewards.engine.tree import TreeForward
+from latent_rewards.files.sources import RowError
 from latent_rewards.judge import fingerprint
 from latent_rewards.judge.assemble import assemble, assemble_alone, states_needed
 from latent_rewards.judge.describe import LOW_MASS, describe
@@ -389,14 +390,8 @@ class HFJudge:
         return self.blocks.longest_text
 
     def _encode(self, prompt: JudgePrompt, rows: Sequence[Row]) -> tuple[list[Encoded], list[str | None]]:
-        dialogues = []
-        for i, row in enumerate(rows):
-            try:
-                dialogues.append(prompt.render(row))
-            except ValueError as err:
-                raise ValueError(f"row {i}: {err}") from err
         limit = self._limit() - (self.trie(prompt).depth if prompt.labels else 0)
-        encoded = self.encoder.encode(dialogues)
+        encoded = self.encoder.encode(prompt.render_all(rows))
         size = self._check_ids(prompt)
         reasons = [e.problem or _beyond(e.ids, size) for e in encoded]
         for i, e in enumerate(encoded):
@@ -404,7 +399,7 @@ class HFJudge:
                 continue
             reason = f"{len(e.ids)} tokens, but this judge reads at most {limit}"
             if self.on_overflow == "error":
-                raise ValueError(f"row {i}: {reason}; shorten it, or set on_overflow='none' or 'truncate'")
+                raise RowError(i, f"{reason}; shorten it, or set on_overflow='none' or 'truncate'")
             cut = _cut_middle(e, len(e.ids) - limit) if self.on_overflow == "truncate" else None
             encoded[i] = cut or e
             reasons[i] = None if cut else reason

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from latent_rewards.files.sources import RowError
 from latent_rewards.judge.prompts import JudgePrompt
 from latent_rewards.judge.reading import Need, Reading, Row
 
@@ -76,11 +77,10 @@ class LockstepJudge:
 
     @staticmethod
     def _fault(prompt: JudgePrompt, rows: Sequence[Row]) -> str | None:
-        for i, row in enumerate(rows):
-            try:
-                prompt.render(row)
-            except ValueError as err:
-                return f"row {i}: {err}"
+        try:
+            prompt.render_all(rows)
+        except RowError as err:
+            return str(err)
         return None
 
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import yaml
 from jinja2 import TemplateError
 
+from latent_rewards.files.sources import RowError
 from latent_rewards.judge.labels import Labels
 from latent_rewards.judge.template import ENV, check_words, slots_of, ways_to_fill
 
@@ -189,6 +190,20 @@ class JudgePrompt:
         content = {k: getattr(self, k) for k in ("kind", "system", "body", "prefill", "scale", "pattern", "optional")}
         content["labels"] = self.labels.key if self.labels else None
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+    def render_all(self, rows: Sequence[Mapping[str, Any]]) -> list[Dialogue]:
+        """Fill the slots of every row; see `render`.
+
+        Raises:
+            RowError: the first row that cannot be filled in.
+        """
+        out = []
+        for i, row in enumerate(rows):
+            try:
+                out.append(self.render(row))
+            except ValueError as err:
+                raise RowError(i, err) from err
+        return out
 
     def render(self, row: Mapping[str, Any]) -> Dialogue:
         """Fill the slots of one row.

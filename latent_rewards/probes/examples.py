@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from latent_rewards.files.sources import numbered_rows
+from latent_rewards.files.sources import RowError, numbered_rows
 from latent_rewards.judge.layouts import BadRow, Judged, Kind, judged, kind_of, number
 from latent_rewards.judge.prompts import to_text
 
@@ -64,7 +64,7 @@ def _every(rows: Iterable[Mapping[str, Any]], kind: Kind, source: str) -> list[E
         try:
             out += _examples(judged(row, kind), i, str(source or row.get("source", "") if kind == "pair" else source))
         except (ValueError, TypeError, OverflowError) as err:
-            raise ValueError(f"row {i}: {err}") from err
+            raise RowError(i, err) from err
     return out
 
 

@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from latent_rewards.files.atomic import replacing, write_text
 from latent_rewards.files.seal import sealed, unsealed
 from latent_rewards.judge.fingerprint import changed, facts_of, layout_of
 from latent_rewards.judge.hf import Judge, Lens, Need, Reading
@@ -99,7 +100,7 @@ def collect_features(
     if (path / _META).is_file():
         _same(_read_info(path), info, path)
     else:
-        _write(path / _META, json.dumps(sealed(dataclasses.asdict(info)), indent=1))
+        write_text(path / _META, json.dumps(sealed(dataclasses.asdict(info)), indent=1))
     need = Need(prompt.labels is not None, frozenset(wanted), lens, frozenset(info.layer_logits))  # type: ignore[arg-type]
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     shards = _shards(path, info)
@@ -160,14 +161,11 @@ def write_shard(shard: Path, reading: Reading, rows: Sequence[Example], info: Fe
         tensors[f"layer_logits_{lens}"] = reading.layer_label_logits[lens].contiguous()
     facts = {"fingerprint": info.fingerprint, "prompt_hash": info.prompt_hash}
     facts |= {f"crc32:{name}": _checksum(tensor) for name, tensor in tensors.items()}
-    temp = shard.with_suffix(f".{os.getpid()}.tmp")
     try:
-        save_file(tensors, temp, metadata=facts)
-        os.replace(temp, shard)
+        with replacing(shard) as temp:
+            save_file(tensors, temp, metadata=facts)
     except (OSError, SafetensorError) as err:
         raise OSError(f"cannot write {shard}: {err}; shards before it are kept, so make room and run again") from err
-    finally:
-        temp.unlink(missing_ok=True)
 
 
 def _checksum(tensor: Tensor) -> str:
@@ -293,9 +291,3 @@ def _read_info(folder: Path) -> FeatureInfo:
         return info
     except (ValueError, TypeError, AttributeError, RecursionError) as err:
         raise ValueError(f"{folder / _META} is not a description of features: {err}") from err
-
-
-def _write(path: Path, text: str) -> None:
-    temp = path.with_suffix(f".{os.getpid()}.tmp")
-    temp.write_text(text, encoding="utf-8")
-    os.replace(temp, path)

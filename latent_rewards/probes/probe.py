@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,11 +12,9 @@ from typing import Any, Literal
 import torch
 import yaml
 from huggingface_hub import ModelHubMixin, hf_hub_download
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from latent_rewards.files.seal import sealed, unsealed
+from latent_rewards.files import artefact
 from latent_rewards.judge.hf import Judge
 from latent_rewards.judge.prompts import JudgePrompt
 
@@ -119,11 +116,7 @@ class Probe(ModelHubMixin):
         """Write probe.json, probe.safetensors, prompt.yaml and a model card (README.md) into `folder`."""
         from latent_rewards.probes.card import model_card
 
-        path = Path(folder)
-        path.mkdir(parents=True, exist_ok=True)
-        save_file(self.tensors, path / "probe.safetensors")
-        raw = sealed(dataclasses.asdict(self.config), path / "probe.safetensors")
-        (path / "probe.json").write_text(json.dumps(raw, indent=1), encoding="utf-8")
+        path = artefact.save(folder, "probe", dataclasses.asdict(self.config), self.tensors)
         (path / "prompt.yaml").write_text(prompt_yaml(self.prompt), encoding="utf-8")
         (path / "README.md").write_text(model_card(self), encoding="utf-8")
         return path
@@ -143,17 +136,9 @@ class Probe(ModelHubMixin):
                 f"no probe in {path} ({', '.join(missing)} missing); shipped probes are {shipped_probes()}, or give a "
                 "folder written by Probe.save"
             )
-        try:
-            tensors = load_file(path / "probe.safetensors")
-        except (SafetensorError, OSError, UnicodeDecodeError) as err:
-            raise ValueError(f"{path / 'probe.safetensors'}: corrupt or cut short ({err}); copy it again") from err
-        raw, config = _read_config(path / "probe.json")
-        try:
-            probe = cls(config, tensors, JudgePrompt.load(path / "prompt.yaml"))
-            unsealed(raw, path / "probe.safetensors")  # last, since what is wrong with a value says more
-        except (ValueError, TypeError, AttributeError, IndexError) as err:
-            raise ValueError(f"{path}: {err}") from err
-        return probe
+        with artefact.opened(path, "probe", "a probe") as (about, tensors):
+            fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in about.items()}
+            return cls(ProbeConfig(**fields), tensors, JudgePrompt.load(path / "prompt.yaml"))
 
     def _save_pretrained(self, save_directory: Path) -> None:
         self.save(save_directory)
@@ -217,18 +202,6 @@ def prompt_yaml(prompt: JudgePrompt) -> str:
         raw["labels"] = dict(zip(prompt.labels.names, prompt.labels.values, strict=True))
         raw["spellings"] = dict(zip(prompt.labels.names, map(list, prompt.labels.spellings), strict=True))
     return yaml.safe_dump(raw, sort_keys=False, allow_unicode=True)
-
-
-def _read_config(path: Path) -> tuple[dict[str, Any], ProbeConfig]:
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(raw, dict) or raw.get("format") != 1:
-            found = raw.get("format") if isinstance(raw, dict) else type(raw).__name__
-            raise ValueError(f"expected a probe description of format 1, got {found!r}")
-        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items() if k != "sha256"}
-        return raw, ProbeConfig(**fields)
-    except (ValueError, TypeError, RecursionError) as err:
-        raise ValueError(f"{path}: not a probe description: {err}") from err
 
 
 def _validate(config: ProbeConfig, tensors: Mapping[str, Tensor], prompt: JudgePrompt) -> None:

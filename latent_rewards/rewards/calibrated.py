@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,10 +9,8 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 
-from latent_rewards.files.seal import sealed, unsealed
+from latent_rewards.files import artefact
 from latent_rewards.judge.fingerprint import tensors_hash
 from latent_rewards.probes.examples import prompt_group
 from latent_rewards.rewards.base import Reward, bounds_of, with_prompt_of
@@ -84,13 +81,8 @@ class Calibration:
 
     def save(self, folder: str | Path) -> Path:
         """Write calibration.safetensors and calibration.json."""
-        path = Path(folder)
-        path.mkdir(parents=True, exist_ok=True)
-        save_file({"x": self.x, "y": self.y, "groups": self.groups}, path / "calibration.safetensors")
-        raw = {"format": 1, "method": self.method, "facts": self.facts}
-        raw = sealed(raw, path / "calibration.safetensors")
-        (path / "calibration.json").write_text(json.dumps(raw, indent=1), encoding="utf-8")
-        return path
+        about = {"method": self.method, "facts": self.facts}
+        return artefact.save(folder, "calibration", about, {"x": self.x, "y": self.y, "groups": self.groups})
 
     @classmethod
     def load(cls, folder: str | Path) -> Calibration:
@@ -100,19 +92,12 @@ class Calibration:
             FileNotFoundError: nothing there.
             ValueError: corrupt or foreign files.
         """
-        path = Path(folder)
-        if not (path / "calibration.json").is_file():
-            raise FileNotFoundError(f"no calibration.json in {path}")
-        try:
-            raw = json.loads((path / "calibration.json").read_text(encoding="utf-8"))
-            if raw.get("format") != 1 or raw.get("method") not in METHODS:
-                raise ValueError(f"expected format 1 and one of {METHODS}")
-            arrays = load_file(path / "calibration.safetensors")
-            unsealed(raw, path / "calibration.safetensors")
-            _check_arrays(raw["method"], arrays["x"], arrays["y"])
-            return cls(raw["method"], arrays["x"], arrays["y"], arrays["groups"], raw["facts"])
-        except (ValueError, TypeError, KeyError, AttributeError, OSError, SafetensorError, RecursionError) as err:
-            raise ValueError(f"{path}: not a calibration: {err}") from err
+        with artefact.opened(folder, "calibration", "a calibration") as (raw, tensors):
+            if raw.get("method") not in METHODS:
+                raise ValueError(f"unknown method {raw.get('method')!r}; known are {METHODS}")
+            x, y, groups = (tensors[k].numpy() for k in ("x", "y", "groups"))
+            _check_arrays(raw["method"], x, y)
+            return cls(raw["method"], x, y, groups, raw["facts"])
 
 
 class CalibratedReward(Reward):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+
+from latent_rewards.files.keys import prompt_key
 
 
 def group_statistics(prompts: Sequence[Any], rewards: np.ndarray) -> dict[str, float]:
@@ -23,7 +24,7 @@ def group_statistics(prompts: Sequence[Any], rewards: np.ndarray) -> dict[str, f
     """
     groups: dict[str, list[float]] = {}
     for prompt, reward in zip(prompts, rewards, strict=True):
-        key = prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True, default=str)
+        key = prompt_key(prompt)
         groups.setdefault(key, [])
         if not np.isnan(reward):
             groups[key].append(float(reward))

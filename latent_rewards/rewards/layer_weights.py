@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from latent_rewards.files.seal import sealed, unsealed
+from latent_rewards.files import artefact
 from latent_rewards.judge.hf import Judge, Lens
 from latent_rewards.judge.prompts import JudgePrompt
 from latent_rewards.rewards.latent import CrossLayerReward
@@ -45,13 +42,8 @@ class LayerWeights:
 
     def save(self, folder: str | Path) -> Path:
         """Write layers.safetensors and layers.json."""
-        path = Path(folder)
-        path.mkdir(parents=True, exist_ok=True)
-        save_file({"weights": self.weights.contiguous()}, path / "layers.safetensors")
-        raw = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "weights"}
-        raw = sealed({"format": 1, **raw}, path / "layers.safetensors")
-        (path / "layers.json").write_text(json.dumps(raw, indent=1), encoding="utf-8")
-        return path
+        about = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "weights"}
+        return artefact.save(folder, "layers", about, {"weights": self.weights})
 
     @classmethod
     def load(cls, folder: str | Path) -> LayerWeights:
@@ -61,21 +53,11 @@ class LayerWeights:
             FileNotFoundError: nothing there.
             ValueError: corrupt, cut short or foreign; the message starts with the file.
         """
-        path = Path(folder)
-        for name in ("layers.json", "layers.safetensors"):
-            if not (path / name).is_file():
-                raise FileNotFoundError(f"no layer weights in {path} ({name} missing)")
-        try:
-            raw = json.loads((path / "layers.json").read_text(encoding="utf-8"))
-            raw = unsealed(raw, path / "layers.safetensors")
-            if raw.pop("format", None) != 1:
-                raise ValueError("expected format 1")
-            weights = load_file(path / "layers.safetensors")["weights"]
+        with artefact.opened(folder, "layers", "layer weights") as (about, tensors):
+            weights = tensors["weights"]
             if weights.dim() != 1 or not torch.isfinite(weights).all():
                 raise ValueError("weights must be one finite vector")
-            return cls(weights, **raw)
-        except (ValueError, TypeError, KeyError, AttributeError, OSError, SafetensorError, RecursionError) as err:
-            raise ValueError(f"{path}: not layer weights: {err}") from err
+            return cls(weights, **about)
 
     def reward(
         self, judge: Judge, *, prompt: str | Path | JudgePrompt = "weighted", **options: Any

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,14 +11,13 @@ import numpy as np
 from tqdm import tqdm
 
 from latent_rewards.files.outputs import Scores
-from latent_rewards.files.sources import Chunk, InputError
+from latent_rewards.files.sources import Chunk, InputError, RowError
 from latent_rewards.judge.reading import Request
 from latent_rewards.judge.transcripts import split_column
 from latent_rewards.rewards.base import Reward
 from latent_rewards.rewards.latent import LatentReward
 
 SHOWN = 20
-_ROW = re.compile(r"^row (\d+): ")
 
 
 @dataclass
@@ -162,11 +160,8 @@ def _numbered(index: list[int], numbers: Sequence[int]) -> Iterator[None]:
     """Errors that name a row of the batch name it by its number in the input."""
     try:
         yield
-    except ValueError as err:
-        found = _ROW.match(str(err))
-        if found is None:
-            raise
-        raise InputError(f"row {numbers[index[int(found[1])]]}: {str(err)[found.end() :]}") from err
+    except RowError as err:
+        raise InputError(f"row {numbers[index[err.row]]}: {err.reason}") from err
 
 
 def required_slots(reward: Reward) -> list[str]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from latent_rewards.files.outputs import to_json
+from latent_rewards.files import artefact
 
 Kind = Literal["knn", "ridge", "boosted"]
 
@@ -268,35 +267,21 @@ class Router:
         Raises:
             ValueError: not fitted.
         """
-        from safetensors.numpy import save_file
-
         if self.embeddings_ is None or self.scores_ is None:
             raise ValueError("the router is not fitted; there is nothing to save")
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         keys = ("models", "kind", "k", "embedder", "prices", "price_weight")
-        settings = {"format": 1, **{key: getattr(self, key) for key in keys}}
-        (folder / "router.json").write_text(to_json(settings, indent=1) + "\n", encoding="utf-8")
-        arrays = {"embeddings": np.ascontiguousarray(self.embeddings_), "scores": np.ascontiguousarray(self.scores_)}
-        save_file(arrays, folder / "router.safetensors")
+        settings = {key: getattr(self, key) for key in keys}
+        artefact.save(folder, "router", settings, {"embeddings": self.embeddings_, "scores": self.scores_})
 
     @classmethod
     def load(cls, folder: str | Path) -> Router:
         """A saved router; it predicts what the saved one did.
 
         Raises:
-            ValueError: no router in that folder, or one of another format.
+            FileNotFoundError: no router in that folder.
+            ValueError: a damaged one, or one of another format.
         """
-        from safetensors.numpy import load_file
-
-        folder = Path(folder)
-        try:
-            settings = json.loads((folder / "router.json").read_text(encoding="utf-8"))
-            arrays = load_file(folder / "router.safetensors")
-        except (OSError, ValueError) as err:
-            raise ValueError(f"{folder} holds no saved router: {err}") from err
-        if settings.pop("format", None) != 1:
-            raise ValueError(f"{folder}: expected a router of format 1")
-        router = cls(settings.pop("models"), **settings)
-        router.embeddings_, router.scores_ = arrays["embeddings"], arrays["scores"]
-        return router
+        with artefact.opened(folder, "router", "a saved router") as (settings, tensors):
+            router = cls(settings.pop("models"), **settings)
+            router.embeddings_, router.scores_ = (tensors[k].numpy() for k in ("embeddings", "scores"))
+            return router

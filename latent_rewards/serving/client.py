@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 
+from latent_rewards.files.sources import RowError
 from latent_rewards.judge.prompts import JudgePrompt
 from latent_rewards.judge.reading import Need, Reading, Request, Row, unread
 from latent_rewards.serving.transport import JudgeServerError, Transport, encode
@@ -277,11 +278,7 @@ class OwnServer:
             return [reading for request in requests for reading in self.read_many([request])]
         rows = list(requests[0].rows)
         for request in requests:
-            for i, row in enumerate(rows):
-                try:
-                    request.prompt.render(row)
-                except ValueError as err:
-                    raise ValueError(f"row {i}: {err}") from err
+            request.prompt.render_all(rows)
         if self._max_rows is None:
             self.info()
         starts = _chunks(rows, self._max_rows or 1)
@@ -341,7 +338,7 @@ class _RowsFrom:
             if err.row is None:
                 raise ValueError(str(err)) from err
             said = str(err).partition(f"row {err.row}: ")[2] or str(err)
-            raise ValueError(f"row {self.start + err.row}: {said}") from err
+            raise RowError(self.start + err.row, said) from err
 
 
 def _chunks(rows: Sequence[Row], max_rows: int) -> list[int]:

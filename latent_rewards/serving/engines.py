@@ -168,13 +168,7 @@ class Engine:
     def _encode(
         self, prompt: JudgePrompt, rows: Sequence[Row], trie: LabelTrie
     ) -> tuple[list[list[int]], list[str | None]]:
-        dialogues = []
-        for i, row in enumerate(rows):
-            try:
-                dialogues.append(prompt.render(row))
-            except ValueError as err:
-                raise ValueError(f"row {i}: {err}") from err
-        encoded = self.encoder.encode(dialogues)
+        encoded = self.encoder.encode(prompt.render_all(rows))
         limit = (self.max_length or 1 << 30) - trie.depth - 1
         long = "{} tokens, but this judge reads at most {}"
         reasons = [e.problem or (long.format(len(e.ids), limit) if len(e.ids) > limit else None) for e in encoded]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from latent_rewards.files.keys import prompt_key
+from latent_rewards.files.sources import RowError
 from latent_rewards.judge.assemble import absolute_layers
 from latent_rewards.judge.hf import HFJudge
 from latent_rewards.judge.prompts import JudgePrompt, to_segments
@@ -121,11 +121,10 @@ class Service:
         Raises:
             RequestError: names the row.
         """
-        for i, row in enumerate(rows):
-            try:
-                prompt.render(row)
-            except ValueError as err:
-                raise RequestError(422, "bad_row", f"row {i}: {err}", row=i) from err
+        try:
+            prompt.render_all(rows)
+        except RowError as err:
+            raise RequestError(422, "bad_row", str(err), row=err.row) from err
 
     def check_prompt(self, prompt: JudgePrompt, need: Need) -> None:
         """The judge can read this.
@@ -290,6 +289,4 @@ def read_out(
 
 def _group(rows: Sequence[Row]) -> str:
     """Equal for requests whose first row has the same prompt."""
-    first = rows[0].get("prompt") if rows else None
-    text = first if isinstance(first, str) else json.dumps(first, sort_keys=True, default=str)
-    return hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=12).hexdigest()
+    return prompt_key(rows[0].get("prompt") if rows else None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -100,6 +100,23 @@ def difference(first: Estimate, second: Estimate, *, level: float = 0.95) -> Est
         raise ValueError(f"paired estimates need the same draws, got {len(first.draws)} and {len(second.draws)}")
     draws = first.draws - second.draws
     return _estimate(first.value - second.value, draws, min(first.n, second.n), first.groups, level)
+
+
+def mean_of(estimates: Sequence[Estimate], *, resamples: int = 2000, level: float = 0.95) -> Estimate:
+    """Mean of estimates on different data, each weighing the same; those without a value are left out.
+
+    Their draws are independent, so the interval is that of the mean of one draw of each.
+    """
+    known = [e for e in estimates if not np.isnan(e.value)]
+    if not known:
+        return _estimate(np.nan, np.full(resamples, np.nan), 0, 0, level)
+    if len(known) == 1:
+        return known[0]
+    rng = np.random.default_rng(0)
+    some = [e.draws[~np.isnan(e.draws)] for e in known]
+    draws = np.mean([rng.choice(d, resamples) if len(d) else np.full(resamples, np.nan) for d in some], axis=0)
+    n, groups = (sum(getattr(e, k) for e in known) for k in ("n", "groups"))
+    return _estimate(float(np.mean([e.value for e in known])), draws, n, groups, level)
 
 
 @functools.lru_cache(maxsize=2)

@@ -7,6 +7,12 @@ import math
 import numpy as np
 
 
+def row_means(values: np.ndarray) -> np.ndarray:
+    """(N,) mean of the known values of each row of (N, M); NaN where a row has none."""
+    known = ~np.isnan(values)
+    return np.where(known.any(1), np.where(known, values, 0.0).sum(1) / np.maximum(known.sum(1), 1), np.nan)
+
+
 def modal_share(scores: np.ndarray) -> float:
     """Share of the scores that equal the most frequent one: how compressed a scale is."""
     known = scores[~np.isnan(scores)]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.stats import rankdata
+
+from latent_rewards.stats.bootstrap import mean_estimate
+from latent_rewards.stats.correlation import spearman
 
 
 def pair_indices(
@@ -48,67 +50,9 @@ def wins(score: np.ndarray, better: np.ndarray, worse: np.ndarray) -> np.ndarray
     return np.where(np.isnan(gap), np.nan, (np.sign(gap) + 1) / 2)
 
 
-def length_matched(length: np.ndarray, better: np.ndarray, worse: np.ndarray, *, tolerance: float = 0.2) -> np.ndarray:
-    """(P,) whether the two lengths differ by at most `tolerance` of the longer one."""
-    a, b = length[better].astype(float), length[worse].astype(float)
+def length_matched(a: np.ndarray, b: np.ndarray, *, tolerance: float = 0.2) -> np.ndarray:
+    """(P,) whether two lengths differ by at most `tolerance` of the longer one; probes' 20 %, evaluations take 10 %."""
     return np.abs(a - b) <= tolerance * np.maximum(a, b)
-
-
-def bootstrap(
-    values: np.ndarray, group: np.ndarray, *, draws: int = 1000, seed: int = 42
-) -> tuple[float, float, float]:
-    """Mean and its 95 % interval, resampling groups (prompts), not rows.
-
-    Args:
-        values: (P,) NaN is left out.
-        group: (P,) group of each value.
-        draws: bootstrap samples.
-        seed: of the draws.
-
-    Returns:
-        (mean, low, high); NaN where there is nothing.
-    """
-    keep = ~np.isnan(values)
-    values, group = values[keep], group[keep]
-    if not len(values):
-        return (float("nan"),) * 3
-    _, index = np.unique(group, return_inverse=True)
-    sums, counts = np.bincount(index, values), np.bincount(index)
-    rng = np.random.default_rng(seed)
-    drawn = rng.integers(0, len(sums), (draws, len(sums)))
-    means = sums[drawn].sum(1) / counts[drawn].sum(1)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(values.mean()), float(low), float(high)
-
-
-def mean_of_parts(
-    parts: list[tuple[np.ndarray, np.ndarray]], *, draws: int = 1000, seed: int = 42
-) -> tuple[float, float, float]:
-    """Mean of several data sets' means, every set weighing the same, and its 95 % interval.
-
-    Groups (prompts) are resampled within each set.
-
-    Args:
-        parts: for each set (P,) values, NaN left out, and (P,) groups; sets without values are left out.
-        draws: bootstrap samples.
-        seed: of the draws.
-
-    Returns:
-        (mean, low, high); NaN where there is nothing.
-    """
-    rng = np.random.default_rng(seed)
-    kept = [(v[~np.isnan(v)], g[~np.isnan(v)]) for v, g in parts]
-    kept = [(v, g) for v, g in kept if len(v)]
-    if not kept:
-        return (float("nan"),) * 3
-    total = np.zeros(draws)
-    for values, group in kept:
-        _, index = np.unique(group, return_inverse=True)
-        sums, counts = np.bincount(index, values), np.bincount(index)
-        drawn = rng.integers(0, len(sums), (draws, len(sums)))
-        total += sums[drawn].sum(1) / counts[drawn].sum(1)
-    low, high = np.quantile(total / len(kept), [0.025, 0.975])
-    return float(np.mean([v.mean() for v, _ in kept])), float(low), float(high)
 
 
 def length_correlation(score: np.ndarray, length: np.ndarray, group: np.ndarray | None = None) -> float:
@@ -125,9 +69,7 @@ def length_correlation(score: np.ndarray, length: np.ndarray, group: np.ndarray 
         n = n - (np.bincount(index, n) / counts)[index]
         inside = counts[index] > 1
         s, n = s[inside], n[inside]
-    if len(s) < 3 or np.ptp(s) == 0 or np.ptp(n) == 0:
-        return float("nan")
-    return float(np.corrcoef(rankdata(s), rankdata(n))[0, 1])
+    return spearman(s, n) if len(s) >= 3 else float("nan")
 
 
 def pair_report(
@@ -150,15 +92,15 @@ def pair_report(
     better, worse = pair_indices(label, pair)
     won, g = wins(score, better, worse), group[better]
     base = wins(length.astype(float), better, worse)
-    matched = length_matched(length, better, worse)
+    matched = length_matched(length[better], length[worse])
     longer, shorter = won[base == 1], won[base == 0]
     both = [float(np.nanmean(x)) for x in (longer, shorter) if (~np.isnan(x)).any()]
     return {
         "n": int((~np.isnan(won)).sum()),
-        "accuracy": bootstrap(won, g),
-        "length_baseline": bootstrap(base, g),
+        "accuracy": mean_estimate(won, g)[:3],
+        "length_baseline": mean_estimate(base, g)[:3],
         "n_matched": int((~np.isnan(won[matched])).sum()),
-        "matched": bootstrap(won[matched], g[matched]),
+        "matched": mean_estimate(won[matched], g[matched])[:3],
         "balanced": float(np.mean(both)) if len(both) == 2 else float("nan"),
         "length_correlation": length_correlation(score, length, group),
     }

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from latent_rewards.files.keys import prompt_key
 from latent_rewards.judge.layouts import BadRow, Kind, judged, kind_of, number
 from latent_rewards.judge.prompts import to_text
 
@@ -34,7 +34,7 @@ class Item:
     @property
     def group(self) -> str:
         """Items of one prompt are not independent: the bootstrap draws them together."""
-        return hashlib.sha256(json.dumps(self.prompt, sort_keys=True).encode()).hexdigest()[:16]
+        return prompt_key(self.prompt)
 
 
 @dataclass(frozen=True)

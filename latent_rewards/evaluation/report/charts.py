@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup, escape
 
+PALETTE = [*(f"var(--s{i})" for i in range(1, 9)), "var(--muted)"]  # of the page; the last is for length
 
-def colours(names: Sequence[str]) -> dict[str, str]:
-    """CSS colour of each scorer: eight in a fixed order, one for all columns of a reward, grey for length."""
+
+def colours(names: Iterable[str], palette: Sequence[str] = PALETTE) -> dict[str, str]:
+    """Colour of each scorer: those of a palette in a fixed order, one for all columns of a reward, grey for length."""
+    *own, grey = palette
     families = list(dict.fromkeys(split(n)[0] for n in names))
-    found = {f: f"var(--s{i % 8 + 1})" for i, f in enumerate(families)} | {"length": "var(--muted)"}
+    found = {f: own[i % len(own)] for i, f in enumerate(families)} | {"length": grey}
     return {n: found[split(n)[0]] for n in names}
 
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from latent_rewards.evaluation.charts import split
+from latent_rewards.evaluation.report.charts import colours
 
 COLOURS = ["#2a78d6", "#1baf7a", "#eda100", "#008300", "#4a3aa7", "#e34948", "#e87ba4", "#eb6834"]
+PALETTE = [*COLOURS, "#888888"]
 
 
 def draw(results: Mapping[str, Any], folder: Path) -> list[Path]:
@@ -32,21 +33,21 @@ def draw(results: Mapping[str, Any], folder: Path) -> list[Path]:
     return made
 
 
-def colours(scorers: Any) -> dict[str, str]:
-    """Colour of each scorer; grey for the length baseline."""
-    families = list(dict.fromkeys(split(n)[0] for n in scorers))
-    found = {f: COLOURS[i % len(COLOURS)] for i, f in enumerate(families)} | {"length": "#888888"}
-    return {n: found[split(n)[0]] for n in scorers}
+def _panels(plt: Any, n: int, most: int, width: float, height: float) -> tuple[Any, list[Any]]:
+    """A figure of n panels in rows of at most so many."""
+    columns = min(n, most)
+    rows = -(-n // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(width * columns, height * rows), squeeze=False)
+    for ax in axes.flat[n:]:
+        ax.set_visible(False)
+    return figure, list(axes.flat[:n])
 
 
 def _metrics(results: Mapping[str, Any], plt: Any) -> Any:
     sets = results["benchmarks"]
-    columns = min(len(sets), 3)
-    rows = -(-len(sets) // columns)
-    height = 0.6 + 0.24 * len(sets[0]["scorers"])
-    figure, axes = plt.subplots(rows, columns, figsize=(4.2 * columns, height * rows), squeeze=False)
-    for ax, b in zip(axes.flat, sets, strict=False):
-        tint = colours(b["scorers"])
+    figure, axes = _panels(plt, len(sets), 3, 4.2, 0.6 + 0.24 * len(sets[0]["scorers"]))
+    for ax, b in zip(axes, sets, strict=True):
+        tint = colours(b["scorers"], PALETTE)
         for i, (name, s) in enumerate(b["scorers"].items()):
             f = s["metrics"][b["primary"]]
             if f["value"] is None:
@@ -60,25 +61,19 @@ def _metrics(results: Mapping[str, Any], plt: Any) -> Any:
         ax.invert_yaxis()
         ax.grid(axis="x", color="#dddddd", lw=0.6)
         ax.set_title(f"{b['name']}: {b['primary']}", loc="left", fontsize=9)
-    for ax in axes.flat[len(sets) :]:
-        ax.set_visible(False)
     figure.tight_layout()
     return figure
 
 
 def _histograms(results: Mapping[str, Any], plt: Any) -> Any:
     pooled = pool_histograms(results)
-    columns = min(len(pooled), 4)
-    rows = -(-len(pooled) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(2.6 * columns, 1.7 * rows), squeeze=False)
-    tint = colours(pooled)
-    for ax, (name, h) in zip(axes.flat, pooled.items(), strict=False):
+    figure, axes = _panels(plt, len(pooled), 4, 2.6, 1.7)
+    tint = colours(pooled, PALETTE)
+    for ax, (name, h) in zip(axes, pooled.items(), strict=True):
         edges = np.linspace(h["range"][0], h["range"][1], len(h["counts"]) + 1)
         ax.bar(edges[:-1], h["counts"], np.diff(edges) * 0.9, align="edge", color=tint[name])
         ax.set_title(name, loc="left", fontsize=9)
         ax.set_yticks([])
-    for ax in axes.flat[len(pooled) :]:
-        ax.set_visible(False)
     figure.tight_layout()
     return figure
 
@@ -89,7 +84,8 @@ def _agreement(results: Mapping[str, Any], plt: Any) -> Any:
         return None
     figure, ax = plt.subplots(figsize=(5, 0.5 + 0.4 * len(found)))
     values = [f["value"] for f in found.values()]
-    ax.barh(list(found), values, color=[colours(results["benchmarks"][0]["scorers"])[n] for n in found], height=0.6)
+    tint = colours(results["benchmarks"][0]["scorers"], PALETTE)
+    ax.barh(list(found), values, color=[tint[n] for n in found], height=0.6)
     for i, v in enumerate(values):
         ax.text(v + 0.01, i, f"{v:.0%}", va="center")
     ax.set_xlim(0, 1.1)

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from latent_rewards.evaluation.html import page
-from latent_rewards.evaluation.plots import draw
+from latent_rewards.evaluation.report.html import page
+from latent_rewards.evaluation.report.plots import draw
 from latent_rewards.files.outputs import to_json
 
 Results = Mapping[str, Any]

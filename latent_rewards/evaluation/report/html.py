@@ -9,8 +9,8 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from latent_rewards.evaluation import charts
-from latent_rewards.evaluation.plots import pool_agreement, pool_histograms
+from latent_rewards.evaluation.report import charts
+from latent_rewards.evaluation.report.plots import pool_agreement, pool_histograms
 from latent_rewards.judge.prompts import to_text
 
 _TITLES = {
@@ -29,7 +29,7 @@ def page(results: Mapping[str, Any]) -> str:
     env.filters |= {"figure": _figure, "text": to_text}
     names = list(results["benchmarks"][0]["scorers"])
     tint = charts.colours(names)
-    return env.get_template("report.html.j2").render(
+    return env.get_template("page.html.j2").render(
         r=results,
         run=results["run"],
         titles=_TITLES,

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-import latent_rewards
 from latent_rewards import HFJudge, LikertReward, Reward, VerifierReward
 from latent_rewards.files.outputs import to_json
+from latent_rewards.files.runs import PACKAGES, versions
+from latent_rewards.stats.bootstrap import mean_estimate
+from latent_rewards.stats.distributions import row_means
 
 EMBEDDED_NOTE = (
     "The embedded judge is tiny: on real pairs its prompted scores are at chance, and its probe knows little beyond\n"
@@ -36,19 +37,9 @@ def has_no_gradient(scores: np.ndarray) -> np.ndarray:
     return (known.sum(1) < 2) | (spread == 0)
 
 
-def bootstrap_interval(differences: np.ndarray, seed: int = 0) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of the mean of P per-prompt differences; 10,000 resamples."""
-    rng = np.random.default_rng(seed)
-    means = rng.choice(differences, (10_000, len(differences))).mean(1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
-
-
-def prompt_means(scores: np.ndarray) -> np.ndarray:
-    """(P,) mean of each prompt's known scores; NaN where a prompt has none."""
-    known = ~np.isnan(scores)
-    total = np.where(known, scores, 0.0).sum(1)
-    return np.where(known.any(1), total / np.maximum(known.sum(1), 1), np.nan)
+def bootstrap_interval(differences: np.ndarray) -> tuple[float, float]:
+    """95 % bootstrap interval of the mean of P per-prompt differences."""
+    return mean_estimate(differences, np.arange(len(differences)), resamples=10_000)[1:3]
 
 
 def graded_accuracy(scores: np.ndarray, gold: np.ndarray) -> np.ndarray:
@@ -60,8 +51,7 @@ def graded_accuracy(scores: np.ndarray, gold: np.ndarray) -> np.ndarray:
     """
     a, b = np.triu_indices(scores.shape[1], 1)
     right = 0.5 + 0.5 * np.sign(scores[:, a] - scores[:, b]) * np.sign(gold[:, a] - gold[:, b])
-    known = ~np.isnan(right)
-    return np.where(known.any(1), np.where(known, right, 0.0).sum(1) / np.maximum(known.sum(1), 1), np.nan)
+    return row_means(right)
 
 
 def summarise_graded(name: str, scores: np.ndarray, gold: np.ndarray) -> dict[str, Any]:
@@ -80,7 +70,7 @@ def summarise_graded(name: str, scores: np.ndarray, gold: np.ndarray) -> dict[st
 def summarise(name: str, before: HeldOut | None, after: HeldOut | None) -> dict[str, Any]:
     """One row of the table; None for what was not measured."""
     seen = [held.scores[name] for held in (before, after) if held is not None]
-    means = [None if held is None else prompt_means(held.scores[name]) for held in (before, after)]
+    means = [None if held is None else row_means(held.scores[name]) for held in (before, after)]
     row: dict[str, Any] = {"score": name, "before": None, "after": None, "difference": None, "interval": None}
     for key, value in zip(("before", "after"), means, strict=True):
         if value is not None and not np.isnan(value).all():
@@ -236,12 +226,6 @@ def write_answers(path: Path, prompts: list[Any], before: HeldOut | None, after:
                 file.write(to_json(line) + "\n")
 
 
-def package_versions() -> dict[str, str]:
-    """Versions of what the figures depend on."""
-    names = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "numpy")
-    return {"latent-rewards": latent_rewards.__version__} | {name: metadata.version(name) for name in names}
-
-
 def unit_of(reward: Reward) -> str:
     """Unit of a reward's scores, for the axis of a picture."""
     if (reward.scale, reward.shift, reward.clip) != (1.0, 0.0, None):
@@ -259,7 +243,7 @@ def write_record(
     everything = [*rewards, *([baseline] if baseline else [])]
     record = {
         "config": {"script": asdict(options), "training": training.to_dict(), "model": asdict(model)},
-        "versions": package_versions(),
+        "versions": versions(*PACKAGES),
         "threads": torch.get_num_threads(),
         "judge": {"model": judge.model_name, "revision": judge.revision},
         "prompts": {r.__name__: {"name": r.prompt.name, "hash": r.prompt.hash} for r in everything},

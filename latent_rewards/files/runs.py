@@ -1,0 +1,35 @@
+"""What a run is told in a file or on a command line, and the versions it ran with."""
+
+from __future__ import annotations
+
+from importlib import metadata
+from typing import Any
+
+import yaml
+
+# What the figures of a training run depend on.
+PACKAGES = ("latent-rewards", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "numpy")
+
+
+def as_options(entry: Any, key: str) -> dict[str, Any]:
+    """Options of a judge, reward or model given as a name, a mapping, or YAML text of either.
+
+    Raises:
+        ValueError: neither, or the mapping lacks `key`.
+    """
+    value = yaml.safe_load(entry) if isinstance(entry, str) else entry
+    options = {key: value} if isinstance(value, str) else value
+    if not isinstance(options, dict) or not isinstance(options.get(key), str):
+        raise ValueError(f"expected a name or a mapping with the key {key!r}, got {entry!r}")
+    return dict(options)
+
+
+def versions(*packages: str) -> dict[str, str | None]:
+    """Version of each package, None where it is not installed."""
+    found: dict[str, str | None] = {}
+    for package in packages:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = None
+    return found
