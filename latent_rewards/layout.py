@@ -78,8 +78,8 @@ class ChatTemplate:
             return self._finish(dialogue, turns, as_parts, pieces, "merged into the user turn" if merged else "its own")
         raise ValueError(
             "the judge's chat template drops, changes, repeats or reorders parts of a message, so the judge would not "
-            f"read what was written ({'; '.join(dict.fromkeys(problems))}); set tokenizer.chat_template to one that keeps "
-            "them"
+            f"read what was written ({'; '.join(dict.fromkeys(problems))}); set tokenizer.chat_template to one that "
+            "keeps them"
         )
 
     def _finish(
