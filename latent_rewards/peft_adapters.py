@@ -143,8 +143,9 @@ def _untie(wrapped: Any) -> None:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     ends: tuple[Any, Any] = (wrapped.get_input_embeddings(), wrapped.get_output_embeddings())
-    embedding, head = (m.get_base_layer() if isinstance(m, BaseTunerLayer) else m for m in ends)
-    if any(isinstance(m, BaseTunerLayer) for m in ends) and head.weight is embedding.weight:
+    adapted = [isinstance(m, BaseTunerLayer) for m in ends]
+    embedding, head = (m.get_base_layer() if a else m for m, a in zip(ends, adapted, strict=True))
+    if any(adapted) and head.weight is embedding.weight:
         head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
         wrapped.config.tie_word_embeddings = False
 
