@@ -54,14 +54,14 @@ def train(
     bad: list[BadRow] = []
     try:
         examples = gather(data, limit=limit, bad=bad)
+        about = {"data": sources(data, bad), "command": "latent-rewards " + shlex.join(sys.argv[1:])}
+        probe, rows = train_probe(
+            HFJudge(judge), JudgePrompt.load(prompt), examples, features_folder=out / "features", fit=fit,
+            run=run, training=about,
+        )  # fmt: skip
     except (ValueError, OSError) as err:
         typer.echo(f"Error: {err}", err=True)
         raise typer.Exit(2) from err
-    about = {"data": sources(data, bad), "command": "latent-rewards " + shlex.join(sys.argv[1:])}
-    probe, rows = train_probe(
-        HFJudge(judge), JudgePrompt.load(prompt), examples, features_folder=out / "features", fit=fit,
-        run=run, training=about,
-    )  # fmt: skip
     probe.save(out)
     (out / "sweep.json").write_text(to_json(rows, indent=1), encoding="utf-8")
     typer.echo(table(probe.config.training["metrics"]) if probe.config.training.get("metrics") else "no test prompts")

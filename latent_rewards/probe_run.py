@@ -21,7 +21,7 @@ from latent_rewards.judge import HFJudge, Lens
 from latent_rewards.probe_metrics import pair_report
 from latent_rewards.probe_networks import head_scores
 from latent_rewards.probe_selection import best, sweep_layers
-from latent_rewards.probe_training import Data, FitOptions, check_disjoint, fit_head
+from latent_rewards.probe_training import Data, FitOptions, check_disjoint, check_pairs, fit_head
 from latent_rewards.probes import Probe, ProbeConfig
 from latent_rewards.prompts import JudgePrompt
 
@@ -82,6 +82,8 @@ def train_probe(
     Raises:
         ValueError: see `collect_features` and `fit_head`.
     """
+    if fit.objective == "bradley_terry":  # before hours of reading
+        check_pairs(np.array([e.label for e in examples]), np.array([e.pair for e in examples]))
     layers = run.layers or tuple(range(1, judge.n_layers + 1))
     features = collect_features(
         judge, prompt, examples, layers, folder=features_folder, lens=run.lens, shard_rows=run.shard_rows
