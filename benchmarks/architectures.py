@@ -82,7 +82,7 @@ def compare(model: Any, edge: int = EDGE, ways: dict[str, dict[str, Any]] = WAYS
     for way, options in ways.items():
         judge = HFJudge(model, tokenizer=tokenizer, **options)
         try:
-            _ = judge.blocks
+            _ = judge.forward
         except ValueError as err:
             return {"refused": str(err)}
         rows = texts(judge, edge)
@@ -130,8 +130,9 @@ def examine(name: str, seconds: int) -> dict[str, Any]:
     try:
         with limit(seconds):
             out = compare(model)
-    except Exception as err:
-        out = {"failed": f"{type(err).__name__}: {err}"}
+    except Exception as err:  # a refusal may come with the first long text
+        refused = isinstance(err, ValueError) and str(err).endswith(("cannot judge", "cannot be read"))
+        out = {"refused": str(err)} if refused else {"failed": f"{type(err).__name__}: {err}"}
     return out | {"class": type(model).__name__, "seconds": round(time.process_time() - started, 1)}
 
 
