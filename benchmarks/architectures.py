@@ -133,7 +133,11 @@ def examine(name: str, seconds: int) -> dict[str, Any]:
     except Exception as err:  # a refusal may come with the first long text
         refused = isinstance(err, ValueError) and str(err).endswith(("cannot judge", "cannot be read"))
         out = {"refused": str(err)} if refused else {"failed": f"{type(err).__name__}: {err}"}
-    return out | {"class": type(model).__name__, "seconds": round(time.process_time() - started, 1)}
+    return out | {
+        "class": type(model).__name__,
+        "torch": torch.__version__,
+        "seconds": round(time.process_time() - started, 1),
+    }
 
 
 def cell(text: str, width: int = 160) -> str:
@@ -153,7 +157,8 @@ def table(results: dict[str, dict[str, Any]]) -> str:
     lines = [
         "# Architectures",
         "",
-        f"`python -m benchmarks.architectures`, transformers {transformers.__version__}, torch {torch.__version__}. "
+        f"`python -m benchmarks.architectures --jobs 16`, on CPU, transformers {transformers.__version__}, torch "
+        f"{' and '.join(sorted({v['torch'] for v in results.values() if 'torch' in v}))}. "
         f"{len(good)} of {len(read)} architectures read within {TOLERANCE:g} nats of the plain forward; {len(refused)} "
         f"refused; {len(rest)} could not be built tiny."
         + (f" Their texts all score alike, so that these say nothing: {', '.join(alike)}." if alike else ""),
