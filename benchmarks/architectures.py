@@ -82,7 +82,7 @@ def compare(model: Any, edge: int = EDGE, ways: dict[str, dict[str, Any]] = WAYS
     for way, options in ways.items():
         judge = HFJudge(model, tokenizer=tokenizer, **options)
         try:
-            _ = judge.blocks
+            _ = judge.forward
         except ValueError as err:
             return {"refused": str(err)}
         rows = texts(judge, edge)
@@ -130,9 +130,14 @@ def examine(name: str, seconds: int) -> dict[str, Any]:
     try:
         with limit(seconds):
             out = compare(model)
-    except Exception as err:
-        out = {"failed": f"{type(err).__name__}: {err}"}
-    return out | {"class": type(model).__name__, "seconds": round(time.process_time() - started, 1)}
+    except Exception as err:  # a refusal may come with the first long text
+        refused = isinstance(err, ValueError) and str(err).endswith(("cannot judge", "cannot be read"))
+        out = {"refused": str(err)} if refused else {"failed": f"{type(err).__name__}: {err}"}
+    return out | {
+        "class": type(model).__name__,
+        "torch": torch.__version__,
+        "seconds": round(time.process_time() - started, 1),
+    }
 
 
 def cell(text: str, width: int = 160) -> str:
@@ -152,7 +157,8 @@ def table(results: dict[str, dict[str, Any]]) -> str:
     lines = [
         "# Architectures",
         "",
-        f"`python -m benchmarks.architectures`, transformers {transformers.__version__}, torch {torch.__version__}. "
+        f"`python -m benchmarks.architectures --jobs 16`, on CPU, transformers {transformers.__version__}, torch "
+        f"{' and '.join(sorted({v['torch'] for v in results.values() if 'torch' in v}))}. "
         f"{len(good)} of {len(read)} architectures read within {TOLERANCE:g} nats of the plain forward; {len(refused)} "
         f"refused; {len(rest)} could not be built tiny."
         + (f" Their texts all score alike, so that these say nothing: {', '.join(alike)}." if alike else ""),
