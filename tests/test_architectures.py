@@ -105,6 +105,21 @@ def test_what_was_read_before_does_not_matter() -> None:
     assert torch.equal(first, again)
 
 
+def test_layers_that_switch_in_different_ways_do_not_disturb_each_other() -> None:
+    """Longrope writes into the buffer that dynamic NTK's frequencies are set back in."""
+    layers = ["sliding_attention", "full_attention"]
+    ropes = {"full_attention": LONGROPE["rope_parameters"], "sliding_attention": DYNAMIC["rope_parameters"]}
+    options = {"layer_types": layers, "rope_parameters": ropes, "sliding_window": 1024, "num_hidden_layers": 2}
+    model = tiny_model("gemma3_text", **options, max_position_embeddings=SHORT + 32)
+    judge, need = HFJudge(model, tokenizer=byte_tokenizer()), Need(labels=True)
+    rows, prompt = texts(judge, SHORT), prompts()[1]
+    first = judge.read(prompt, rows[1:2], need).label_logprobs
+    for row in (rows[-2], rows[1]):
+        judge.forget()
+        again = judge.read(prompt, [row], need).label_logprobs
+    assert torch.equal(first, again)
+
+
 def test_a_fault_that_shows_in_long_texts_only_ends_sharing(caplog: pytest.LogCaptureFixture) -> None:
     """A window that neither mask nor attention says: found by reading the first long text alone too."""
     model = tiny_model("llama")

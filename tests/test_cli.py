@@ -497,3 +497,12 @@ def test_version_and_prompts():
     assert result.exit_code == 0 and result.output.startswith("latent-rewards ")
     result = CliRunner().invoke(app, ["prompts"])
     assert result.exit_code == 0 and {x.split()[0] for x in result.output.splitlines()} >= {"weighted", "verifier"}
+
+
+def test_probe_train_on_ratings_says_which_objective_to_take(tmp_path):
+    rows = [{"prompt": f"Q{i}?", "response": "x", "score": i} for i in range(5)]
+    (tmp_path / "r.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = CliRunner().invoke(
+        app, ["probe", "train", str(tmp_path / "r.jsonl"), "--judge", "never loaded", "--out", str(tmp_path / "p")]
+    )
+    assert result.exit_code == 2 and "needs pairs" in result.output and "'regression' or 'ordinal'" in result.output

@@ -89,3 +89,17 @@ def test_the_command_prints_a_report_for_each_prompt(folder):
     assert done.exit_code == 0, done.output
     assert done.stdout.count("plain forward:") == 2 and "verifier: yes, no" in done.stdout
     assert CliRunner().invoke(app, ["score", "--judge", folder]).exit_code == 2
+
+
+def test_texts_that_are_too_long_for_a_self_check_are_named(make_judge):
+    facts = lines(make_judge("llama", max_length=30).describe("verifier"))
+    assert "this judge reads at most" in facts["WARNING"] and "plain forward" not in facts
+
+
+def test_the_self_check_compares_the_texts_that_were_read(make_judge):
+    long = make_judge("llama")
+    n = max(len(e.ids) for e in long.encoder.encode(
+        [JudgePrompt.load("verifier").render({"prompt": describe._TASK, "completion": describe._ANSWERS[0]})]
+    ))  # fmt: skip
+    judge = make_judge("llama", max_length=n - 4, on_overflow="truncate")
+    assert float(lines(judge.describe("verifier"))["plain forward"].split()[2]) < 1e-4

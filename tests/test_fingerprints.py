@@ -170,6 +170,25 @@ def test_an_adapter_counts_by_its_content_not_its_path(folder: str, tmp_path: Pa
     assert len(found) == 3
 
 
+def test_the_adapter_in_use_counts(make_model: Any, tokenizers: dict[str, Any]) -> None:
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    model = peft.get_peft_model(make_model("llama", tokenizers["digits"]), config)
+    model.add_adapter("other", config)
+
+    def fingerprint() -> str:
+        return HFJudge(model, tokenizer=tokenizers["digits"]).fingerprint
+
+    found = [fingerprint()]
+    model.set_adapter("other")
+    found.append(fingerprint())
+    next(m for m in model.modules() if isinstance(getattr(m, "scaling", None), dict)).scaling["other"] = 0.5
+    found.append(fingerprint())
+    with model.disable_adapter():
+        found.append(fingerprint())
+    assert len(set(found)) == len(found)
+
+
 def test_another_chat_template_or_tokenizer_is_another_judge(make_model: Any, tokenizers: dict[str, Any]) -> None:
     def judge(name: str, old: str = "assistant", new: str = "assistant") -> HFJudge:
         tokenizer = copy.deepcopy(tokenizers[name])
@@ -181,7 +200,7 @@ def test_another_chat_template_or_tokenizer_is_another_judge(make_model: Any, to
     assert (
         len({j.fingerprint for j in (plain, spaced, other)}) == 3 and judge("digits").fingerprint == plain.fingerprint
     )
-    assert plain.encoder.layout_hash(prompt) == other.encoder.layout_hash(prompt) != spaced.encoder.layout_hash(prompt)
+    assert len({j.encoder.layout_hash(prompt) for j in (plain, spaced, other)}) == 3
     assert plain.encoder.layout_hash(JudgePrompt.load("verifier")) != plain.encoder.layout_hash(prompt)
     assert VerifierReward(plain).fingerprint != VerifierReward(spaced).fingerprint
 

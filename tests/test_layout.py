@@ -70,6 +70,9 @@ def test_our_instructions_reach_the_judge(template: str, role: str, name: str) -
     assert found.index(prompt.system.strip()) < found.index(body) and enc.system_role == role
 
 
+CHANGES = ["upper", "lower", "e", "tojson", "striptags", "replace('\\n', ' ')", "replace('\\n\\n', '\\n')"]
+
+
 @pytest.mark.parametrize(
     ("template", "what"),
     [
@@ -79,10 +82,11 @@ def test_our_instructions_reach_the_judge(template: str, role: str, name: str) -
         (HEAD + "{{ m.content | list | length }}" + TAIL, "drops text"),
         (HEAD + "{{ 1 + m['content'] }}" + TAIL, "unsupported operand"),
         ("{{ raise_exception('not for chat') }}", "not for chat"),
+        *((HEAD + f"{{{{ m['content'] | {f} }}}}" + TAIL, "changes text of the user turn") for f in CHANGES),
     ],
 )
 def test_a_template_that_loses_text_is_named(template: str, what: str) -> None:
-    with pytest.raises(ValueError, match=f"drops, repeats or reorders .*{what}.* set tokenizer.chat_template"):
+    with pytest.raises(ValueError, match=f"drops, changes, repeats or reorders .*{what}.* set tokenizer.chat_template"):
         text(encoder(template))
 
 

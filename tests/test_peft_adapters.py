@@ -42,7 +42,7 @@ def train(base: Path, folder: Path, config: Any, tokens: int = 0, template: str 
         tokenizer.add_tokens([f"<new {i}>" for i in range(tokens)])
         model.resize_token_embeddings(len(model.get_input_embeddings().weight) + tokens)
     tuned: Any = get_peft_model(model, config)
-    shake(tuned, 0.05, "lora_B", "modules_to_save", "trainable_tokens_delta", "lora_embedding_B", "ia3")
+    shake(tuned, 0.05, "lora_B", "modules_to_save", "trainable_tokens_delta", "lora_embedding", "ia3")
     tuned.save_pretrained(folder)
     if template is not None:
         tokenizer.chat_template = template
@@ -74,6 +74,14 @@ KINDS = [
     pytest.param(lambda: lora(modules_to_save=["lm_head"]), marks=SLOW),
     pytest.param(lambda: made("VeraConfig", target_modules=["q_proj"], r=4), marks=SLOW),
 ]
+
+
+@pytest.mark.parametrize("modules", [["lm_head"], ["embed_tokens"], ["lm_head", "embed_tokens"]])
+def test_tied_weights_are_changed_where_the_adapter_changed_them(base: Any, tmp_path: Path, modules: Any) -> None:
+    """qwen2 has its head tied to its embedding."""
+    tuned = train(base("qwen2"), tmp_path / "adapter", lora(target_modules=modules))
+    for judge in judges(base("qwen2"), tmp_path / "adapter"):
+        assert distance(judge, tuned) < 2e-5
 
 
 @pytest.mark.parametrize("config", KINDS, ids=["LoRA", "IA3", "DoRA", "head saved whole", "VeRA"])

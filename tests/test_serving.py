@@ -238,6 +238,7 @@ BAD: list[tuple[str, Any, int, str]] = [
     ("cut short", b'{"rows": [', 400, "no JSON"),
     ("no JSON", b"hello", 400, "no JSON"),
     ("not UTF-8", b'{"rows": [{"prompt": "\xff\xfe\xe9"}]}', 400, "no JSON: not utf-8: invalid start byte"),
+    ("a long number", b'{"rows": [' + b"9" * 5000 + b"]}", 400, "no JSON: Exceeds the limit"),
     ("nested deep", b"[" * 100_000, 400, "nested too deeply"),
     ("a list", [], 422, "dictionary"),
     ("no rows", {}, 422, "rows: Field required"),

@@ -126,12 +126,28 @@ def apply_adapter(model: Any, source: Source) -> Any:
             f"{adapter} does not fit {source.model}: {len(result.missing_keys)} of its weights are not in its file, "
             f"{len(extra)} in it have no place (e.g. {wrong[0]}); give the base it was trained on"
         )
+    _untie(wrapped)
     merge = getattr(wrapped.base_model, "merge_and_unload", None)
     merged = wrapped if merge is None else merge()
     merged.config._commit_hash = None  # these are not that commit's weights any more
     if after > before:
         _check_rows(merged, before, after, source)
     return merged
+
+
+def _untie(wrapped: Any) -> None:
+    """Give the head a weight of its own where it shares the embedding's and one of them is adapted.
+
+    What is merged into one would change the other, too; while it was trained, it did not.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    ends: tuple[Any, Any] = (wrapped.get_input_embeddings(), wrapped.get_output_embeddings())
+    adapted = [isinstance(m, BaseTunerLayer) for m in ends]
+    embedding, head = (m.get_base_layer() if a else m for m, a in zip(ends, adapted, strict=True))
+    if any(adapted) and head.weight is embedding.weight:
+        head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+        wrapped.config.tie_word_embeddings = False
 
 
 def _file(adapter: str, **hub: Any) -> Path:

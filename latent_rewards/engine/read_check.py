@@ -103,6 +103,25 @@ class ReadCheck:
         return f"relative difference {error:.1e}, where rounding explains {own:.1e}"
 
 
+def refuse_if_random(blocks: Blocks, *, tokens: int = 300) -> None:
+    """The same text read twice must give the same states.
+
+    Args:
+        blocks: the judge.
+        tokens: length of the text: models that hash long texts read short ones exactly.
+
+    Raises:
+        ValueError: it does not (Reformer's hashing).
+    """
+    text = [(7 * i + 3) % blocks.config.vocab_size for i in range(min(tokens, blocks.longest_text))]
+    first, again = (_deepest(read_states(blocks, [text], [[len(text) - 1]])) for _ in range(2))
+    if (moved := _relative(again, first)) > 1e-3:
+        raise ValueError(
+            f"{type(blocks.model).__name__} reads the same text differently each time (relative difference "
+            f"{moved:.1e}), as models that hash at random do, so it cannot judge"
+        )
+
+
 @contextlib.contextmanager
 def _last_places_moved(blocks: Blocks) -> Iterator[None]:
     """While active, the output of every block is off by up to one unit in the last place, the same at each call."""

@@ -44,12 +44,13 @@ class RopeSwitch:
     def reset(self) -> None:
         """Forget what "dynamic" has kept from longer calls."""
         for module in self._stateful:
-            for layer_type in _rope_types(module):
+            for layer_type in _dynamic_types(module):
                 prefix = f"{layer_type}_" if layer_type else ""
                 inv_freq = getattr(module, f"{prefix}inv_freq", None)
                 original = getattr(module, f"{prefix}original_inv_freq", None)
                 if inv_freq is not None and original is not None:
-                    module.register_buffer(f"{prefix}inv_freq", original.to(inv_freq.device), persistent=False)
+                    fresh = original.to(inv_freq.device, copy=True)  # "longrope" writes into such buffers
+                    module.register_buffer(f"{prefix}inv_freq", fresh, persistent=False)
                 setattr(module, f"{prefix}max_seq_len_cached", module.original_max_seq_len)
 
     def batches(self, lengths: Sequence[int], more: int) -> Iterator[list[int]]:
@@ -76,6 +77,7 @@ def _rope_dicts(config: Any) -> Iterator[dict[str, Any]]:
         )
 
 
-def _rope_types(module: Any) -> list[str]:
-    """Layer types that a rotary module keeps frequencies for; one empty name where it has a single set."""
-    return list(module.rope_type) if isinstance(getattr(module, "rope_type", None), dict) else [""]
+def _dynamic_types(module: Any) -> list[str]:
+    """Layer types of a rotary module whose frequencies are "dynamic"; one empty name where it has a single set."""
+    kinds = getattr(module, "rope_type", None)
+    return [name for name, kind in kinds.items() if "dynamic" in str(kind)] if isinstance(kinds, dict) else [""]

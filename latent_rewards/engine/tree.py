@@ -19,7 +19,7 @@ from latent_rewards.engine.packed import packed_forward
 from latent_rewards.engine.packs import ancestors, packs, steps
 from latent_rewards.engine.prefix_cache import KeysValues, PrefixCache
 from latent_rewards.engine.prefix_tree import Node, build_tree
-from latent_rewards.engine.read_check import ReadCheck
+from latent_rewards.engine.read_check import ReadCheck, refuse_if_random
 from latent_rewards.engine.text_groups import Group, group_texts, put_together
 from latent_rewards.engine.workers import MOST_WORKERS, replica, run_side_by_side
 
@@ -193,6 +193,7 @@ class TreeForward:
     def _alone_from_now_on(self, reason: str) -> None:
         self.pads, self._length_matters = False, True
         name = type(self.blocks.model).__name__
+        refuse_if_random(self.blocks)
         self._warn(f"{name}: padded batches do not work here ({reason}); reading each text alone")
 
     def _warn(self, message: str) -> None:

@@ -60,8 +60,11 @@ def describe(judge: HFJudge, prompt: JudgePrompt) -> str:
 def _self_check(judge: HFJudge, prompt: JudgePrompt) -> dict[str, str]:
     """Three texts, read as rewards read them and by a plain forward of each."""
     rows = [{**dict.fromkeys(prompt.slots, ""), "prompt": _TASK, "completion": answer} for answer in _ANSWERS]
+    encoded, reasons = judge._encode(prompt, rows)
+    if unread := next((reason for reason in reasons if reason is not None), None):
+        return {"WARNING": f"no self-check, its texts cannot be read: {unread}"}
     reading = judge.read(prompt, rows, Need(labels=True))
-    texts = [e.ids for e in judge.encoder.encode([prompt.render(row) for row in rows])]
+    texts = [e.ids for e in encoded]
     assert reading.label_logprobs is not None and reading.label_mass is not None and prompt.labels is not None
     plain, says = _plain(judge, texts, judge.trie(prompt))
     scores = torch.softmax(reading.label_logprobs, -1) @ torch.tensor(prompt.labels.values)

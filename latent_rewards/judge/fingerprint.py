@@ -95,8 +95,18 @@ def model_facts(model: Any, commit: str | None) -> dict[str, Any]:
         "dtype": sorted({str(p.dtype) for p in model.parameters()}),
         "config": {k: v for k, v in config.items() if k not in _OF_THIS_MACHINE},
         "attn_implementation": getattr(model.config, "_attn_implementation", None),
-        "adapters": json.loads(json.dumps(adapters, default=_plain)),
+        "adapters": json.loads(json.dumps(adapters, default=_plain)) | _in_use(model),
     }
+
+
+def _in_use(model: Any) -> dict[str, Any]:
+    """Which of a model's unmerged adapters act, where, and how strongly; nothing where there are none."""
+    state = {
+        name: [list(module.active_adapters), module.disable_adapters, getattr(module, "scaling", None)]
+        for name, module in model.named_modules()
+        if isinstance(getattr(module, "disable_adapters", None), bool)  # PEFT's layers; models have a method
+    }
+    return {"in use": digest(json.loads(json.dumps(state, default=_plain)))} if state else {}
 
 
 def tokenizer_hash(tokenizer: Any) -> str:

@@ -19,6 +19,8 @@ _MARK = re.compile("\ue002(\\d+)\ue003")
 _DIRECTIVES = "a A b B c d D e F G H I j m M p S T u U V w W x X y Y Z z -d -m -j -H -I -M -S".split()
 _BROKEN = (TemplateError, TypeError, ValueError, LookupError, AttributeError)  # what a template raises on odd messages
 _SEPARATOR = Segment("\n\n")
+# Stands for everybody else's text while a template renders, to see whether that is left as it is.
+_SAMPLE = "aB \"c\" & 'd' <e>  f,\n\n\tg"
 
 
 class Layout(NamedTuple):
@@ -57,8 +59,8 @@ class ChatTemplate:
         """Where each segment of a dialogue stands.
 
         Raises:
-            ValueError: the template drops, repeats or reorders text of ours or of a row, or opens a thought that we
-                cannot close; says what it does and what to do.
+            ValueError: the template drops, repeats or reorders text of ours or of a row, changes that of a row, or
+                opens a thought that we cannot close; says what it does and what to do.
         """
         if self.text is None:
             plain = [m for t in dialogue.turns for m in (*t.segments, _SEPARATOR)]
@@ -75,8 +77,9 @@ class ChatTemplate:
                 continue
             return self._finish(dialogue, turns, as_parts, pieces, "merged into the user turn" if merged else "its own")
         raise ValueError(
-            "the judge's chat template drops, repeats or reorders parts of a message, so the judge would not read what "
-            f"was written ({'; '.join(dict.fromkeys(problems))}); set tokenizer.chat_template to one that keeps them"
+            "the judge's chat template drops, changes, repeats or reorders parts of a message, so the judge would not "
+            f"read what was written ({'; '.join(dict.fromkeys(problems))}); set tokenizer.chat_template to one that "
+            "keeps them"
         )
 
     def _finish(
@@ -105,7 +108,8 @@ class ChatTemplate:
         for turn in turns:
             content = ""
             for segment in (*turn.segments, None):  # None: the end of the turn, which a template may not cut off
-                content += mark(len(segments)) + (segment.text if segment and segment.slot is None else "")
+                own = segment is None or segment.slot is None
+                content += mark(len(segments)) + (segment.text if segment and own else "" if own else _SAMPLE)
                 segments.append(segment)
                 roles.append(turn.role)
             messages.append({"role": turn.role, "content": _content(content, as_parts)})
@@ -117,7 +121,10 @@ class ChatTemplate:
         for i, after in zip(seen, rest[1::2], strict=True):
             segment = segments[i]
             if segment is not None and segment.slot is not None:
+                if not after.startswith(_SAMPLE):
+                    raise ValueError(f"it changes text of the {roles[i]} turn")
                 out.append(segment)
+                after = after.removeprefix(_SAMPLE)
             out.append(Segment(after))
         return out
 

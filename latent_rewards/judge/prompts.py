@@ -308,6 +308,8 @@ def to_segments(value: Any, slot: str) -> list[Segment]:
         return [Segment(_clean(value), slot)]
     if isinstance(value, float) and math.isnan(value):
         raise ValueError(f"{slot!r} is NaN, which is how data frames write a missing text")
+    if isinstance(value, float) and math.isinf(value):
+        raise ValueError(f"{slot!r} is an infinite number, not text")
     if isinstance(value, bool | int | float):
         return [Segment(str(value), slot)]
     if isinstance(value, Mapping):

@@ -192,10 +192,19 @@ def check_data(data: Data, options: FitOptions) -> None:
         for column in data.label.reshape(len(data), -1).T:
             if set(found := np.unique(column)[:5].tolist()) != {0.0, 1.0}:
                 raise ValueError(f"objective {options.objective!r} needs labels 0 and 1, both present; found {found}")
-    if options.objective == "bradley_terry" and not len(pair_indices(data.label, data.pair)[0]):
-        raise ValueError("objective 'bradley_terry' needs pairs: examples with one pair number and different labels")
+    if options.objective == "bradley_terry":
+        check_pairs(data.label, data.pair)
     if options.objective in ("regression", "ordinal") and len(np.unique(data.label)) < 2:
         raise ValueError(f"objective {options.objective!r} needs at least two different ratings")
+
+
+def check_pairs(label: np.ndarray, pair: np.ndarray) -> None:
+    """Raise ValueError if no two of N examples, with these labels and pair numbers, are better and worse."""
+    if not len(pair_indices(label, pair)[0]):
+        raise ValueError(
+            "objective 'bradley_terry' needs pairs: examples with one pair number and different labels; for ratings of "
+            "single completions take objective 'regression' or 'ordinal'"
+        )
 
 
 def check_disjoint(train: np.ndarray, test: np.ndarray) -> None:

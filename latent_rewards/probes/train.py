@@ -20,7 +20,7 @@ from latent_rewards.judge.prompts import JudgePrompt
 from latent_rewards.probes.cross_validation import best, sweep_layers
 from latent_rewards.probes.examples import Example
 from latent_rewards.probes.features import Features, collect_features
-from latent_rewards.probes.fit import Data, FitOptions, check_disjoint, fit_head
+from latent_rewards.probes.fit import Data, FitOptions, check_disjoint, check_pairs, fit_head
 from latent_rewards.probes.networks import head_scores
 from latent_rewards.probes.probe import Probe, ProbeConfig
 from latent_rewards.stats.pairs import pair_report
@@ -92,6 +92,8 @@ def train_probe(
     Raises:
         ValueError: see `collect_features` and `fit_head`.
     """
+    if fit.objective == "bradley_terry":  # before hours of reading
+        check_pairs(np.array([e.label for e in examples]), np.array([e.pair for e in examples]))
     layers = run.layers or tuple(range(1, judge.n_layers + 1))
     features = collect_features(
         judge, prompt, examples, layers, folder=features_folder, lens=run.lens, shard_rows=run.shard_rows

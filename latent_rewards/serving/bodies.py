@@ -71,6 +71,10 @@ def _parsed(body: bytes) -> Any:
         return json.loads(body)
     except UnicodeDecodeError as err:
         raise json.JSONDecodeError(f"not {err.encoding}: {err.reason}", "", err.start) from err
+    except json.JSONDecodeError:
+        raise
+    except ValueError as err:  # a number of more digits than Python reads
+        raise json.JSONDecodeError(str(err), "", 0) from err
     except RecursionError as err:
         raise json.JSONDecodeError("nested too deeply", "", 0) from err
 
