@@ -320,10 +320,10 @@ def test_a_full_disk_while_collecting_features(tmp_path: Path, make_judge: Any) 
     examples = [Example(r["prompt"], r["completion"], 1.0) for r in ROWS]
     prompt, judge = JudgePrompt.load("weighted"), make_judge()
     options: dict[str, Any] = {"folder": tmp_path, "dtype": "float32", "shard_rows": 4}
-    with small_files(1500), pytest.raises(OSError, match=r"shard-00000\.safetensors.*run again"):
-        collect_features(judge, prompt, examples, [1], **options)
+    with small_files(2200), pytest.raises(OSError, match=r"shard-00000\.safetensors.*run again"):
+        collect_features(judge, prompt, examples, [1, 2, 3], **options)
     assert os.listdir(tmp_path) == ["features.json"], "no half a shard"
-    assert len(collect_features(judge, prompt, examples, [1], **options)) == 8
+    assert len(collect_features(judge, prompt, examples, [1, 2, 3], **options)) == 8
     assert np.isfinite(Features(tmp_path).states([1])).all()
 
 

@@ -149,6 +149,7 @@ def test_a_text_is_run_once_for_all_its_answers(make_judge: Any, monkeypatch: py
     rows = [{"prompt": "p", "completion": c} for c in ("a", "a longer one " * 9)]
     prompt, options = JudgePrompt.load("likert5_bare"), {"temperature": 0.9, "max_new_tokens": 3, "seed": 0}
     judge = make_judge("llama")
+    _ = judge.forward  # its check at load runs texts, too
     tokens: list[int] = []
     judge.blocks.layers[0].register_forward_pre_hook(
         lambda _m, args, kwargs: tokens.append((args[0] if args else kwargs["hidden_states"]).shape[:2].numel()),

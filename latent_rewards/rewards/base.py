@@ -138,9 +138,9 @@ class Reward:
         """Check prompt and judge against this readout."""
 
     def _join(self) -> None:
+        if self.__name__ in _live:
+            gc.collect()  # a trainer that is gone may still hold a reward in a reference cycle
         for i in itertools.count(2):
-            if self.__name__ in _live:
-                gc.collect()  # a trainer that is gone may still hold a reward in a reference cycle
             if _live.get(self.__name__, self) is self:
                 break
             self.__name__ = f"{self._asked_name}-{i}"
