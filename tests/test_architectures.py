@@ -190,8 +190,10 @@ def test_the_longest_text_is_that_of_config_and_learned_positions() -> None:
 
 def test_the_table_says_what_failed_and_why() -> None:
     read = {"differences": {"shared": 1e-6, "unshared": 2e-3}, "shared": "whole | texts", "invariant": True}
+    read |= {"spread": 1e-6}
     rest = {"b": {"refused": "looks\nahead"}, "c": {"not built": "no"}, "d": {"failed": "x"}}
     page = architectures.table({"a": read, **rest})
     assert "0 of 1 architectures read" in page and "| a | whole / texts | 1.0e-06, 2.0e-03 | yes |" in page
     assert "| b | refused: looks ahead | | |" in page and "- c: no" in page and "FAILED: x" in page
+    assert "say nothing: a" in page
     assert transformers.__version__ in page

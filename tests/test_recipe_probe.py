@@ -114,7 +114,7 @@ def test_ratings_are_no_pairs(folder, tmp_path):
     data = tmp_path / "rated.jsonl"
     data.write_text("\n".join(json.dumps({"prompt": f"{i}", "response": "x", "score": i % 3}) for i in range(9)))
     for given, message in (
-        ((data,), "needs pairs or lists"), ((data, "--objective", "best"), "'bradley_terry'"),
+        ((data,), "needs pairs"), ((data, "--objective", "best"), "'bradley_terry'"),
         ((data, "--select", "wurst"), "'balanced'"), ((data, "--guards", "wall"), "unknown guards ['wall']"),
         ((data, "--aspects", "wit"), "missing field wit"), ((tmp_path / "none.jsonl",), "none.jsonl"),
         ((data, "--objective", "regression", "--judge-option", "colour=red"), "quantization"),

@@ -17,7 +17,6 @@ from latent_rewards.cli.evaluate import split
 
 if TYPE_CHECKING:
     from latent_rewards.judge.layouts import BadRow
-    from latent_rewards.probes.examples import Example
 
 app = typer.Typer(help="Train, look at and publish probes.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -56,7 +55,7 @@ def train(
         from latent_rewards.judge.prompts import JudgePrompt
         from latent_rewards.probes.examples import gather, sources
         from latent_rewards.probes.fit import FitOptions
-        from latent_rewards.probes.train import RunOptions, train_probe
+        from latent_rewards.probes.train import RunOptions, check_objective, train_probe
 
         logging.basicConfig(level=logging.INFO, format="%(message)s")
         names = tuple(split(aspects))
@@ -69,7 +68,7 @@ def train(
         run = RunOptions(layers=tuple(map(int, split(layers))), select=select, test_share=test_share)  # type: ignore[arg-type]
         loaded = JudgePrompt.load(prompt)
         examples = gather(data, limit=limit, bad=bad, aspects=names)
-        _check_objective(examples, fit.objective)
+        check_objective(examples, fit.objective)  # before a large judge is loaded
         about = {"data": sources(data, bad), "command": "latent-rewards " + shlex.join(sys.argv[1:])}
         frozen = options.load_judge(options.judge_arguments(ctx))
         if overwrite and (output / "features" / "features.json").is_file():
@@ -80,15 +79,6 @@ def train(
         )  # fmt: skip
         _write(probe, rows, output)
     typer.echo(f"ProbeReward(HFJudge({judge!r}), {str(output)!r})")
-
-
-def _check_objective(examples: list[Example], objective: str) -> None:
-    """What the fit would refuse, told before the judge reads anything."""
-    if objective == "bradley_terry" and all(e.pair < 0 for e in examples):
-        raise ValueError(
-            "objective 'bradley_terry' needs pairs or lists, these files hold ratings; ratings take --objective "
-            "regression or ordinal, labels 0 and 1 also bce or kto"
-        )
 
 
 def _write(probe: Any, rows: list[dict[str, Any]], output: Path) -> None:

@@ -1,6 +1,6 @@
 """The built-in set: 96 open-ended prompts with four graded answers each, written for this project (Apache-2.0).
 
-Begin at `open_ended`; the rows lie beside it as JSON lines.
+Begin at `open_ended`; the rows lie beside it as JSON lines. `prompts` reads prompts for the recipes.
 """
 
 from __future__ import annotations

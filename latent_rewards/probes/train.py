@@ -62,6 +62,16 @@ class RunOptions:
             raise ValueError(f"test_share lies in [0, 1), got {self.test_share}")
 
 
+def check_objective(examples: Sequence[Example], objective: str) -> None:
+    """Refuse examples that an objective cannot be fitted on.
+
+    Raises:
+        ValueError: "bradley_terry" without pairs; says which objectives take ratings.
+    """
+    if objective == "bradley_terry":
+        check_pairs(np.array([e.label for e in examples]), np.array([e.pair for e in examples]))
+
+
 def train_probe(
     judge: HFJudge,
     prompt: JudgePrompt,
@@ -92,8 +102,7 @@ def train_probe(
     Raises:
         ValueError: see `collect_features` and `fit_head`.
     """
-    if fit.objective == "bradley_terry":  # before hours of reading
-        check_pairs(np.array([e.label for e in examples]), np.array([e.pair for e in examples]))
+    check_objective(examples, fit.objective)  # before hours of reading
     layers = run.layers or tuple(range(1, judge.n_layers + 1))
     features = collect_features(
         judge, prompt, examples, layers, folder=features_folder, lens=run.lens, shard_rows=run.shard_rows
