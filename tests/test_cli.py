@@ -425,6 +425,7 @@ def test_interrupted_it_leaves_nothing(tmp_path, judge, number):
         [sys.executable, "-c", program, "score", "--judge", judge, "--input", str(source), "--output",
          str(tmp_path / "out.jsonl"), "--batch-size", "1", "--device", "cpu"],
         stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job ignores Ctrl-C
     )  # fmt: skip
     deadline = time.time() + 120
     while time.time() < deadline and process.poll() is None and not list(tmp_path.glob(".out.jsonl.*/out.jsonl")):
