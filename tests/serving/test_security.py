@@ -29,7 +29,7 @@ from latent_rewards.probes.probe import Probe
 from latent_rewards.rewards.calibrated import Calibration
 from latent_rewards.rewards.layer_weights import LayerWeights
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SOURCES = sorted((ROOT / "latent_rewards").rglob("*.py")) + sorted((ROOT / "recipes").rglob("*.py"))
 
 

@@ -1,6 +1,6 @@
 """What only an accelerator shows: CUDA attention against the reference, bit-identity, memory that runs out.
 
-CUDA_VISIBLE_DEVICES=0 python -m pytest -m gpu tests/test_gpu.py
+CUDA_VISIBLE_DEVICES=0 python -m pytest -m gpu tests/engine/test_gpu.py
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from latent_rewards.best_of_n.work import JudgeFailedError
 from latent_rewards.cli.main import app
 from latent_rewards.files.sources import InputError
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PAIRS = [
     {"id": i, "prompt": f"Name prime {i // 5}.", "completion": f"{(i * 7919) % 97} is prime" + " yes" * (i % 7)}
     for i in range(60)

@@ -12,7 +12,7 @@ import pytest
 
 import latent_rewards
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "latent_rewards"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 ENV = {**os.environ, "PYTHONPATH": str(ROOT)}

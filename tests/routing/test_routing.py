@@ -256,7 +256,7 @@ def test_lists_by_name_and_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_config_parses() -> None:
     from trl import TrlParser
 
-    path = Path(__file__).parent.parent / "configs" / "route" / "alpacaeval.yaml"
+    path = Path(__file__).parents[2] / "configs" / "route" / "alpacaeval.yaml"
     (args,) = TrlParser(route.RouteArguments).parse_args_and_config(["--config", str(path)])
     assert args.judge["model"] == "embedded" and len(args.prices) == 24 and set(args.judge_models) <= set(args.prices)
     first = path.read_text(encoding="utf-8").splitlines()[0]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-FOLDER = Path(__file__).parents[1] / "recipes"
+FOLDER = Path(__file__).parents[2] / "recipes"
 MODULES = sorted(p.stem for p in FOLDER.glob("*.py") if p.stem != "__init__")
 RECIPES = [m for m in MODULES if '__name__ == "__main__"' in (FOLDER / f"{m}.py").read_text()]
 

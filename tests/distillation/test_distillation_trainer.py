@@ -333,7 +333,7 @@ DDP = """
 import os, sys, torch
 os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from tests.test_distillation_trainer import *
+from test_distillation_trainer import *
 
 folder, zero = Path(sys.argv[1]), (sys.argv[2:] or [None])[0]
 if zero:
@@ -386,7 +386,7 @@ def run_ranks(models: Any, folder: Path, *arguments: str, ranks: int, **env: str
     for name, model in {"student": student, **teachers}.items():
         model.save_pretrained(folder / name)
         tok.save_pretrained(folder / name)
-    script, root = folder / "run.py", str(Path(__file__).parent.parent)
+    script, root = folder / "run.py", str(Path(__file__).parents[2])
     script.write_text(DDP)
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)] if ranks > 1 else []
     done = subprocess.run(
@@ -424,7 +424,7 @@ def test_two_processes_take_the_steps_of_one(models: Any, tmp_path: Path) -> Non
 @pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed")
 @pytest.mark.parametrize("config", ["zero2", "zero3"])
 def test_deepspeed_takes_the_steps_of_one_process(models: Any, tmp_path: Path, config: str) -> None:
-    path = Path(__file__).parent.parent / "configs" / "deepspeed" / f"{config}.json"
+    path = Path(__file__).parents[2] / "configs" / "deepspeed" / f"{config}.json"
     run_ranks(models, tmp_path, ranks=1)
     run_ranks(models, tmp_path, str(path), ranks=2, DS_ACCELERATOR="cpu")
     expected = torch.load(tmp_path / "1.pt")["adam"][0]

@@ -2,7 +2,7 @@
 
 Where the two differ by more than float32 should, double precision says which of them is off.
 
-LATENT_REWARDS_DATA=<folder> python -m pytest tests/test_equality.py -m slow -s     # some 20 minutes on one core
+LATENT_REWARDS_DATA=<folder> python -m pytest tests/judge/test_equality.py -m slow -s     # some 20 minutes on one core
 """
 
 from __future__ import annotations

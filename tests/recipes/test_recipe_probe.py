@@ -16,7 +16,7 @@ from latent_rewards.cli.main import app
 from latent_rewards.probes.examples import Example, gather, read_examples
 from latent_rewards.rewards.layer_weights import LayerWeights
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def pairs_file(tmp_path):

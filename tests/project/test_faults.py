@@ -38,7 +38,7 @@ from latent_rewards.probes.examples import Example
 from latent_rewards.probes.features import Features, collect_features
 from latent_rewards.rewards.scorer import Scorer
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 ROWS = [{"prompt": f"Count to {i}.", "completion": "one two " * i} for i in range(1, 9)]
 PROMPTS, COMPLETIONS = [r["prompt"] for r in ROWS], [r["completion"] for r in ROWS]
 

@@ -14,7 +14,7 @@ from servers import environment, free_port
 from latent_rewards import HFJudge, ProbabilityWeightedReward
 from latent_rewards.judge.lockstep import LockstepJudge
 
-PROGRAM = Path(__file__).parent / "lockstep_ranks.py"
+PROGRAM = Path(__file__).parents[1] / "lockstep_ranks.py"
 
 
 @pytest.mark.parametrize("mode", ["whole", "tp"])

@@ -13,7 +13,7 @@ from trl import TrlParser
 
 from recipes import best_of_n, best_of_n_table
 
-CONFIGS = sorted((Path(__file__).parent.parent / "configs" / "best_of_n").glob("*.yaml"))
+CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "best_of_n").glob("*.yaml"))
 
 
 def rows(n: int = 40) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import scaling, soak, throughput, workloads  # noqa: E402
@@ -109,7 +109,7 @@ def test_a_written_command_has_no_path_of_the_machine() -> None:
 
 
 def test_no_result_or_page_names_a_folder_of_a_machine() -> None:
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     pages = [
         root / "README.md",
         *(root / "docs").glob("*.md"),

@@ -152,7 +152,7 @@ def test_zero_3_is_refused_before_any_work(
 
 @pytest.mark.slow
 def test_two_processes_write_one_report(policy: str, folder: str, data_file: Path, tmp_path: Path) -> None:
-    root = str(Path(__file__).parent.parent)
+    root = str(Path(__file__).parents[2])
     # One step: of an epoch's last batch, two processes fill up what is missing with rows from its start.
     given = arguments(policy, folder, data_file, tmp_path / "out", per_device_train_batch_size=1, max_steps=1)
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "recipes.distill"]
@@ -210,7 +210,7 @@ def test_statistics_by_hand() -> None:
     assert row["gain"]["x"]["prompts"][0] == -1.5 and row["versus"]["y"]["prompts"][0] == -1.0
 
 
-CONFIGS = sorted((Path(__file__).parent.parent / "configs" / "distill").glob("*.yaml"))
+CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "distill").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)

@@ -19,7 +19,7 @@ pytest.importorskip("prometheus_client")
 
 from latent_rewards import HFJudge, ProbabilityWeightedReward
 
-PROGRAM = Path(__file__).parent / "grpo_ranks.py"
+PROGRAM = Path(__file__).parents[1] / "grpo_ranks.py"
 
 
 def launch(*arguments: str, timeout: float, options: tuple[str, ...] = ("--multi_gpu",), **env: str) -> list[Any]:

@@ -20,7 +20,7 @@ from latent_rewards.files.cache import Cache, content_key
 from latent_rewards.judge.hf import Need
 from latent_rewards.rewards.build import REWARDS, build_spec
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 LABEL = """kind: label
 body: "{{ prompt }} {{ completion }} 0-10:"
 labels: {"0": 0, "1": 1, "2": 2, "3": 3, "10": 10}
@@ -431,7 +431,7 @@ print(json.dumps(dict(killed=killed, sizes=len(grown), seconds=whole)))
 
 def test_twenty_kills_and_the_same_result(model, tmp_path):
     files = write(tmp_path)
-    code = KILLER.format(here=str(Path(__file__).parent), model=model, folder=str(tmp_path), files=files)
+    code = KILLER.format(here=str(Path(__file__).parents[1]), model=model, folder=str(tmp_path), files=files)
     done = subprocess.run([sys.executable, "-c", code, "1"], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     told = json.loads(done.stdout.splitlines()[-1])

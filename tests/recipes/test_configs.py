@@ -12,7 +12,7 @@ from latent_rewards.files.runs import as_options
 from latent_rewards.rewards.build import REWARDS
 from recipes.grpo import make_parser
 
-CONFIGS = Path(__file__).parent.parent / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 GRPO = sorted((CONFIGS / "grpo").rglob("*.yaml"))
 ACCELERATE = sorted((CONFIGS / "accelerate").rglob("*.yaml"))
 DEEPSPEED = sorted((CONFIGS / "deepspeed").rglob("*.json"))

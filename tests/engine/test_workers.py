@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_tree_forward import SHARING, close, make_blocks, random_trees, with_labels
+from test_tree import SHARING, close, make_blocks, random_trees, with_labels
 
 from latent_rewards.engine.blocks import Blocks, read_states
 from latent_rewards.engine.tree import TreeForward

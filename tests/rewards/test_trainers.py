@@ -215,7 +215,7 @@ def test_trl_command_line(policy: str, folder: str, tmp_path: Path) -> None:
     ]  # fmt: skip
     environment = os.environ | {
         "LATENT_REWARDS_JUDGE": folder, "LATENT_REWARDS_DTYPE": "float32", "HF_HUB_OFFLINE": "1",
-        "PYTHONPATH": str(Path(__file__).parent.parent), "HF_DATASETS_CACHE": str(tmp_path / "cache"),
+        "PYTHONPATH": str(Path(__file__).parents[2]), "HF_DATASETS_CACHE": str(tmp_path / "cache"),
     }  # fmt: skip
     environment.pop("LATENT_REWARDS_CONFIG", None)
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=400)

@@ -14,7 +14,7 @@ from scipy.stats import spearmanr
 
 from latent_rewards.data import open_ended
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def test_built_in_set() -> None:

@@ -81,7 +81,7 @@ def test_each_rank_reads_its_share(judge, examples, tmp_path, monkeypatch):
 
 
 def test_accelerate_launch_gives_what_one_process_gives(folder, tmp_path):
-    script = Path(__file__).with_name("launch_features.py")
+    script = Path(__file__).parents[1] / "launch_features.py"
     command = [
         *(sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"),
         *("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"),
