@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from latent_rewards import JudgePrompt, Need, Reading, Reward, build_reward
+from latent_rewards import Judge, JudgePrompt, Need, Reading, Request, Reward, build_reward
 from latent_rewards.judge.hf import Row
 from latent_rewards.judge.prompts import to_text
 from latent_rewards.probes.probe import Probe, ProbeConfig
@@ -29,7 +29,7 @@ SLOT_VALUES = {
 }
 
 
-class FakeJudge:
+class FakeJudge(Judge):
     """A judge whose readings are scripted by the text alone: every row that says UNREADABLE is NaN.
 
     Args:
@@ -39,6 +39,7 @@ class FakeJudge:
 
     name = "fake"
     fingerprint = "fake"
+    revision = "fake"
     capabilities = frozenset({"labels", "hidden", "layer_logits", "generate"})
 
     def __init__(self, *, layers: int = 3, answers: Sequence[str] = ("Good. [RESULT] 4", "Fair. [RESULT] 2")) -> None:
@@ -57,7 +58,14 @@ class FakeJudge:
         out = torch.randn(self.layers + 1, k, generator=torch.Generator().manual_seed(seed))
         return torch.full_like(out, float("nan")) if UNREADABLE in to_text(row["completion"]) else out
 
-    def read(self, prompt: JudgePrompt, rows: Sequence[Row], need: Need) -> Reading:
+    @property
+    def n_layers(self) -> int:
+        return self.layers
+
+    def read(self, requests: Sequence[Request]) -> list[Reading]:
+        return [self.read_rows(*request) for request in requests]
+
+    def read_rows(self, prompt: JudgePrompt, rows: Sequence[Row], need: Need) -> Reading:
         self.reads += 1
         k = len(prompt.labels) if prompt.labels else 0
         z = torch.stack([self.logits(prompt, r) for r in rows]) if rows else torch.zeros(0, self.layers + 1, k)
@@ -116,7 +124,7 @@ def options_for(name: str, judge: Any) -> dict[str, Any]:
     prompt = JudgePrompt.load("weighted")
     fake = isinstance(judge, FakeJudge)
     width = len(prompt.labels or ()) if fake else judge.blocks.config.hidden_size
-    config = ProbeConfig(judge.name, "fake" if fake else judge.revision, prompt.hash, (1,), width)
+    config = ProbeConfig(judge.name, judge.revision, prompt.hash, (1,), width)
     weight = torch.randn(1, width, generator=torch.Generator().manual_seed(0))
     return {"path": Probe(config, {"weight": weight, "bias": torch.zeros(1)}, prompt)}
 
@@ -234,7 +242,7 @@ def check_judge(judge: Any, prompt: JudgePrompt, rows: Sequence[Row]) -> None:
     assert judge.name and judge.capabilities <= {"labels", "hidden", "layer_logits", "generate"}
     need = Need(labels=True)
     judge.check(prompt, need)
-    reading = judge.read(prompt, rows, need)
+    reading = judge.read([Request(prompt, rows, need)])[0]
     assert prompt.labels is not None
     b, k = len(rows), len(prompt.labels)
     assert len(reading) == b and reading.label_logprobs.shape == (b, k) and reading.label_mass.shape == (b,)
@@ -244,5 +252,5 @@ def check_judge(judge: Any, prompt: JudgePrompt, rows: Sequence[Row]) -> None:
         assert bool(torch.isnan(reading.label_logprobs[i]).all()) == (reason is not None)
     known = reading.label_mass[~torch.isnan(reading.label_mass)]
     assert ((known > 0) & (known <= 1 + 1e-5)).all()
-    again = judge.read(prompt, rows, need)
+    again = judge.read([Request(prompt, rows, need)])[0]
     torch.testing.assert_close(again.label_logprobs, reading.label_logprobs, rtol=0, atol=0, equal_nan=True)

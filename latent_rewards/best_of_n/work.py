@@ -98,7 +98,7 @@ class Engine:
         """What the scores depend on besides the configuration, for the manifest. Loads the models."""
         return {
             "rewards": {n: {"prompt": r.prompt.name, **r.facts} for n, r in self.rewards.items()},
-            "judge_revision": getattr(self.judge, "revision", None), "judge_facts": facts_of(self.judge),
+            "judge_revision": self.judge.revision, "judge_facts": facts_of(self.judge),
             "resolved": self.resolved, "generation": self.generator.facts if self.generator else None,
         }  # fmt: skip
 

@@ -167,7 +167,7 @@ def check_revision(judge: Judge, config: ProbeConfig, *, strict: bool) -> None:
     Raises:
         ValueError: they differ, and `strict`; names both.
     """
-    found = getattr(judge, "revision", None)
+    found = judge.revision
     if found is None:
         logger.warning("judge %r tells no revision; the probe was trained on %s", judge.name, config.revision)
     elif found != config.revision:

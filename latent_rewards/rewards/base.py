@@ -22,8 +22,9 @@ from latent_rewards.rewards.group_statistics import group_statistics
 
 logger = logging.getLogger(__name__)
 
-_live: weakref.WeakValueDictionary[str, Reward] = weakref.WeakValueDictionary()  # names that are taken
-_all: weakref.WeakSet[Reward] = weakref.WeakSet()  # what may be read together, copies that were unpickled included
+# Names that are taken. Of the whole process, since a trainer's rewards may have several judges and still need one key
+# each in its logs; nothing but the name is looked up here.
+_live: weakref.WeakValueDictionary[str, Reward] = weakref.WeakValueDictionary()
 
 
 class MissingScoreError(ValueError):
@@ -72,7 +73,7 @@ class Reward:
         self.scale, self.shift, self.clip, self.on_missing = float(scale), float(shift), clip, on_missing
         self.__name__ = self._asked_name = name or self._default_name()
         self._prepare()
-        self._join()
+        self._take_name()
 
     def options(self) -> dict[str, Any]:
         """What the scores depend on besides judge, prompt, scale, shift, clip and `on_missing`, as plain data.
@@ -137,7 +138,7 @@ class Reward:
     def _prepare(self) -> None:
         """Check prompt and judge against this readout."""
 
-    def _join(self) -> None:
+    def _take_name(self) -> None:
         if self.__name__ in _live:
             gc.collect()  # a trainer that is gone may still hold a reward in a reference cycle
         for i in itertools.count(2):
@@ -145,17 +146,12 @@ class Reward:
                 break
             self.__name__ = f"{self._asked_name}-{i}"
         _live[self.__name__] = self
-        _all.add(self)
 
     def _as_part(self) -> Self:
         """A copy that holds no name, for rewards made of this one: its name stays its own, or is free when it goes."""
         part = copy.copy(self)
         part.__name__ = self._asked_name
         return part
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        _all.add(self)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.judge!r}, prompt={self.prompt.name!r})"

@@ -118,20 +118,21 @@ class Scorer:
     def _read_together(
         self, good: dict[str, list[int]], slots: list[dict[str, Any] | None], numbers: Sequence[int]
     ) -> None:
-        """One forward for the rewards of each judge that have different prompts; the judge remembers what it read."""
-        judges: dict[int, dict[str, tuple[list[int], LatentReward]]] = {}
+        """One forward for all rewards of each judge, which remembers what it read."""
+        judges: dict[int, list[str]] = {}
         for name, reward in self.rewards.items():
-            if isinstance(reward, LatentReward) and hasattr(reward.judge, "read_many") and good[name]:
-                judges.setdefault(id(reward.judge), {}).setdefault(reward.prompt.hash, (good[name], reward))
-        for together in judges.values():
-            if len(together) > 1:
-                requests = []
-                for index, reward in together.values():
-                    given, (prompts, completions) = self._columns(reward, index, slots)
-                    requests.append(Request(reward.prompt, reward.rows(prompts, completions, given), reward.need))
-                some = next(index for index, _ in together.values())
-                with _numbered(some, numbers):
-                    reward.judge.read_many(requests)  # type: ignore[attr-defined]
+            if isinstance(reward, LatentReward) and good[name]:
+                judges.setdefault(id(reward.judge), []).append(name)
+        for names in judges.values():
+            requests: list[Request] = []
+            for name in names:
+                reward = self.rewards[name]
+                assert isinstance(reward, LatentReward)
+                given, (prompts, completions) = self._columns(reward, good[name], slots)
+                requests += reward.requests(reward.rows(prompts, completions, given))
+            if len(names) > 1:
+                with _numbered(good[names[0]], numbers):
+                    self.rewards[names[0]].judge.read(requests)
 
     def _columns(
         self, reward: Reward, index: list[int], slots: list[dict[str, Any] | None]

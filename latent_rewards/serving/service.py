@@ -17,11 +17,11 @@ from latent_rewards.judge.assemble import absolute_layers
 from latent_rewards.judge.hf import HFJudge
 from latent_rewards.judge.prompts import JudgePrompt, to_segments
 from latent_rewards.judge.reading import Need, Reading, Request, Row, unread
+from latent_rewards.judge.requests import joins
 from latent_rewards.rewards.base import Reward
 from latent_rewards.rewards.latent import LatentReward, reasons_of
 from latent_rewards.rewards.probe import ProbeReward
 from latent_rewards.serving.batching import Batcher, Job
-from latent_rewards.serving.merging import joins
 from latent_rewards.serving.metrics import Metrics
 from latent_rewards.serving.settings import ServeSettings
 
@@ -32,18 +32,6 @@ class RequestError(Exception):
     def __init__(self, status: int, kind: str, message: str, *, row: int | None = None, retry: int | None = None):
         super().__init__(message)
         self.status, self.kind, self.row, self.retry = status, kind, row, retry
-
-
-class Unregistered:
-    """A judge that does not keep in mind what its rewards need, since each request says what it wants."""
-
-    def __init__(self, judge: Any) -> None:
-        self._judge = judge
-
-    def __getattr__(self, name: str) -> Any:
-        if name in ("register", "read_many"):
-            raise AttributeError(name)
-        return getattr(self._judge, name)
 
 
 class Service:
@@ -62,7 +50,7 @@ class Service:
         self, judges: Sequence[HFJudge], build: Callable[[Any], Mapping[str, Reward]], settings: ServeSettings
     ) -> None:
         self.judges, self.settings = list(judges), settings
-        self.rewards = [dict(build(Unregistered(judge))) for judge in self.judges]
+        self.rewards = [dict(build(judge)) for judge in self.judges]
         self.names = list(self.rewards[0])
         if not self.names:
             raise ValueError("a judge server needs at least one reward")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from latent_rewards import HFJudge, build_reward
+from latent_rewards import HFJudge, Request, build_reward
 from latent_rewards.evaluation import benchmarks, tables
 from latent_rewards.evaluation.analysis import Analysis
 from latent_rewards.evaluation.readings import Readings, judge_key
@@ -313,7 +313,7 @@ def test_states_are_kept_for_probes_that_come_later(model, tmp_path):
     prompt = build_reward("weighted", judge).prompt
     cache = Cache(tmp_path / "out" / "cache")
     kept = Readings(judge, cache).fetch(prompt, rows, Need(hidden=frozenset({1, 2})))
-    direct = judge.read(prompt, rows, Need(hidden=frozenset({1, 2})))
+    direct = judge.read([Request(prompt, rows, Need(hidden=frozenset({1, 2})))])[0]
     for layer in (1, 2):
         torch.testing.assert_close(kept.hidden[layer], direct.hidden[layer], rtol=1e-5, atol=5e-5)
     assert results["cost"]["stages"]["read weighted"]["texts"] == len({json.dumps(r, sort_keys=True) for r in rows})
@@ -357,7 +357,7 @@ def test_hidden_states_come_back_as_they_were(model, tmp_path):
     rows = [{"prompt": "q", "completion": c} for c in "abc"]
     readings = Readings(judge, Cache(tmp_path))
     list(readings.fill([(reward.prompt, need)], rows))
-    direct, kept = judge.read(reward.prompt, rows, need), readings.fetch(reward.prompt, rows, need)
+    direct, kept = judge.read([Request(reward.prompt, rows, need)])[0], readings.fetch(reward.prompt, rows, need)
     for layer in need.hidden:
         torch.testing.assert_close(kept.hidden[layer], direct.hidden[layer])
     torch.testing.assert_close(kept.layer_label_logits["raw"], direct.layer_label_logits["raw"])

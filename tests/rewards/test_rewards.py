@@ -276,8 +276,8 @@ def test_a_judge_that_cannot_is_refused_at_once() -> None:
 
 def test_infinite_readings_are_missing() -> None:
     class Sure(FakeJudge):
-        def read(self, prompt: JudgePrompt, rows: Any, need: Need) -> Any:
-            reading = super().read(prompt, rows, need)
+        def read_rows(self, prompt: JudgePrompt, rows: Any, need: Need) -> Any:
+            reading = super().read_rows(prompt, rows, need)
             assert reading.label_logprobs is not None
             reading.label_logprobs[0] = torch.tensor([0.0, -math.inf])
             return reading

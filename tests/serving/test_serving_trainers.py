@@ -62,8 +62,8 @@ def test_two_ranks_share_one_server(policy: str, folder: str, tmp_path: Path) ->
         text = server.http().get("/metrics").text
     check_run(ranks, folder)
     rows = next(float(line.split()[1]) for line in text.splitlines() if line.startswith("latent_rewards_rows_total"))
-    assert rows == 2 * 2 * 2, "two ranks, two steps, two completions: each batch once, for three rewards"
-    assert all(facts["forwards"] == 2 for facts in ranks)
+    assert rows == 2 * (2 * 3 + 2), "two ranks, two completions: at the first step for each of three rewards, then once"
+    assert all(facts["forwards"] == 3 + 1 for facts in ranks)
 
 
 ZERO3 = {
