@@ -431,7 +431,7 @@ print(json.dumps(dict(killed=killed, sizes=len(grown), seconds=whole)))
 
 def test_twenty_kills_and_the_same_result(model, tmp_path):
     files = write(tmp_path)
-    code = KILLER.format(here=str(Path(__file__).parents[1]), model=model, folder=str(tmp_path), files=files)
+    code = KILLER.format(here=str(Path(__file__).parent), model=model, folder=str(tmp_path), files=files)
     done = subprocess.run([sys.executable, "-c", code, "1"], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     told = json.loads(done.stdout.splitlines()[-1])
