@@ -125,6 +125,20 @@ class Reward:
             ends = np.sort(self._finish(np.array(self.score_range)))
         return (float(ends[0]), float(ends[1])) if np.isfinite(ends).all() else None
 
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the values that a row supplies: the prompt's slots."""
+        return self.prompt.slots
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        """Those of `inputs` that no row may lack."""
+        return tuple(name for name in self.inputs if name not in self.prompt.optional)
+
+    def check_row(self, row: Mapping[str, Any]) -> None:
+        """Raise ValueError where a row cannot be scored for what it holds; see `JudgePrompt.render`."""
+        self.prompt.render(row)
+
     @classmethod
     def _class_key(cls) -> str:
         """One of ours by its name alone, so that kept scores outlive a move from one module to another."""
@@ -198,6 +212,8 @@ class Reward:
                 kwargs["log_metric"](f"{self.__name__}/{key}", float(value))
         if kwargs.get("log_extra") is not None:
             kwargs["log_extra"](self.__name__, out)
+            for key, column in facts.get("extra", {}).items():
+                kwargs["log_extra"](f"{self.__name__}/{key}", column)
         return out
 
     def score(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Sequence[Any]) -> np.ndarray:
@@ -241,7 +257,7 @@ class Reward:
         if len(prompts) != len(completions):
             raise ValueError(f"{len(prompts)} prompts but {len(completions)} completions")
         given = {"prompt": prompts, "completion": completions}
-        for slot in self.prompt.slots:
+        for slot in self.inputs:
             if slot in given or columns.get(slot) is None:
                 continue
             _check_lists(**{slot: columns[slot]})

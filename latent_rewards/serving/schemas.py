@@ -53,7 +53,16 @@ def _text(value: Any) -> Any:
 
 
 def _optional_text(value: Any) -> Any:
-    return value if value is None else _text(value)
+    return value if value is None or is_rubric(value) else _text(value)
+
+
+def is_rubric(value: Any) -> bool:
+    """A list of criteria: of texts, or of mappings that are no messages; a reward that takes one checks the rest."""
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(x, str) or (isinstance(x, dict) and "role" not in x) for x in value)
+    )
 
 
 def _number(value: Any) -> Any:
@@ -65,8 +74,12 @@ def _number(value: Any) -> Any:
 Whole = Annotated[int, BeforeValidator(_number)]
 Real = Annotated[float, BeforeValidator(_number)]
 Text = Annotated[Any, BeforeValidator(_text), WithJsonSchema(_TEXT)]
+_RUBRIC: dict[str, Any] = {
+    "type": "array", "minItems": 1, "items": {"anyOf": [{"type": "string"}, {"type": "object"}]},
+    "description": "criteria, for rewards that take a rubric list",
+}  # fmt: skip
 Slot = Annotated[
-    Any, BeforeValidator(_optional_text), WithJsonSchema({"anyOf": [*_TEXT["anyOf"], {"type": "null"}]})
+    Any, BeforeValidator(_optional_text), WithJsonSchema({"anyOf": [*_TEXT["anyOf"], _RUBRIC, {"type": "null"}]})
 ]  # fmt: skip
 
 
@@ -113,6 +126,7 @@ class ScoreRequest(Wire):
     rows: list[dict[str, Slot]]
     rewards: list[str] | None = None
     distribution: StrictBool = False
+    explain: StrictBool = Field(False, description="Tell for rubric lists how far each criterion is met.")
     alone: StrictBool = Field(False, description="Judge these rows apart from those of other requests.")
     deadline: Deadline = None
 
@@ -150,6 +164,7 @@ class ScoreResponse(BaseModel):
     reasons: list[str | None]
     label_mass: dict[str, list[float | None]]
     distribution: dict[str, Distribution] | None = None
+    explanations: dict[str, list[list[dict[str, str | float | bool | None]]]] | None = None
 
 
 class PromptSpec(Wire):
