@@ -409,7 +409,7 @@ whole = time.time() - begin
 rng, killed, grown = random.Random(int(sys.argv[1])), 0, set()
 while killed < 20:
     pid = child("storm")
-    time.sleep(rng.uniform(0.02, 0.3) * whole)
+    time.sleep(rng.uniform(0.02, 0.6) * whole)
     done, status = os.waitpid(pid, os.WNOHANG)
     if done:
         assert status == 0
