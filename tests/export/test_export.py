@@ -153,7 +153,7 @@ def test_what_cannot_be_exported(judge, make_judge, tmp_path):
         with pytest.raises(ValueError, match=message):
             export_probe(judge, bad, tmp_path / "bad")
     other = make_judge("qwen2", "digits")
-    other.name = judge.name
+    other.model_name = judge.model_name
     both = f"has revision {other.revision}, but the probe was trained on '{judge.name}' with revision {judge.revision}"
     with pytest.raises(ValueError, match=both):
         export_probe(other, probe, tmp_path / "bad")
