@@ -172,7 +172,8 @@ OTHER: dict[str, Any] = {
     "feedback": False, "temperature": 0.1, "n_samples": 3, "max_new_tokens": 7, "seed": 9, "statistic": "one",
     "of": "cross_layer", "floor": -5.0, "guards": ("blank", "echo"), "gate": "weighted", "gate_below": 0.25,
     "gate_slope": None, "relevance": 0.25, "against": "shuffled", "weight": 0.5, "how": "mean", "location": [1.0, 2.0],
-    "scales": [1.0, 2.0], "aspect": "second", "criteria": ["It is long."], "column": "checks", "aggregate": "min",
+    "scales": [1.0, 2.0], "aspect": "second", "criteria": ["It is long."], "criteria_column": "checks",
+    "aggregate": "min",
     "threshold": 0.25, "dropout": 0.5, "unreadable": "leave_out",
 }  # fmt: skip
 OTHER_OF: dict[str, dict[str, Any]] = {

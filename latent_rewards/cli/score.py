@@ -101,7 +101,7 @@ def _with_criteria(wanted: list[Wanted], column: str | None) -> list[Wanted]:
     if not lists:
         raise ValueError("--criteria-column is for the reward rubric_list, which is not among the rewards")
     for one in lists:
-        one.options.setdefault("column", column)
+        one.options.setdefault("criteria_column", column)
     return wanted
 
 

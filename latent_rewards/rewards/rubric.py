@@ -39,8 +39,8 @@ class RubricReward(LatentReward):
     Args:
         judge: a judge, or a model name.
         criteria: criteria for all rows (see `parse_criteria`), or a YAML or JSON file of them; None takes each row's
-            from `column`.
-        column: dataset column with each row's criteria: a list, or JSON text.
+            from `criteria_column`.
+        criteria_column: dataset column with each row's criteria: a list, or JSON text.
         aggregate: one of the above.
         threshold: above which a criterion counts as met.
         dropout: share of the criteria left out at random, the same ones for all completions of a prompt in a step of
@@ -68,7 +68,7 @@ class RubricReward(LatentReward):
         judge: Judge | str = "embedded",
         *,
         criteria: object = None,
-        column: str = "rubrics",
+        criteria_column: str = "rubrics",
         aggregate: Aggregate = "points",
         threshold: float = 0.5,
         dropout: float = 0.0,
@@ -86,7 +86,7 @@ class RubricReward(LatentReward):
         self.criteria: Criteria | None = None
         if criteria is not None:
             self.criteria = load_criteria(criteria) if from_file else parse_criteria(criteria)  # type: ignore[arg-type]
-        self.column, self.aggregate, self.threshold = column, aggregate, float(threshold)
+        self.criteria_column, self.aggregate, self.threshold = criteria_column, aggregate, float(threshold)
         self.dropout, self.seed, self.unreadable = float(dropout), int(seed), unreadable
         super().__init__(judge, **options)
 
@@ -103,13 +103,13 @@ class RubricReward(LatentReward):
         """The criteria, and how they are put together."""
         fixed = None if self.criteria is None else [_plain(c) for c in self.criteria]
         keys = ("aggregate", "threshold", "dropout", "seed", "unreadable")
-        return {"criteria": fixed, "column": self.column} | {key: getattr(self, key) for key in keys}
+        return {"criteria": fixed, "criteria_column": self.criteria_column} | {key: getattr(self, key) for key in keys}
 
     @property
     def inputs(self) -> tuple[str, ...]:
         """Slots of the prompt but the criterion, and the column of criteria."""
         own = (s for s in self.prompt.slots if s != "criterion")
-        return (*own, *(() if self.criteria is not None else (self.column,)))
+        return (*own, *(() if self.criteria is not None else (self.criteria_column,)))
 
     @property
     def score_range(self) -> tuple[float, float]:
@@ -126,7 +126,7 @@ class RubricReward(LatentReward):
         step = getattr(columns.get("trainer_state"), "global_step", 0)
         for i, row in enumerate(rows):
             try:
-                row[self.column] = self._criteria(row, step)
+                row[self.criteria_column] = self._criteria(row, step)
             except ValueError as err:
                 raise RowError(i, err) from err
         return rows
@@ -200,15 +200,15 @@ class RubricReward(LatentReward):
 
     def _criteria(self, row: Row, step: int = 0) -> Criteria:
         """The row's criteria; those that `rows` has drawn already are left as they are."""
-        found = row.get(self.column)
+        found = row.get(self.criteria_column)
         if isinstance(found, tuple) and found and all(isinstance(c, Criterion) for c in found):
             return found
         if self.criteria is None and found is None:
-            raise ValueError(f"no criteria in column {self.column!r}")
+            raise ValueError(f"no criteria in column {self.criteria_column!r}")
         try:
             criteria = parse_criteria(found) if self.criteria is None else self.criteria
         except ValueError as err:
-            raise ValueError(f"column {self.column!r}: {err}") from err
+            raise ValueError(f"column {self.criteria_column!r}: {err}") from err
         return subset(criteria, self.dropout, [self.seed, step, prompt_key(row.get("prompt"))])
 
     def _with_criteria(self, rows: Sequence[Row]) -> list[tuple[Row, Criteria]]:
