@@ -18,6 +18,7 @@ import numpy as np
 from latent_rewards.judge import fingerprint
 from latent_rewards.judge.hf import HFJudge, Judge
 from latent_rewards.judge.prompts import JudgePrompt
+from latent_rewards.judge.thoughts import UNFINISHED
 from latent_rewards.rewards.group_statistics import group_statistics
 
 logger = logging.getLogger(__name__)
@@ -41,6 +42,11 @@ class Reward:
         scale: the reward is `scale * score + shift`.
         shift: see `scale`.
         clip: (low, high) applied last.
+        reasoning: what the judge sees of a reply that holds a thought: "strip" its answer (the default), "keep" all of
+            it, "only" the thought; see `latent_rewards.judge.thoughts`.
+        unfinished: reward of a reply that ends inside its thought: None is no score (see `on_missing`), a number that
+            reward, "keep" judges the text as it is.
+        thought_tags: pairs of an opening and a closing tag that surround thoughts, besides the known ones.
         on_missing: what a row without a score becomes: "none" (None: GRPO and RLOO leave it out), "raise", or "auto":
             raise under OnlineDPO, which would count None as 0, and None elsewhere.
 
@@ -63,6 +69,9 @@ class Reward:
         shift: float = 0.0,
         clip: tuple[float, float] | None = None,
         on_missing: Literal["auto", "none", "raise"] = "auto",
+        reasoning: Literal["strip", "keep", "only"] | None = None,
+        unfinished: float | Literal["keep"] | None = None,
+        thought_tags: Sequence[tuple[str, str]] = (),
     ) -> None:
         if on_missing not in ("auto", "none", "raise"):
             raise ValueError(f"on_missing must be 'auto', 'none' or 'raise', got {on_missing!r}")
@@ -70,6 +79,9 @@ class Reward:
             raise ValueError(f"clip must be (low, high) with low < high, got {clip}")
         self.judge: Judge = HFJudge(judge) if isinstance(judge, str) else judge
         self.prompt = JudgePrompt.load(prompt if prompt is not None else self.default_prompt)
+        if reasoning is not None or unfinished == "keep" or thought_tags:
+            self.prompt = self.prompt.with_thoughts(reasoning, thought_tags, keep_unfinished=unfinished == "keep")
+        self.floor_unfinished = float(unfinished) if isinstance(unfinished, int | float) else None
         self.scale, self.shift, self.clip, self.on_missing = float(scale), float(shift), clip, on_missing
         self.__name__ = self._asked_name = name or self._default_name()
         self._prepare()
@@ -100,7 +112,7 @@ class Reward:
             "layout": fingerprint.layout_of(self.judge, self.prompt), "scale": self.scale, "shift": self.shift,
             "clip": None if self.clip is None else [float(x) for x in self.clip], "on_missing": self.on_missing,
             "options": self.options(),
-        }  # fmt: skip
+        } | ({} if self.floor_unfinished is None else {"unfinished": self.floor_unfinished})  # fmt: skip
 
     @property
     def fingerprint(self) -> str:
@@ -191,7 +203,7 @@ class Reward:
         _check_lists(prompts=prompts, completions=completions)
         self._read_together(list(prompts or []), list(completions), kwargs)
         scores, facts = self._score(list(prompts or []), list(completions), kwargs)
-        rewards = self._finish(scores)
+        rewards = self.finish(scores, facts["reasons"])
         missing = np.flatnonzero(np.isnan(rewards))
         no_way_out = "trainer_state" in kwargs and "log_metric" not in kwargs
         if len(missing) and (self.on_missing == "raise" or (self.on_missing == "auto" and no_way_out)):
@@ -207,6 +219,7 @@ class Reward:
         out = [None if np.isnan(r) else float(r) for r in rewards]
         if kwargs.get("log_metric") is not None:
             facts["metrics"] |= group_statistics(list(prompts or []), rewards)
+            facts["metrics"]["unfinished"] = _share_unfinished(facts["reasons"])
             facts["metrics"]["seconds"] = time.perf_counter() - started
             for key, value in facts["metrics"].items():
                 kwargs["log_metric"](f"{self.__name__}/{key}", float(value))
@@ -232,8 +245,8 @@ class Reward:
             ValueError: lengths differ, or a row lacks something the prompt needs; the message has the row number.
         """
         _check_lists(prompts=prompts, completions=completions)
-        scores, _ = self._score(list(prompts), list(completions), dict(columns))
-        return self._finish(scores)
+        scores, facts = self._score(list(prompts), list(completions), dict(columns))
+        return self.finish(scores, facts["reasons"])
 
     def score_with_reasons(
         self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Sequence[Any]
@@ -241,7 +254,7 @@ class Reward:
         """As `score`, and for each row without a score why it has none."""
         _check_lists(prompts=prompts, completions=completions)
         scores, facts = self._score(list(prompts), list(completions), dict(columns))
-        final = self._finish(scores)
+        final = self.finish(scores, facts["reasons"])
         return final, [why if np.isnan(x) else None for x, why in zip(final, facts["reasons"], strict=True)]
 
     def to_async(self) -> AsyncReward:
@@ -275,6 +288,14 @@ class Reward:
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """(B,) scores before scale and clip, and what to log; every kind of reward has its own."""
         raise NotImplementedError(f"{type(self).__name__} does not say how it scores")
+
+    def finish(self, scores: np.ndarray, reasons: Sequence[str | None]) -> np.ndarray:
+        """(B,) rewards: scores scaled and clipped, and the floor for replies that end inside their thought."""
+        rewards = self._finish(scores)
+        if self.floor_unfinished is None:
+            return rewards
+        cut = np.array([UNFINISHED in (why or "") for why in reasons], dtype=bool)
+        return np.where(cut & np.isnan(rewards), self.floor_unfinished, rewards)
 
     def _finish(self, scores: np.ndarray) -> np.ndarray:
         rewards = scores * self.scale + self.shift
@@ -311,6 +332,9 @@ def with_prompt_of(owner: Any, options: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: they ask for another prompt, which would change nothing but its name.
     """
+    lost = sorted(key for key in ("reasoning", "thought_tags") if options.get(key)) if isinstance(owner, Reward) else []
+    if lost or (options.get("unfinished") == "keep" and isinstance(owner, Reward)):
+        raise ValueError(f"give {lost or ['unfinished']} to the {type(owner).__name__} in it, which is what reads")
     given, own = options.pop("prompt", None), owner.prompt
     if given is not None and (loaded := JudgePrompt.load(given)).hash != own.hash:
         raise ValueError(
@@ -318,6 +342,10 @@ def with_prompt_of(owner: Any, options: dict[str, Any]) -> dict[str, Any]:
             f"{own.name!r} with hash {own.hash}; leave `prompt` out here, or make that part with it"
         )
     return {**options, "prompt": own}
+
+
+def _share_unfinished(reasons: Sequence[str | None]) -> float:
+    return float(np.mean([UNFINISHED in (why or "") for why in reasons])) if len(reasons) else 0.0
 
 
 def _check_lists(**given: Any) -> None:

@@ -182,6 +182,9 @@ class PromptSpec(Wire):
     pattern: str | None = Field(None, max_length=500)
     completion: StrictBool = True
     optional: list[str] = Field([], max_length=100)
+    reasoning: Literal["strip", "keep", "only"] = "strip"
+    thought_tags: list[tuple[str, str]] = Field([], max_length=20)
+    unfinished: Literal["none", "keep"] = "none"
 
     @classmethod
     def of(cls, prompt: JudgePrompt) -> PromptSpec:
@@ -193,6 +196,7 @@ class PromptSpec(Wire):
             values=None if labels is None else list(labels.values),
             spellings=None if labels is None else [list(s) for s in labels.spellings],
             scale=prompt.scale, pattern=prompt.pattern, completion=prompt.completion, optional=list(prompt.optional),
+            reasoning=prompt.reasoning, thought_tags=list(prompt.thought_tags), unfinished=prompt.unfinished,
         )  # fmt: skip
 
     def build(self) -> JudgePrompt:
@@ -210,6 +214,7 @@ class PromptSpec(Wire):
         prompt = JudgePrompt(
             name=self.name, kind=self.kind, system=self.system, body=self.body, prefill=self.prefill, labels=labels,
             scale=self.scale, pattern=self.pattern, completion=self.completion, optional=tuple(self.optional),
+            reasoning=self.reasoning, thought_tags=tuple(self.thought_tags), unfinished=self.unfinished,
         )  # fmt: skip
         check_template(prompt)
         return prompt

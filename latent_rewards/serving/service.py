@@ -304,8 +304,9 @@ def read_out(
     if not rows:
         return np.zeros(0), []
     own = [{k: v for k, v in row.items() if k in (*reward.inputs, "prompt", "completion")} for row in rows]
-    values = reward._finish(reward.scores_of(own, readings))
-    return values, [why if np.isnan(v) else None for v, why in zip(values, reward.reasons(own, readings), strict=True)]
+    reasons = reward.reasons(own, readings)
+    values = reward.finish(reward.scores_of(own, readings), reasons)
+    return values, [why if np.isnan(v) else None for v, why in zip(values, reasons, strict=True)]
 
 
 def _group(rows: Sequence[Row]) -> str:
