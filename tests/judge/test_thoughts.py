@@ -15,6 +15,7 @@ from latent_rewards.judge.prompts import to_text
 from latent_rewards.judge.thoughts import TAGS, UNFINISHED, Split, set_aside, split
 from latent_rewards.serving.schemas import PromptSpec
 
+HARMONY = "<|channel|>analysis<|message|>a<|end|><|start|>assistant"
 CODE = "Use tags:\n```html\n<think>\nx\n</think>\n```\nDone."
 TABLE: list[tuple[str, str, str, bool]] = [
     # reply, answer, thought, finished
@@ -48,7 +49,7 @@ TABLE: list[tuple[str, str, str, bool]] = [
     ("<seed:think>a</seed:think>Paris.", "Paris.", "a", True),
     ("<|begin_of_thought|>\n\na\n\n<|end_of_thought|>\n\nParis.", "Paris.", "a", True),
     ("◁think▷a◁/think▷Paris.", "Paris.", "a", True),
-    ("<|channel|>analysis<|message|>a<|end|><|start|>assistant<|channel|>final<|message|>Paris.<|return|>", "Paris.", "a", True),
+    (f"{HARMONY}<|channel|>final<|message|>Paris.<|return|>", "Paris.", "a", True),
     ("<|channel|>analysis<|message|>a", "", "a", False),
     ("<|channel|>commentary to=f<|constrain|>json<|message|>{}<|call|>", "", "{}", False),
     ("analysisWe need Paris.assistantfinalParis.", "Paris.", "We need Paris.", True),
@@ -82,7 +83,7 @@ def said(role: str, content: Any, **more: Any) -> dict[str, Any]:
     return {"role": role, "content": content, **more}
 
 
-ANSWER, THOUGHT = said("assistant", "Paris."), "France."
+ANSWER, THOUGHT, PARIS = said("assistant", "Paris."), "France.", {"type": "text", "text": "Paris."}
 MESSAGES: list[tuple[Any, str, str, bool]] = [
     # completion, text of "strip", text of "only", finished
     ([ANSWER], "Paris.", "", True),
@@ -91,12 +92,13 @@ MESSAGES: list[tuple[Any, str, str, bool]] = [
     ([said("assistant", "Paris.", reasoning=THOUGHT)], "Paris.", THOUGHT, True),
     ([said("assistant", "Paris.", thinking=THOUGHT)], "Paris.", THOUGHT, True),
     (said("assistant", "Paris.", thinking=THOUGHT), "Paris.", THOUGHT, True),
-    ([said("assistant", [{"type": "thinking", "thinking": THOUGHT}, {"type": "text", "text": "Paris."}])], "Paris.", THOUGHT, True),
-    ([said("assistant", [{"type": "thinking", "thinking": [{"type": "text", "text": THOUGHT}]}, {"type": "text", "text": "Paris."}])], "Paris.", THOUGHT, True),
+    ([said("assistant", [{"type": "thinking", "thinking": THOUGHT}, PARIS])], "Paris.", THOUGHT, True),
+    ([said("assistant", [{"type": "thinking", "thinking": [{"type": "text", "text": THOUGHT}]}, PARIS])], "Paris.",
+     THOUGHT, True),
     ([said("assistant", "", reasoning_content=THOUGHT)], "", THOUGHT, False),
     ([said("assistant", None, reasoning_content=THOUGHT)], "", THOUGHT, False),
     ([said("assistant", "<think>France.")], "", THOUGHT, False),
-    ([said("assistant", "<think>a</think>Which?"), said("user", "France"), said("assistant", "<think>b")], "", "", False),
+    ([said("assistant", "<think>a</think>Which?"), said("user", "F"), said("assistant", "<think>b")], "", "", False),
     ([said("assistant", "<think>a</think>Which?"), said("user", "<think>x</think>"), ANSWER],
      "Assistant:\nWhich?\n\nUser:\n<think>x</think>\n\nAssistant:\nParis.", "", True),
 ]  # fmt: skip
@@ -149,13 +151,13 @@ def test_rewards(make_judge: Any) -> None:
     replies = ["<think>long ago</think>Paris.", "<think>never", "Paris."]
     prompts = ["p"] * 3
     scores, reasons = ProbabilityWeightedReward(judge).score_with_reasons(prompts, replies)
-    assert scores[0] == scores[2] and math.isnan(scores[1]) and reasons[1] == UNFINISHED
+    assert scores[0] == pytest.approx(scores[2]) and math.isnan(scores[1]) and reasons[1] == UNFINISHED
     floored = ProbabilityWeightedReward(judge, unfinished=-1.0, scale=2.0)
-    assert floored.score(prompts, replies).tolist() == [2 * scores[0], -1.0, 2 * scores[2]]
+    assert floored.score(prompts, replies).tolist() == pytest.approx([2 * scores[0], -1.0, 2 * scores[2]])
     kept = ProbabilityWeightedReward(judge, unfinished="keep").score(prompts, replies)
-    assert kept[0] == scores[0] and math.isfinite(kept[1])
+    assert kept[0] == pytest.approx(scores[0]) and math.isfinite(kept[1])
     whole = ProbabilityWeightedReward(judge, reasoning="keep").score(prompts, replies)
-    assert whole[0] != scores[0] and whole[2] == scores[2] and math.isfinite(whole[1])
+    assert abs(whole[0] - scores[0]) > 1e-3 and whole[2] == pytest.approx(scores[2]) and math.isfinite(whole[1])
     logs = Logs()
     out = ProbabilityWeightedReward(judge, name="w")(prompts, replies, **trl_kwargs(3, logs))
     assert out[1] is None and logs.metrics["w/unfinished"] == pytest.approx(1 / 3)
