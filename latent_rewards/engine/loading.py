@@ -123,6 +123,7 @@ def load_frozen(
     Raises:
         ValueError: unknown options, weights that are there as a pickle only or not at all, or no causal LM.
     """
+    compat.warn_if_untested()
     if device.type == "cpu":
         _bound_kernel_caches()
     options: dict[str, Any] = {
