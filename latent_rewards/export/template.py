@@ -120,6 +120,7 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
+    config["model_input_names"] = ["input_ids", "attention_mask"]  # transformers 4 would give token types, too
     config |= {"tokenizer_class": "PreTrainedTokenizerFast", "auto_map": {"AutoTokenizer": [None, f"{_CODE}.AsSaved"]}}
     (folder / f"{_CODE}.py").write_text(_AS_SAVED, encoding="utf-8")
     path.write_text(json.dumps(config, indent=1), encoding="utf-8")
