@@ -13,7 +13,8 @@ from typing import Any
 
 from latent_rewards.judge.encoding import Encoder
 from latent_rewards.judge.hf import HFJudge
-from latent_rewards.judge.prompts import _SPEAKER, JudgePrompt, Segment
+from latent_rewards.judge.messages import SPEAKER, Segment
+from latent_rewards.judge.prompts import JudgePrompt
 
 FENCE = "\ue004"
 _CODE = "tokenizer_as_saved"
@@ -76,7 +77,7 @@ def judge_template(encoder: Encoder, prompt: JudgePrompt) -> str:
     constants = {
         "FENCE": FENCE,
         "FORBIDDEN": sorted((t for t in encoder.control.values() if len(t) > 1), key=lambda t: (-len(t), t)),
-        "SPEAKERS": _SPEAKER,
+        "SPEAKERS": SPEAKER,
     }
     text = "".join(f"{{%- set {name} = {json.dumps(value)} -%}}" for name, value in constants.items())
     head = encoder.tokenizer.convert_ids_to_tokens(encoder._head())
