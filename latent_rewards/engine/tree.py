@@ -140,7 +140,9 @@ class TreeForward:
         shared: Callable[[Group, Wanted], States],
     ) -> States:
         groups = group_texts(sequences, positions, self.blocks.rope, self.longest if self.usable else _NO_LIMIT)
-        parts = [self._read_group(group, wanted._replace(regime=group.regime), shared) for group in groups]
+        parts = []
+        for group in groups:
+            parts.append(self._read_group(group, wanted._replace(regime=group.regime), shared))
         if self.blocks.device.type == "cpu":
             give_back_memory()
         return put_together(groups, parts)
