@@ -57,11 +57,11 @@ class Data:
     def of(cls, features: Features, layers: Sequence[int]) -> Data:
         """The readable rows of a folder of features, for one or several layers.
 
-        States of more than `probe_states.MOST` bytes stay on disk; training then reads them block by block.
+        States of more than `probe_states.WHOLE_BYTES` bytes stay on disk; training then reads them block by block.
         """
         names = ("label", "group", "pair", "length", "source")
         stored = StoredStates(features, layers)
-        small = 4 * stored.shape[0] * stored.shape[1] <= probe_states.MOST
+        small = 4 * stored.shape[0] * stored.shape[1] <= probe_states.WHOLE_BYTES
         data = cls(features.states(layers) if small else stored, *(features.column(n) for n in names))
         read = features.column("read").astype(bool)
         if not read.all():

@@ -59,8 +59,8 @@ def write_features(folder, *, rows_of_prompt=lambda i: 2, shard_rows=64, aspects
 @pytest.fixture
 def on_disk(monkeypatch):
     """Nothing fits in memory, and a block holds seven rows of one layer."""
-    monkeypatch.setattr(probe_states, "MOST", 0)
-    monkeypatch.setattr(probe_states, "BLOCK", 7 * 4 * WIDTH)
+    monkeypatch.setattr(probe_states, "WHOLE_BYTES", 0)
+    monkeypatch.setattr(probe_states, "BLOCK_BYTES", 7 * 4 * WIDTH)
 
 
 def plain_fit(data, options):
@@ -116,8 +116,8 @@ def test_equals_scikit_learn_in_memory_and_on_disk(objective, guards, tmp_path, 
     assert isinstance(held.x, np.ndarray)
     coef, bias = plain_fit(held, options)
     expected = held.x.astype(np.float64) @ coef + bias
-    monkeypatch.setattr(probe_states, "MOST", 0)
-    monkeypatch.setattr(probe_states, "BLOCK", 7 * 8 * WIDTH)
+    monkeypatch.setattr(probe_states, "WHOLE_BYTES", 0)
+    monkeypatch.setattr(probe_states, "BLOCK_BYTES", 7 * 8 * WIDTH)
     stored = Data.of(features, [1, 2])
     assert isinstance(stored.x, StoredStates)
     for data in (held, stored):
@@ -161,8 +161,8 @@ def test_networks_learn_the_same_from_disk(options, tmp_path, monkeypatch):
     features = write_features(tmp_path)
     held = Data.of(features, [1])
     before = head_scores(held.x, fit_head(held, options), options.architecture)[:, 0]
-    monkeypatch.setattr(probe_states, "MOST", 0)
-    monkeypatch.setattr(probe_states, "BLOCK", 100 * 4 * WIDTH)
+    monkeypatch.setattr(probe_states, "WHOLE_BYTES", 0)
+    monkeypatch.setattr(probe_states, "BLOCK_BYTES", 100 * 4 * WIDTH)
     stored = Data.of(features, [1])
     after = head_scores(stored.x, fit_head(stored, options), options.architecture)[:, 0]
     again = head_scores(stored.x, fit_head(stored, options), options.architecture)[:, 0]
@@ -182,16 +182,16 @@ def test_the_held_out_loss_is_the_same_in_windows(tmp_path, monkeypatch):
 
     with torch.no_grad():
         before = mean_loss()
-        monkeypatch.setattr(probe_states, "MOST", 0)
-        monkeypatch.setattr(probe_states, "BLOCK", 70 * 4 * WIDTH)
+        monkeypatch.setattr(probe_states, "WHOLE_BYTES", 0)
+        monkeypatch.setattr(probe_states, "BLOCK_BYTES", 70 * 4 * WIDTH)
         assert mean_loss() == pytest.approx(before, rel=1e-5)
 
 
 def test_layer_sweep_from_disk(tmp_path, monkeypatch):
     features = write_features(tmp_path)
     before = sweep_layers(features, [1, 2], FitOptions(), strengths=[1e-2], folds=3)
-    monkeypatch.setattr(probe_states, "MOST", 0)
-    monkeypatch.setattr(probe_states, "BLOCK", 100 * 4 * WIDTH)
+    monkeypatch.setattr(probe_states, "WHOLE_BYTES", 0)
+    monkeypatch.setattr(probe_states, "BLOCK_BYTES", 100 * 4 * WIDTH)
     after = sweep_layers(features, [1, 2], FitOptions(), strengths=[1e-2], folds=3)
     assert [r["accuracy"][0] for r in before] == pytest.approx([r["accuracy"][0] for r in after], abs=0.01)
 
