@@ -17,7 +17,7 @@ from latent_rewards.evaluation.scorers import Column
 from latent_rewards.rewards.likert import mode_agreement
 from latent_rewards.stats import bootstrap, distributions
 from latent_rewards.stats.bootstrap import Estimate
-from latent_rewards.stats.ranking import best_of_n
+from latent_rewards.stats.ranking import expected_gold_of_best
 
 BINS = 20
 
@@ -137,8 +137,8 @@ class Analysis:
     def _best_of_n(self, table: Table) -> dict[str, list[float]]:
         """Mean expected gold of the best of n over the lists that have n responses or more."""
         kept = np.flatnonzero(table.complete)
-        curves = [best_of_n(*(a[i, ~np.isnan(table.gold[i])] for a in (table.scores, table.gold))) for i in kept]
-        oracle = [best_of_n(*(table.gold[i, ~np.isnan(table.gold[i])],) * 2) for i in kept]
+        curves = [expected_gold_of_best(*(a[i, ~np.isnan(table.gold[i])] for a in (table.scores, table.gold))) for i in kept]
+        oracle = [expected_gold_of_best(*(table.gold[i, ~np.isnan(table.gold[i])],) * 2) for i in kept]
         if not curves:
             return {"n": [], "gold": [], "oracle": []}
         width = min(map(len, curves))
