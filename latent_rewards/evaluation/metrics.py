@@ -14,7 +14,7 @@ import numpy as np
 
 from latent_rewards.stats.correlation import kendall_tau_b, partial_spearman, pearson, spearman
 from latent_rewards.stats.distributions import histogram, unit
-from latent_rewards.stats.pairs import length_matched
+from latent_rewards.stats.pairs import EVALUATION_LENGTH_TOLERANCE, length_matched
 from latent_rewards.stats.ranking import dcg
 
 
@@ -84,7 +84,8 @@ def accuracy_length_balanced(t: Table) -> float:
 
 def accuracy_length_matched(t: Table) -> np.ndarray:
     """Accuracy on the pairs whose lengths differ by at most 10 % of the longer one."""
-    return np.where(length_matched(*t.lengths[:, :2].T, tolerance=0.1), accuracy(t), np.nan)
+    matched = length_matched(*t.lengths[:, :2].T, tolerance=EVALUATION_LENGTH_TOLERANCE)
+    return np.where(matched, accuracy(t), np.nan)
 
 
 def margin(t: Table) -> np.ndarray:
