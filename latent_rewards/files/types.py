@@ -1,0 +1,15 @@
+"""The shapes of plain data, as JSON, YAML and Arrow give it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+# What stands behind a name is not known before it is looked at: whoever reads a value checks it.
+JsonObject = dict[str, Any]
+Row = dict[str, Any]  # column -> value
+
+NumberedRow = tuple[str, int, Any]  # file, number from 1, and the row, or the error that stands for it
+
+Messages = Sequence[Mapping[str, Any]]  # of role and content
+Prompt = str | Messages
