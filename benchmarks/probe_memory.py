@@ -75,7 +75,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 40_000, 160_000, 640_000])
     parser.add_argument("--width", type=int, default=576)
-    parser.add_argument("--most", type=int, default=probe_states.WHOLE_BYTES // 2**20, help="MiB of states held as a whole")
+    parser.add_argument(
+        "--most", type=int, default=probe_states.WHOLE_BYTES // 2**20, help="MiB of states held as a whole"
+    )
     parser.add_argument("--json", action="store_true", help="print the figures instead of writing the file")
     parser.add_argument("--train", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()

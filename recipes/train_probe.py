@@ -96,7 +96,10 @@ def draw(rows: list[dict], path: Path, judge: str) -> None:
         ax.plot(layers, [max(r["r"] for r in rows if r["layer"] == k) for k in layers], "o-", label="Pearson r")
     else:
         top = [max((r for r in rows if r["layer"] == k), key=lambda r: r["balanced"]) for k in layers]
-        for key, label, colour in (("accuracy", "all pairs", "C0"), ("matched", f"equal length (within {PROBE_LENGTH_TOLERANCE:.0%})", "C1")):
+        for key, label, colour in (
+            ("accuracy", "all pairs", "C0"),
+            ("matched", f"equal length (within {PROBE_LENGTH_TOLERANCE:.0%})", "C1"),
+        ):
             mean, low, high = zip(*(r[key] for r in top), strict=True)
             ax.plot(
                 layers,

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import torch
 
-from latent_rewards.files.cache import Cache, content_key
+from latent_rewards.files.cache import Cache, Part, content_key
 from latent_rewards.judge.fingerprint import judge_key, layout_of
 from latent_rewards.judge.hf import Judge, Need, Reading, Request
 from latent_rewards.judge.prompts import JudgePrompt
@@ -18,7 +18,8 @@ from latent_rewards.judge.requests import read_all
 from latent_rewards.rewards.base import Reward
 from latent_rewards.rewards.likert import LikertReward
 
-Rows = Sequence[Mapping[str, Any]]
+Rows = Sequence[Mapping[str, object]]
+T = TypeVar("T")
 
 
 class Readings:
@@ -112,7 +113,7 @@ class Readings:
         """Sampled answers of each row; None for a row that was not asked."""
         return self.cache.get(self._keys(reward.prompt, rows), _answers_part(reward, greedy))
 
-    def remember(self, reward: Reward, rows: Rows, part: str, compute: Callable[[], Any]) -> Any:
+    def remember(self, reward: Reward, rows: Rows, part: str, compute: Callable[[], T]) -> T:
         """A plain value that belongs to these rows together, computed once."""
         texts = json.dumps([k.hex() for k in self._keys(reward.prompt, rows)])
         key = content_key(reward.fingerprint, "", {"rows": texts})
@@ -134,7 +135,7 @@ class Readings:
             self._layouts[prompt.hash] = f"{prompt.hash} {layout_of(self.judge, prompt)}"
         return [content_key(self.judge_key, self._layouts[prompt.hash], row) for row in rows]
 
-    def _batches(self, rows: Rows) -> Iterator[list[Mapping[str, Any]]]:
+    def _batches(self, rows: Rows) -> Iterator[list[Mapping[str, object]]]:
         texts = list({content_key("", "", row): row for row in rows}.values())
         for number, start in enumerate(range(0, len(texts), self.batch)):
             if number % self.world == self.rank:
@@ -151,8 +152,8 @@ def _parts(need: Need) -> list[str]:
     return ["reason", *(["labels"] if need.labels else []), *hidden, *layers]
 
 
-def _split(keys: Sequence[bytes], reading: Reading, need: Need) -> list[tuple[bytes, str, Any]]:
-    out: list[tuple[bytes, str, Any]] = [(k, "reason", [r]) for k, r in zip(keys, reading.reasons, strict=True)]
+def _split(keys: Sequence[bytes], reading: Reading, need: Need) -> list[Part]:
+    out: list[Part] = [(k, "reason", [r]) for k, r in zip(keys, reading.reasons, strict=True)]
     if need.labels:
         assert reading.label_logprobs is not None and reading.label_mass is not None
         both = torch.cat([reading.label_logprobs, reading.label_mass[:, None]], 1).numpy()

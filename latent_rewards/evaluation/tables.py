@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from latent_rewards.evaluation.benchmarks.rows import Benchmark, Item
 from latent_rewards.evaluation.metrics import Table
 from latent_rewards.evaluation.scorers import Column
+from latent_rewards.files.types import Row
 from latent_rewards.judge.prompts import to_text
 from latent_rewards.rewards.base import Reward
 
 
-def texts(items: Sequence[Item], reward: Reward) -> list[dict[str, Any]]:
+def texts(items: Sequence[Item], reward: Reward) -> list[Row]:
     """Every response of every item, in order, as a row for the reward's prompt."""
     flat = [(item, response) for item in items for response in item.responses]
     needed = [s for s in reward.prompt.slots if s not in ("prompt", "completion")]

@@ -20,8 +20,10 @@ CREATE TABLE IF NOT EXISTS parts (key BLOB, part TEXT, value BLOB, PRIMARY KEY (
 CREATE TABLE IF NOT EXISTS cost (stage TEXT PRIMARY KEY, texts INTEGER, tokens INTEGER, seconds REAL) WITHOUT ROWID;
 """
 
+Part = tuple[bytes, str, np.ndarray | list[Any]]  # content key, name of the part, value
 
-def content_key(judge: str, prompt: str, row: Mapping[str, Any]) -> bytes:
+
+def content_key(judge: str, prompt: str, row: Mapping[str, object]) -> bytes:
     """Key of one judged text: fingerprint of who reads it, hash of prompt and layout, and all that fills the slots."""
     text = json.dumps([judge, prompt, row], sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:16]
@@ -51,7 +53,7 @@ class Cache:
 
     def put(
         self,
-        rows: Iterable[tuple[bytes, str, np.ndarray | list[Any]]],
+        rows: Iterable[Part],
         *,
         stage: str,
         texts: int,
@@ -111,7 +113,7 @@ class Cache:
                     self._others[path] = other
         return [self._own, *self._others.values()]
 
-    def _select(self, keys: Sequence[bytes], parts: Sequence[str], column: str) -> Iterable[tuple[bytes, str, Any]]:
+    def _select(self, keys: Sequence[bytes], parts: Sequence[str], column: str) -> Iterable[tuple[bytes, str, bytes]]:
         unique = list(dict.fromkeys(keys))
         for connection in self._connections():
             for start in range(0, len(unique), 500):

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from latent_rewards.files.types import NumberedRow
+
 RAW = "_raw"
 _JSONL = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
 _PEEK = 100
@@ -144,7 +146,7 @@ def parse_line(line: bytes, number: int) -> tuple[dict[str, Any], str | None]:
     return value, None
 
 
-def numbered_rows(path: Path) -> Iterator[tuple[str, int, Any]]:
+def numbered_rows(path: Path) -> Iterator[NumberedRow]:
     """(file, row from 1, row) of a JSON Lines (plain or gzip) or Parquet file; a broken line comes as its error.
 
     Raises:

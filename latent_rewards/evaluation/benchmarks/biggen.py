@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from latent_rewards.evaluation.benchmarks.remote import Hub
+from latent_rewards.files.types import Row
 
 KIND = "rating"
 SOURCE = Hub("prometheus-eval/BiGGen-Bench-Results", ("human_eval",))
 
 
-def convert(row: dict[str, Any]) -> dict[str, Any]:
+def convert(row: Row) -> Row:
     """The rubric is a record of criteria and five descriptions; a system prompt becomes a message."""
     rubric, system = row["score_rubric"], row.get("system_prompt")
     levels = [f"Score {i}: {rubric[f'score{i}_description']}" for i in range(1, 6)]

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from latent_rewards.evaluation.benchmarks.prometheus import sections
 from latent_rewards.evaluation.benchmarks.remote import GitHub
+from latent_rewards.files.types import Row
 
 KIND = "pair"
 SOURCE = GitHub(
@@ -15,7 +14,7 @@ SOURCE = GitHub(
 )
 
 
-def convert(row: dict[str, Any]) -> dict[str, Any]:
+def convert(row: Row) -> Row:
     """Both responses come inside the same judge prompt."""
     chosen, rejected = sections(row["chosen_instruction"]), sections(row["rejected_instruction"])
     return {

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from latent_rewards.evaluation.benchmarks.remote import Hub
+from latent_rewards.files.types import Row
 
 KIND = "pair"
 SOURCE = Hub("prometheus-eval/Preference-Bench", ("train",))
 
 
-def convert(row: dict[str, Any]) -> dict[str, Any]:
+def convert(row: Row) -> Row:
     """Preference "A" or "B"; the criteria go to the rubric slot."""
     a, b = row["orig_response_A"], row["orig_response_B"]
     chosen, rejected = {"A": (a, b), "B": (b, a)}[row["orig_preference"]]

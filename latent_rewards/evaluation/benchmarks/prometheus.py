@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+
+from latent_rewards.files.types import Row
 
 _SLOTS = {
     "The instruction to evaluate": "prompt",
@@ -29,7 +30,7 @@ def sections(text: str) -> dict[str, str]:
     return {_SLOTS[head]: body for head, body in zip(heads, bodies, strict=True) if _SLOTS[head]}
 
 
-def rating(row: dict[str, Any], score: str) -> dict[str, Any]:
+def rating(row: Row, score: str) -> Row:
     """A rating row; several scores are averaged."""
     scores = row[score] if isinstance(row[score], list) else [row[score]]
     mean = sum(float(s) for s in scores) / len(scores)

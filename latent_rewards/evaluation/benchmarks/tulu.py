@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from latent_rewards.evaluation.benchmarks.remote import Hub
+from latent_rewards.files.types import Row
 
 KIND = "pair"
 SOURCE = Hub("allenai/llama-3.1-tulu-3-8b-preference-mixture", ("train",))
 
 
-def convert(row: dict[str, Any]) -> dict[str, Any]:
+def convert(row: Row) -> Row:
     """Both dialogues end with the response; what comes before is the prompt."""
     chosen, rejected = row["chosen"], row["rejected"]
     return {

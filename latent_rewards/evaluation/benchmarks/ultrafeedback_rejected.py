@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from latent_rewards.evaluation.benchmarks.remote import Hub
+from latent_rewards.files.types import Row
 
 KIND = "rating"
 SOURCE = Hub("HuggingFaceH4/ultrafeedback_binarized", ("test_prefs",))
 
 
-def convert(row: dict[str, Any]) -> dict[str, Any]:
+def convert(row: Row) -> Row:
     """The rejected dialogue ends with the response."""
     dialogue = row["rejected"]
     return {

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from latent_rewards.evaluation.benchmarks.prometheus import rating
 from latent_rewards.evaluation.benchmarks.remote import GitHub
+from latent_rewards.files.types import Row
 
 KIND = "rating"
 SOURCE = GitHub(
@@ -15,6 +14,6 @@ SOURCE = GitHub(
 )
 
 
-def convert(row: dict[str, Any]) -> dict[str, Any]:
+def convert(row: Row) -> Row:
     """Prompt, response, reference and rubric are cut out of the judge prompt."""
     return rating(row, "gpt4_score")
