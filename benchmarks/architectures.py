@@ -87,12 +87,12 @@ def compare(model: Any, edge: int = EDGE, ways: dict[str, dict[str, Any]] = WAYS
             return {"refused": str(err)}
         rows = texts(judge, edge)
         want = want or [plain_log_probs(model, judge, prompt, rows) for prompt in asked]
-        together = [r.label_logprobs for r in judge.read_many([Request(prompt, rows, need) for prompt in asked])]
+        together = [r.label_logprobs for r in judge.read([Request(prompt, rows, need) for prompt in asked])]
         some = [0, len(rows) // 2, len(rows) - 2]
         alone = []
         for prompt in asked:
             judge.forget()
-            alone.append(torch.cat([judge.read(prompt, [rows[i]], need).label_logprobs for i in some]))
+            alone.append(torch.cat([judge.read([Request(prompt, [rows[i]], need)])[0].label_logprobs for i in some]))
         errors = [*((a - w).abs().max() for a, w in zip(together, want, strict=True)),
                   *((a - w[some]).abs().max() for a, w in zip(alone, want, strict=True))]  # fmt: skip
         out["differences"][way] = float(torch.stack(errors).max())

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from benchmarks.throughput import command, commit
-from latent_rewards import HFJudge
+from latent_rewards import HFJudge, Request
 from latent_rewards.best_of_n import BestOfNConfig, Selection
 from latent_rewards.best_of_n.config import Manifest
 from latent_rewards.best_of_n.finish import Finisher
@@ -107,10 +107,10 @@ def warm_up(engine: Engine, plan: Any, source: Any) -> None:
 def read_alone(engine: Engine, groups: list[Any]) -> int:
     """The engine itself: one read and one readout of a batch, which it has forgotten."""
     (reward,) = engine.rewards.values()
-    engine.judge._remembered.clear()
+    engine.judge.forget()
     rows = [{"prompt": g.prompt, "completion": c} for g in groups for c in g.completions]
-    scores = reward.readout(engine.judge.read(reward.prompt, rows, reward.need))
-    engine.judge._remembered.clear()
+    scores = reward.readout(engine.judge.read([Request(reward.prompt, rows, reward.need)])[0])
+    engine.judge.forget()
     return len(scores)
 
 

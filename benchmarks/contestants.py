@@ -175,7 +175,7 @@ class Ours:
         assert self.judge.forward.usable
 
     def run(self, name: str, rows: list[int]) -> list[float] | None:
-        self.judge._remembered.clear()
+        self.judge.forget()
         self.judge.forward.cache.clear()
         self.judge.encoder._cache.clear()
         pairs = [self.work["work"][name]["pairs"][i] for i in rows]
@@ -204,8 +204,11 @@ class OursHalf(Ours):
         assert self.judge.forward.usable
 
     def read(self, prompts: list[str], completions: list[str]) -> list[float] | None:
+        from latent_rewards import Request
+
         rows = [{"prompt": p, "completion": c} for p, c in zip(prompts, completions, strict=True)]
-        assert self.judge.read(self.prompt, rows, self.need).hidden[HALF].isfinite().all()
+        (reading,) = self.judge.read([Request(self.prompt, rows, self.need)])
+        assert reading.hidden[HALF].isfinite().all()
         return None
 
 

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from benchmarks.throughput import cpu_kind
-from latent_rewards import HFJudge, JudgePrompt, Need
+from latent_rewards import HFJudge, JudgePrompt, Need, Request
 from latent_rewards.evaluation import benchmarks
 from latent_rewards.files.outputs import to_json
 from latent_rewards.judge.prompts import to_text
@@ -83,11 +83,11 @@ def mixed(groups: list[Group], seed: int) -> list[list[int]]:
 def read(judge: HFJudge, rows: Group, batches: list[list[int]]) -> dict[str, np.ndarray]:
     """`logprobs` (B, K) of the labels, read in the given batches, CPU `seconds` and `tokens` run."""
     assert PROMPT.labels is not None
-    judge.read(PROMPT, rows[:1], NEED)
+    judge.read([Request(PROMPT, rows[:1], NEED)])[0]
     out, started, before = np.full((len(rows), len(PROMPT.labels)), np.nan), time.process_time(), tokens_run(judge)
     for batch in batches:
         judge.forget()
-        reading = judge.read(PROMPT, [rows[i] for i in batch], NEED)
+        reading = judge.read([Request(PROMPT, [rows[i] for i in batch], NEED)])[0]
         assert reading.label_logprobs is not None
         out[batch] = reading.label_logprobs.numpy()
     return {
@@ -157,7 +157,7 @@ def cost(dtype: str, model: str, rows: Group) -> dict[str, np.ndarray]:
     seconds = []
     for _ in range(COST_ROUNDS):
         for judge in judges:
-            judge.read(PROMPT, rows[:1], NEED)
+            judge.read([Request(PROMPT, rows[:1], NEED)])[0]
             judge.forward.cache.clear()
         seconds.append([float(read(judge, rows, [list(range(len(rows)))])["seconds"]) for judge in judges])
     return {"seconds": np.array(seconds)}

@@ -54,7 +54,7 @@ def rewards_cost(judge: HFJudge, kinds: list[type[Reward]], repeats: int) -> tup
     prompts = ["Explain how tides work. " * 20] * G
     best, forwards = float("inf"), 0
     for r in range(repeats):
-        judge._remembered.clear()
+        judge.forget()
         judge.forward.cache.clear()
         completions = [f"{r}.{i} The moon pulls on the water of the sea. " * 4 for i in range(G)]
         before, began = judge.forwards, time.process_time()

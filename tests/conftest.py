@@ -184,7 +184,6 @@ def embedded() -> HFJudge:
 def fresh_names() -> None:
     """Each test file starts with all reward names free, whatever earlier files keep alive."""
     rewards_module._live.clear()
-    rewards_module._all.clear()
 
 
 @pytest.fixture

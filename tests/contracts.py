@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from latent_rewards import JudgePrompt, Need, Reading, Reward, build_reward
+from latent_rewards import Judge, JudgePrompt, Need, Reading, Request, Reward, build_reward
 from latent_rewards.judge.hf import Row
 from latent_rewards.judge.prompts import to_text
 from latent_rewards.probes.probe import Probe, ProbeConfig
@@ -23,13 +23,14 @@ SLOT_VALUES = {
     "prompt": "Name a prime number.",
     "completion": "Seven is prime.",
     "criteria": "The number must be prime.",
+    "criterion": "It names a prime number.",
     "reference": "",
     "other": "Eight is prime.",
     "feedback": "It is right and short.",
 }
 
 
-class FakeJudge:
+class FakeJudge(Judge):
     """A judge whose readings are scripted by the text alone: every row that says UNREADABLE is NaN.
 
     Args:
@@ -39,6 +40,7 @@ class FakeJudge:
 
     name = "fake"
     fingerprint = "fake"
+    revision = "fake"
     capabilities = frozenset({"labels", "hidden", "layer_logits", "generate"})
 
     def __init__(self, *, layers: int = 3, answers: Sequence[str] = ("Good. [RESULT] 4", "Fair. [RESULT] 2")) -> None:
@@ -57,7 +59,14 @@ class FakeJudge:
         out = torch.randn(self.layers + 1, k, generator=torch.Generator().manual_seed(seed))
         return torch.full_like(out, float("nan")) if UNREADABLE in to_text(row["completion"]) else out
 
-    def read(self, prompt: JudgePrompt, rows: Sequence[Row], need: Need) -> Reading:
+    @property
+    def n_layers(self) -> int:
+        return self.layers
+
+    def read(self, requests: Sequence[Request]) -> list[Reading]:
+        return [self.read_rows(*request) for request in requests]
+
+    def read_rows(self, prompt: JudgePrompt, rows: Sequence[Row], need: Need) -> Reading:
         self.reads += 1
         k = len(prompt.labels) if prompt.labels else 0
         z = torch.stack([self.logits(prompt, r) for r in rows]) if rows else torch.zeros(0, self.layers + 1, k)
@@ -110,13 +119,15 @@ def columns_for(prompt: JudgePrompt, n: int) -> dict[str, list[str]]:
 
 
 def options_for(name: str, judge: Any) -> dict[str, Any]:
-    """What a reward of this name needs besides a judge: a probe fitted to nothing, for probes."""
+    """What a reward of this name needs besides a judge: a probe fitted to nothing, criteria."""
+    if name == "rubric_list":
+        return {"criteria": ["It names a prime number.", {"criterion": "It rambles.", "points": -1, "name": "long"}]}
     if name != "probe":
         return {}
     prompt = JudgePrompt.load("weighted")
     fake = isinstance(judge, FakeJudge)
     width = len(prompt.labels or ()) if fake else judge.blocks.config.hidden_size
-    config = ProbeConfig(judge.name, "fake" if fake else judge.revision, prompt.hash, (1,), width)
+    config = ProbeConfig(judge.name, judge.revision, prompt.hash, (1,), width)
     weight = torch.randn(1, width, generator=torch.Generator().manual_seed(0))
     return {"path": Probe(config, {"weight": weight, "bias": torch.zeros(1)}, prompt)}
 
@@ -133,7 +144,7 @@ def check_reward(reward: Reward) -> None:
     out = reward(prompts=prompts, completions=completions, **kwargs)
     assert len(out) == 4 and out[2] is None
     assert all(type(x) is float for i, x in enumerate(out) if i != 2)
-    assert logs.extra == {reward.__name__: out}
+    assert logs.extra[reward.__name__] == out and all(len(column) == 4 for column in logs.extra.values())
     keys = {k.removeprefix(reward.__name__ + "/") for k in logs.metrics}
     assert {"spread", "tie_share", "flat_groups", "missing", "seconds"} <= keys
     assert logs.metrics[f"{reward.__name__}/missing"] == 0.25
@@ -153,6 +164,7 @@ def check_reward(reward: Reward) -> None:
 BASE: dict[str, dict[str, Any]] = {
     "guarded": {"gate": "verifier", "gate_below": 0.5, "gate_slope": 1.0, "relevance": 0.5},
     "ensemble": {"of": ("weighted", "cross_layer")},
+    "rubric_list": {"criteria": ["It is short."]},
 }
 OTHER: dict[str, Any] = {
     "prompt": "four_rubric", "scale": 2.0, "shift": 1.0, "clip": (0.25, 0.5), "on_missing": "raise",
@@ -160,11 +172,14 @@ OTHER: dict[str, Any] = {
     "feedback": False, "temperature": 0.1, "n_samples": 3, "max_new_tokens": 7, "seed": 9, "statistic": "one",
     "of": "cross_layer", "floor": -5.0, "guards": ("blank", "echo"), "gate": "weighted", "gate_below": 0.25,
     "gate_slope": None, "relevance": 0.25, "against": "shuffled", "weight": 0.5, "how": "mean", "location": [1.0, 2.0],
-    "scales": [1.0, 2.0], "aspect": "second",
+    "scales": [1.0, 2.0], "aspect": "second", "criteria": ["It is long."], "criteria_column": "checks",
+    "aggregate": "min",
+    "threshold": 0.25, "dropout": 0.5, "unreadable": "leave_out", "reasoning": "keep", "unfinished": 0.25,
+    "thought_tags": [("<plan>", "</plan>")],
 }  # fmt: skip
 OTHER_OF: dict[str, dict[str, Any]] = {
     "verifier": {"prompt": "verifier_hardened"}, "likert5": {"prompt": "likert10"}, "likert10": {"prompt": "likert5"},
-    "ensemble": {"of": ("cross_layer", "weighted")},
+    "ensemble": {"of": ("cross_layer", "weighted")}, "rubric_list": {"prompt": "criterion_scale"},
 }  # fmt: skip
 NO_SCORE_CHANGES = {
     "self",
@@ -197,6 +212,8 @@ def check_fingerprint(name: str) -> None:
     for option in score_options(name):
         if (name, option) == ("probe", "prompt"):
             continue  # a probe has its own
+        if name in ("guarded", "contrastive", "ensemble") and option in ("reasoning", "thought_tags"):
+            continue  # their members have them
         value = two_outputs(judge, last=1e-6) if option == "path" else (OTHER | OTHER_OF.get(name, {}))[option]
         found[option] = build_reward(name, judge, **(base | {option: value})).fingerprint
     other = FakeJudge()
@@ -234,7 +251,7 @@ def check_judge(judge: Any, prompt: JudgePrompt, rows: Sequence[Row]) -> None:
     assert judge.name and judge.capabilities <= {"labels", "hidden", "layer_logits", "generate"}
     need = Need(labels=True)
     judge.check(prompt, need)
-    reading = judge.read(prompt, rows, need)
+    reading = judge.read([Request(prompt, rows, need)])[0]
     assert prompt.labels is not None
     b, k = len(rows), len(prompt.labels)
     assert len(reading) == b and reading.label_logprobs.shape == (b, k) and reading.label_mass.shape == (b,)
@@ -244,5 +261,5 @@ def check_judge(judge: Any, prompt: JudgePrompt, rows: Sequence[Row]) -> None:
         assert bool(torch.isnan(reading.label_logprobs[i]).all()) == (reason is not None)
     known = reading.label_mass[~torch.isnan(reading.label_mass)]
     assert ((known > 0) & (known <= 1 + 1e-5)).all()
-    again = judge.read(prompt, rows, need)
+    again = judge.read([Request(prompt, rows, need)])[0]
     torch.testing.assert_close(again.label_logprobs, reading.label_logprobs, rtol=0, atol=0, equal_nan=True)

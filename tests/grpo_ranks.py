@@ -66,3 +66,4 @@ def main(policy: str, where: str, out: str, deepspeed: str | None = None) -> Non
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    os._exit(0)  # torch's gloo threads can wait for the interpreter's lock while it waits for them to end

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from latent_rewards import HFJudge, ProbabilityWeightedReward
+from latent_rewards import HFJudge, ProbabilityWeightedReward, Request
 from latent_rewards.judge.lockstep import LockstepJudge
 
 
@@ -23,15 +23,17 @@ def main(folder: str, out: str, mode: str = "whole") -> None:
     for step in range(2):
         n = (3, 0)[rank] if step == 0 else (1, 2)[rank]  # different numbers of rows, one rank without any
         rows = [f"{rank} {step} {i}" for i in range(n)]
-        values = reward.score(rows, rows) if n else reward.judge.read(reward.prompt, [], reward.need).reasons
+        values = (
+            reward.score(rows, rows) if n else reward.judge.read([Request(reward.prompt, [], reward.need)])[0].reasons
+        )
         facts["scores"].append([rows, list(map(float, values))])  # type: ignore[attr-defined]
     try:
         bad = [{"prompt": "p"}] if rank else [{"prompt": "p", "completion": "c"}]
-        reward.judge.read(reward.prompt, bad, reward.need)
+        reward.judge.read([Request(reward.prompt, bad, reward.need)])[0]
     except ValueError as err:
         facts["error"] = str(err)
     if mode == "tp":
-        weight = reward.judge.blocks.layers[0].mlp.up_proj.weight
+        weight = reward.judge.judge.blocks.layers[0].mlp.up_proj.weight
         facts["local"] = list((weight.to_local() if hasattr(weight, "to_local") else weight).shape)
     Path(out, f"rank{rank}.json").write_text(json.dumps(facts))
     dist.destroy_process_group()

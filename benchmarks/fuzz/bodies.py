@@ -6,6 +6,7 @@ import atexit
 import functools
 import json
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ import torch
 from benchmarks.fuzz.draw import KEYS, Draw, damaged
 from latent_rewards import ProbabilityWeightedReward, VerifierReward
 from latent_rewards.judge.prompts import JudgePrompt
-from latent_rewards.judge.reading import Need, Reading
+from latent_rewards.judge.reading import Judge, Need, Reading, Request
 
 PATHS = ("/score", "/score", "/score", "/read", "/generate", "/get_reward", "/remote_rm", "/classify")
 NEAR: dict[str, dict[str, Any]] = {
@@ -32,17 +33,20 @@ NEAR: dict[str, dict[str, Any]] = {
 }
 
 
-class Constant:
+class Constant(Judge):
     """All labels are equally probable; any answer is "5"."""
 
-    name, revision, n_layers = "constant", "0", 2
+    name, fingerprint, revision, n_layers = "constant", "constant", "0", 2
     capabilities = frozenset({"labels", "generate"})
 
     def check(self, prompt: JudgePrompt, need: Need) -> None:
         """Anything goes."""
 
-    def read(self, prompt: JudgePrompt, rows: Any, need: Need) -> Reading:
+    def read(self, requests: Sequence[Request]) -> list[Reading]:
         """Rows are rendered, as a real judge does."""
+        return [self._read(request.prompt, request.rows) for request in requests]
+
+    def _read(self, prompt: JudgePrompt, rows: Any) -> Reading:
         for row in rows:
             prompt.render(row)
         k = len(prompt.labels or ())

@@ -98,7 +98,7 @@ class Engine:
         """What the scores depend on besides the configuration, for the manifest. Loads the models."""
         return {
             "rewards": {n: {"prompt": r.prompt.name, **r.facts} for n, r in self.rewards.items()},
-            "judge_revision": getattr(self.judge, "revision", None), "judge_facts": facts_of(self.judge),
+            "judge_revision": self.judge.revision, "judge_facts": facts_of(self.judge),
             "resolved": self.resolved, "generation": self.generator.facts if self.generator else None,
         }  # fmt: skip
 
@@ -159,7 +159,7 @@ class Engine:
 
     def _check_alive(self, scorer: Scorer, cause: Exception) -> None:
         """Tell a row that the judge fails on from a judge that fails on everything, such as a lost device."""
-        slots = {s for r in scorer.rewards.values() for s in r.prompt.slots}
+        slots = {s for r in scorer.rewards.values() for s in r.inputs}
         try:
             scorer.read([{s: _CANARY.get(s, "-") for s in slots | set(_CANARY)}], [None], [-1])
         except (RuntimeError, ArithmeticError, IndexError) as err:

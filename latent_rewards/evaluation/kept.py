@@ -12,10 +12,10 @@ from latent_rewards.files.types import JsonObject
 from latent_rewards.judge.encoding import Encoder
 from latent_rewards.judge.hf import HFJudge, Need, Reading, Row
 from latent_rewards.judge.prompts import JudgePrompt
-from latent_rewards.judge.reading import unread
+from latent_rewards.judge.reading import Judge, Request, unread
 
 
-class KeptJudge:
+class KeptJudge(Judge):
     """A judge that answers from an evaluation's cache alone; a text that is not there counts as not read.
 
     `collect_features(KeptJudge(judge, cache), ...)` makes features of what was evaluated with `keep_layers`, under the
@@ -30,8 +30,18 @@ class KeptJudge:
     def __init__(self, judge: HFJudge, cache: str | Path) -> None:
         if not any(Path(cache).glob("readings-*.sqlite")):
             raise FileNotFoundError(f"no readings of an evaluation in {cache}")
-        self.judge, self.name, self.revision = judge, judge.name, judge.revision
+        self.judge = judge
         self.readings = Readings(judge, Cache(cache, rank=_OWN))
+
+    @property
+    def name(self) -> str:
+        """The judge's."""
+        return self.judge.name
+
+    @property
+    def revision(self) -> str:
+        """The judge's."""
+        return self.judge.revision
 
     @property
     def encoder(self) -> Encoder:
@@ -62,8 +72,11 @@ class KeptJudge:
         """As the judge's own."""
         self.judge.check(prompt, need)
 
-    def read(self, prompt: JudgePrompt, rows: Sequence[Row], need: Need) -> Reading:
-        """The readings of B rows; NaN, with a reason, for those that were not kept."""
+    def read(self, requests: Sequence[Request]) -> list[Reading]:
+        """The readings of B rows each; NaN, with a reason, for those that were not kept."""
+        return [self._read(*request) for request in requests]
+
+    def _read(self, prompt: JudgePrompt, rows: Sequence[Row], need: Need) -> Reading:
         kept = self.readings.kept(prompt, rows, need)
         if not kept.any():
             blocks, reasons = self.judge.blocks, ["not kept"] * len(rows)

@@ -14,7 +14,6 @@ from latent_rewards.files.cache import Cache, Part, content_key
 from latent_rewards.judge.fingerprint import judge_key, layout_of
 from latent_rewards.judge.hf import Judge, Need, Reading, Request
 from latent_rewards.judge.prompts import JudgePrompt
-from latent_rewards.judge.requests import read_all
 from latent_rewards.rewards.base import Reward
 from latent_rewards.rewards.likert import LikertReward
 
@@ -52,7 +51,7 @@ class Readings:
                     keys.append([k for k, m in zip(own, missing, strict=True) if m])
             if requests:
                 started = time.perf_counter()
-                readings = read_all(self.judge, requests)
+                readings = self.judge.read(requests)
                 seconds = time.perf_counter() - started
                 self.cache.put(
                     [
@@ -142,7 +141,7 @@ class Readings:
                 yield texts[start : start + self.batch]
 
     def _tokens(self, prompt: JudgePrompt, rows: Rows) -> int:
-        encoder = getattr(self.judge, "encoder", None)
+        encoder = self.judge.encoder
         return sum(len(e.ids) for e in encoder.encode([prompt.render(r) for r in rows])) if encoder is not None else 0
 
 

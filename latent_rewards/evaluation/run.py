@@ -141,7 +141,7 @@ def _facts(config: EvaluateConfig, judge: Judge, rewards: Mapping[str, Reward]) 
     return {
         "config": asdict(config),
         "judge": judge.name,
-        "judge_revision": getattr(judge, "revision", None),
+        "judge_revision": judge.revision,
         "judge_fingerprint": judge_key(judge),
         "prompts": {
             name: {"name": r.prompt.name, "hash": r.prompt.hash, "layout": layout_of(judge, r.prompt)}

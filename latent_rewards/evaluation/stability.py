@@ -10,7 +10,6 @@ from latent_rewards.evaluation import tables
 from latent_rewards.evaluation.benchmarks.rows import Benchmark
 from latent_rewards.evaluation.readings import Readings
 from latent_rewards.files.types import Row
-from latent_rewards.judge.requests import read_all
 from latent_rewards.rewards.latent import LatentReward
 
 
@@ -46,7 +45,7 @@ def _drift(reward: LatentReward, rows: Sequence[Row]) -> dict[str, float | None]
 
 
 def _scores(reward: LatentReward, rows: Sequence[Row]) -> np.ndarray:
-    return reward._finish(reward.scores_of(rows, read_all(reward.judge, reward.requests(rows))))
+    return reward._finish(reward.scores_of(rows, reward.judge.read(reward.requests(rows))))
 
 
 def _largest(change: np.ndarray) -> float | None:

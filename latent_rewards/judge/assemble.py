@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -46,6 +46,8 @@ def assemble(
     need: Need,
     rows: Sequence[int | None],
     reasons: Sequence[str | None],
+    *,
+    alone: bool = False,
 ) -> Reading:
     """The reading of B rows.
 
@@ -56,13 +58,26 @@ def assemble(
         need: what was asked.
         rows: for each row the index of its distinct text, None for a row that was not read.
         reasons: why rows were not read.
+        alone: run the head for one text at a time: its products round differently for more rows.
     """
+    n, size = 1 + max(i for i in rows if i is not None), sum(len(contexts) for _, contexts in trie.chains())
+    parts = [(i, i + 1) for i in range(n)] if alone else [(0, n)]
+    found = [_of_texts(blocks, trie, slice_of(states, a * size, b * size), need, b - a) for a, b in parts]
+    return Reading.join(found).map(_Spread(rows), reasons)
+
+
+def slice_of(states: States, first: int, end: int) -> States:
+    """States at positions first..end, end exclusive."""
+    final = None if states.final is None else states.final[first:end]
+    return States(final, {layer: x[first:end] for layer, x in states.inner.items()})
+
+
+def _of_texts(blocks: Blocks, trie: LabelTrie, states: States, need: Need, n: int) -> Reading:
+    """The reading of n distinct texts."""
     at = [c for _, contexts in trie.chains() for c in contexts]
-    n_texts = 1 + max(i for i in rows if i is not None)
-    pick = [torch.arange(n_texts) * len(at) + at.index(c) for c in range(len(trie.contexts))]
-    spread = _Spread(rows)
+    pick = [torch.arange(n) * len(at) + at.index(c) for c in range(len(trie.contexts))]
     hidden = {
-        asked: spread(_lens(blocks, states, layer, need.hidden_lens, pick[0]))
+        asked: _lens(blocks, states, layer, need.hidden_lens, pick[0])
         for asked, layer in absolute_layers(need, blocks.n_layers).items()
     }
     logprobs = mass = None
@@ -72,43 +87,12 @@ def assemble(
         norms = [blocks.log_normaliser(states.final[index]).cpu() for index in pick]
         logits = [blocks.head_logits(states.final[pick[c]], ids).cpu() for c, ids in enumerate(trie.children)]
         if need.labels:
-            logprobs = spread(trie.log_probs(logits, norms))
+            logprobs = trie.log_probs(logits, norms).float()
             mass = logprobs.exp().sum(-1)
-        norms[0] = torch.zeros(n_texts)
+        norms[0] = torch.zeros(n)
         for lens in sorted(need.layer_logits):
-            lensed[lens] = spread(_layer_label_logits(blocks, trie, states, lens, pick[0], logits, norms))
-    return Reading(logprobs, mass, hidden, lensed, tuple(reasons))
-
-
-def assemble_alone(
-    blocks: Blocks,
-    trie: LabelTrie,
-    states: States,
-    need: Need,
-    rows: Sequence[int | None],
-    reasons: Sequence[str | None],
-) -> Reading:
-    """As `assemble`, with the head run for one text at a time: its products round differently for more rows."""
-    size = sum(len(contexts) for _, contexts in trie.chains())
-    alone = []
-    for i in range(1 + max(i for i in rows if i is not None)):
-        part = slice(i * size, (i + 1) * size)
-        own = States(
-            None if states.final is None else states.final[part], {k: x[part] for k, x in states.inner.items()}
-        )
-        alone.append(assemble(blocks, trie, own, need, [0], [None]))
-    spread, first = _Spread(rows), alone[0]
-
-    def together(pick: Callable[[Reading], Tensor | None]) -> Tensor | None:
-        return None if pick(first) is None else spread(torch.cat([x for r in alone if (x := pick(r)) is not None]))
-
-    return Reading(
-        together(lambda r: r.label_logprobs),
-        together(lambda r: r.label_mass),
-        {k: spread(torch.cat([r.hidden[k] for r in alone])) for k in first.hidden},
-        {k: spread(torch.cat([r.layer_label_logits[k] for r in alone])) for k in first.layer_label_logits},
-        tuple(reasons),
-    )
+            lensed[lens] = _layer_label_logits(blocks, trie, states, lens, pick[0], logits, norms)
+    return Reading(logprobs, mass, hidden, lensed, (None,) * n)
 
 
 class _Spread:

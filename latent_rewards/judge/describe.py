@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import textwrap
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +12,12 @@ from torch import Tensor
 from latent_rewards.engine.blocks import reference_states
 from latent_rewards.judge.labels import LabelTrie
 from latent_rewards.judge.prompts import JudgePrompt
-from latent_rewards.judge.reading import Need
+from latent_rewards.judge.reading import Need, Reading, Request
 
 if TYPE_CHECKING:
     from latent_rewards.judge.hf import HFJudge
+
+logger = logging.getLogger(__name__)
 
 LOW_MASS = 0.1  # labels that hold less than this share are not what the judge was about to say
 _TASK = "What is the capital of France?"
@@ -63,7 +66,7 @@ def _self_check(judge: HFJudge, prompt: JudgePrompt) -> dict[str, str]:
     encoded, reasons = judge._encode(prompt, rows)
     if unread := next((reason for reason in reasons if reason is not None), None):
         return {"WARNING": f"no self-check, its texts cannot be read: {unread}"}
-    reading = judge.read(prompt, rows, Need(labels=True))
+    (reading,) = judge.read([Request(prompt, rows, Need(labels=True))])
     texts = [e.ids for e in encoded]
     assert reading.label_logprobs is not None and reading.label_mass is not None and prompt.labels is not None
     plain, says = _plain(judge, texts, judge.trie(prompt))
@@ -108,3 +111,25 @@ def _labels(trie: LabelTrie, prompt: JudgePrompt, tokenizer: Any) -> str:
 
 def _line(key: str, value: str) -> str:
     return textwrap.fill(f"{key + ':':<14} {value}", _WIDTH, subsequent_indent=" " * 15, break_long_words=False)
+
+
+def warn_of_low_mass(judge: str, prompt: JudgePrompt, reading: Reading, told: set[str]) -> None:
+    """Say once for each prompt that the judge was about to say something else than a label.
+
+    Args:
+        judge: its name.
+        prompt: what it was asked.
+        reading: what it read.
+        told: hashes of the prompts that have been looked at; this one's is added.
+    """
+    if reading.label_mass is None or prompt.hash in told:
+        return
+    mass = reading.label_mass[~reading.label_mass.isnan()][:3]
+    if len(mass):
+        told.add(prompt.hash)
+    if len(mass) and float(mass.mean()) < LOW_MASS:
+        logger.warning(
+            "%s, prompt %r: the labels hold %.2g of the next token's probability on its first %d texts; what the "
+            "judge would say instead: judge.describe(prompt), or latent-rewards score --describe",
+            judge, prompt.name, float(mass.mean()), len(mass),
+        )  # fmt: skip

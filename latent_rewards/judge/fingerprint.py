@@ -15,7 +15,7 @@ from latent_rewards.judge.prompts import JudgePrompt
 from latent_rewards.judge.reading import Judge
 from latent_rewards.version import __version__
 
-FORMAT = 2
+FORMAT = 3
 """Raised whenever the same judge, prompt and text give another reading than before."""
 _OF_THIS_MACHINE = ("_name_or_path", "_commit_hash", "transformers_version")
 
@@ -65,14 +65,18 @@ def judge_key(judge: Judge) -> str:
 
 
 def facts_of(judge: Judge) -> dict[str, Any]:
-    """The judge's `facts`, so that a difference can be named; of a judge that tells none its fingerprint alone."""
-    return getattr(judge, "facts", None) or {"fingerprint": judge_key(judge)}
+    """The judge's `facts`, so that a difference can be named.
+
+    Raises:
+        TypeError: as `judge_key`.
+    """
+    judge_key(judge)
+    return dict(judge.facts)
 
 
 def layout_of(judge: Judge, prompt: JudgePrompt) -> str | None:
     """`Encoder.layout_hash` of a judge that renders prompts in this process; None of one that does it elsewhere."""
-    encoder = getattr(judge, "encoder", None)
-    return None if encoder is None else str(encoder.layout_hash(prompt))
+    return None if judge.encoder is None else judge.encoder.layout_hash(prompt)
 
 
 def software() -> dict[str, Any]:

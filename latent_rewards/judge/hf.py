@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import logging
+import functools
+import operator
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 
@@ -19,29 +18,28 @@ from latent_rewards.engine.blocks import Blocks, States
 from latent_rewards.engine.invariant import InvariantForward
 from latent_rewards.engine.sampling import sample_answers
 from latent_rewards.engine.tree import TreeForward
-from latent_rewards.files.sources import RowError
 from latent_rewards.judge import fingerprint
-from latent_rewards.judge.assemble import assemble, assemble_alone, states_needed
-from latent_rewards.judge.describe import LOW_MASS, describe
+from latent_rewards.judge.assemble import slice_of
+from latent_rewards.judge.describe import describe, warn_of_low_mass
 from latent_rewards.judge.encoding import Encoded, Encoder
 from latent_rewards.judge.labels import LabelTrie
+from latent_rewards.judge.memory import Memory
+from latent_rewards.judge.overflow import beyond, fit
+from latent_rewards.judge.parts import SLACK, Part, content_key, plan
 from latent_rewards.judge.prompts import JudgePrompt
-from latent_rewards.judge.reading import Judge, Lens, Need, Reading, Request, Row, unread
-
-logger = logging.getLogger(__name__)
+from latent_rewards.judge.readers import Readers
+from latent_rewards.judge.reading import Judge, Lens, Need, Reading, Request, Row
+from latent_rewards.judge.requests import in_halves
 
 __all__ = ["HFJudge", "Judge", "Lens", "Need", "Reading", "Request", "Row"]
 
-_SLACK = (
-    8  # completions of one prompt may begin alike; a shared prefix that reaches so far into them is still the prompt
-)
 _SESSION_STATE = {
-    "_lock", "_encoder", "_blocks", "_forward", "_tries", "_checked", "_told", "_remembered", "_revision", "_facts",
-    "forwards", "rows_read", "seconds",
+    "_lock", "_encoder", "_blocks", "_forward", "_tries", "_checked", "_told", "_memory", "_revision", "_facts",
+    "readers", "forwards", "rows_read", "seconds",
 }  # fmt: skip
 
 
-class HFJudge:
+class HFJudge(Judge):
     """A Hugging Face causal LM as a frozen judge: loaded on first use, thread-safe, picklable (drops the weights).
 
     Args:
@@ -102,7 +100,6 @@ class HFJudge:
         if not isinstance(model, str) and tokenizer is None:
             raise ValueError("a loaded model needs its tokenizer: HFJudge(model, tokenizer=tokenizer)")
         self.model_name = model if isinstance(model, str) else model.config._name_or_path or type(model).__name__
-        self.name = self.model_name.rstrip("/").rsplit("/", 1)[-1]
         self.max_length, self.on_overflow, self.batch_invariant = max_length, on_overflow, batch_invariant
         self._forward_options: dict[str, Any] = dict(
             batch_tokens=batch_tokens, cache_bytes=cache_bytes, share_prefixes=share_prefixes, compile=compile
@@ -113,7 +110,6 @@ class HFJudge:
         )  # fmt: skip
         self._device, self._chat_template_kwargs = device, chat_template_kwargs
         self._given = None if isinstance(model, str) else (loading.freeze(model), tokenizer)
-        self._needs: dict[str, Need] = {}
         self._reset()
 
     def _reset(self) -> None:
@@ -124,7 +120,8 @@ class HFJudge:
         self._tries: dict[str, LabelTrie] = {}
         self._checked: set[str] = set()
         self._told: set[str] = set()
-        self._remembered: OrderedDict[str, tuple[Need, Reading]] = OrderedDict()
+        self._memory = Memory()
+        self.readers = Readers()
         self._revision: str | None = None
         self._facts: dict[str, Any] | None = None
         self.forwards = 0
@@ -144,6 +141,11 @@ class HFJudge:
 
     def __repr__(self) -> str:
         return f"HFJudge({self.model_name!r})"
+
+    @property
+    def name(self) -> str:
+        """Last part of the model's name or folder."""
+        return self.model_name.rstrip("/").rsplit("/", 1)[-1]
 
     @property
     def capabilities(self) -> frozenset[str]:
@@ -245,13 +247,6 @@ class HFJudge:
             raise ValueError(f"prompt {loaded.name!r} has no labels to read (kind {loaded.kind!r})")
         return describe(self, loaded)
 
-    def register(self, prompt: JudgePrompt, need: Need) -> None:
-        """Remember that some reward will ask this of this prompt, so that one forward serves all of them."""
-        with self._lock:
-            before = self._needs.get(prompt.hash, Need())
-            lenses_differ = before.hidden and need.hidden and before.hidden_lens != need.hidden_lens
-            self._needs[prompt.hash] = before if lenses_differ else before | need
-
     def to(self, device: str | torch.device) -> HFJudge:
         """Move the loaded judge: to "cpu" while the policy trains on the same card, and back before the next step."""
         with self._lock:
@@ -264,7 +259,7 @@ class HFJudge:
     def forget(self) -> None:
         """Drop remembered readings, so that the next one depends on its own batch alone, to the last bit."""
         with self._lock:
-            self._remembered.clear()
+            self._memory.clear()
 
     def trie(self, prompt: JudgePrompt) -> LabelTrie:
         """The prompt's labels in this judge's tokenizer."""
@@ -273,83 +268,37 @@ class HFJudge:
             self._tries[key] = self.encoder.trie(prompt)
         return self._tries[key]
 
-    def read(self, prompt: JudgePrompt, rows: Sequence[Row], need: Need) -> Reading:
-        """Read B rows in one forward; the same rows again cost nothing.
+    def read(self, requests: Sequence[Request]) -> list[Reading]:
+        """Read B rows of each request, all in one forward; the same rows again cost nothing.
 
-        Args:
-            prompt: the judge prompt.
-            rows: slot name -> text or messages.
-            need: what to read.
-
-        Returns:
-            Reading with B rows; rows longer than `max_length` are NaN unless `on_overflow` says otherwise.
-
-        Raises:
-            ValueError: a row lacks a slot, or is too long with `on_overflow="error"`; the message has the row number.
-        """
-        if not rows:
-            return unread(0, len(prompt.labels or ()), need, 0, 0, ())
-        return self.read_many([Request(prompt, rows, need)])[0]
-
-    def read_many(self, requests: Sequence[Request]) -> list[Reading]:
-        """Read several prompts in one forward: what their texts share, such as all up to the question, runs once.
+        What the texts of several prompts share, such as all up to the question, runs once.
 
         Args:
             requests: (prompt, rows, need) each; the rows may differ, but the same rows in each share most.
 
         Returns:
-            A reading for each request, as `read` gives it up to rounding.
+            A reading for each request; rows longer than `max_length` are NaN unless `on_overflow` says otherwise. It is
+            the same, up to rounding, as if the request were alone.
 
         Raises:
-            ValueError: as `read`.
+            ValueError: a row lacks a slot, or is too long with `on_overflow="error"`; the message has the row number.
+            torch.OutOfMemoryError: a row alone is too much; more of them are read in halves.
         """
         encoded = [self._encode(r.prompt, r.rows) for r in requests]
-        keys = [_content_key(r.prompt, e) for r, (e, _) in zip(requests, encoded, strict=True)]
-        out: list[Reading | None] = [None] * len(requests)
-        parts: dict[tuple[str, Lens | None], _Part] = {}
-        part_of: dict[int, tuple[str, Lens | None]] = {}
+        keys = [content_key(r.prompt, e) for r, (e, _) in zip(requests, encoded, strict=True)]
         with self._lock:
-            for i, (request, (ids, reasons)) in enumerate(zip(requests, encoded, strict=True)):
-                known = self._remembered.get(keys[i])
-                if known is not None and known[0].covers(request.need):
-                    out[i] = replace(known[1], reasons=tuple(reasons))
-                    continue
-                need = self._with_registered(request.prompt, request.need)
-                part_of[i] = keys[i], need.hidden_lens if need.hidden else None
-                same = parts.get(part_of[i])
-                need = need if same is None else need | same.need
-                parts[part_of[i]] = self._part(request.prompt, ids, need, reasons)
-            started = time.perf_counter()
-            readings = dict(zip(parts, self._read(list(parts.values())), strict=True))
-            for i, part in part_of.items():
-                out[i] = readings[part]
-                self._warn_of_low_mass(requests[i].prompt, readings[part])
-                if requests[i].rows:
-                    self._remembered[keys[i]] = (parts[part].need, readings[part])
-            self.seconds += time.perf_counter() - started
-            self.rows_read += sum(len(part.rows) for part in parts.values())
-            while len(self._remembered) > max(4, len(self._needs), len(requests)):
-                self._remembered.popitem(last=False)
-        return [reading for reading in out if reading is not None]
-
-    def _warn_of_low_mass(self, prompt: JudgePrompt, reading: Reading) -> None:
-        """Say once for each prompt that the judge was about to say something else than a label."""
-        if reading.label_mass is None or prompt.hash in self._told:
-            return
-        mass = reading.label_mass[~reading.label_mass.isnan()][:3]
-        if len(mass):
-            self._told.add(prompt.hash)
-        if len(mass) and float(mass.mean()) < LOW_MASS:
-            logger.warning(
-                "%s, prompt %r: the labels hold %.2g of the next token's probability on its first %d texts; what the "
-                "judge would say instead: judge.describe(prompt), or latent-rewards score --describe",
-                self.name, prompt.name, float(mass.mean()), len(mass),
-            )  # fmt: skip
-
-    def _with_registered(self, prompt: JudgePrompt, need: Need) -> Need:
-        registered = self._needs.get(prompt.hash, Need())
-        lenses_differ = registered.hidden and need.hidden and registered.hidden_lens != need.hidden_lens
-        return need if lenses_differ else registered | need
+            known, todo = self._memory.look(keys, [r.need for r in requests])
+            out = {i: replace(reading, reasons=tuple(encoded[i][1])) for i, reading in known.items()}
+            parts = []
+            for same in todo.values():
+                need = functools.reduce(operator.or_, (requests[i].need for i in same))
+                parts.append(Part(self._labels(requests[same[0]].prompt, need), need, *encoded[same[0]]))
+            for same, part, reading in zip(todo.values(), parts, self._read(parts), strict=True):
+                self._memory.keep(keys[same[0]], part.need, reading)
+                out |= dict.fromkeys(same, reading)
+                warn_of_low_mass(self.name, requests[same[0]].prompt, reading, self._told)
+            self._memory.trim(len(requests))
+        return [out[i] for i in range(len(requests))]
 
     def generate(
         self, prompt: JudgePrompt, rows: Sequence[Row], *, n: int, temperature: float, max_new_tokens: int, seed: int
@@ -359,25 +308,32 @@ class HFJudge:
         Returns:
             B lists of n texts; None for rows that are too long.
         """
+        key = prompt.hash, list(rows), n, temperature, max_new_tokens, seed
+        with self._lock:
+            if (known := self._memory.answers(key)) is not None:
+                return known
+            options = {"temperature": temperature, "seed": seed}
+            parts = in_halves(
+                lambda a, b: self._generate(prompt, rows[a:b], n, max_new_tokens, options), len(rows), self.name
+            )
+            return self._memory.keep_answers(key, [answers for part in parts for answers in part])
+
+    def _generate(
+        self, prompt: JudgePrompt, rows: Sequence[Row], n: int, max_new_tokens: int, options: dict[str, Any]
+    ) -> list[list[str | None]]:
         encoded, reasons = self._encode(prompt, rows)
         out: list[list[str | None]] = [[None] * n for _ in rows]
         fits = sorted((i for i, r in enumerate(reasons) if r is None), key=lambda i: len(encoded[i].ids))
-        with self._lock:
-            while fits:
-                longest = len(encoded[fits[-1]].ids) + max_new_tokens
-                take = max(1, self.forward.batch_tokens // (longest * n))
-                batch, fits = fits[-take:], fits[:-take]
-                texts = sample_answers(
-                    self.blocks.model,
-                    self.encoder.tokenizer,
-                    [encoded[i].ids for i in batch],
-                    n=n,
-                    temperature=temperature,
-                    max_new_tokens=max_new_tokens,
-                    seed=seed,
-                )
-                for i, answers in zip(batch, texts, strict=True):
-                    out[i] = list(answers)
+        while fits:
+            longest = len(encoded[fits[-1]].ids) + max_new_tokens
+            take = max(1, self.forward.batch_tokens // (longest * n))
+            batch, fits = fits[-take:], fits[:-take]
+            ids = [encoded[i].ids for i in batch]
+            texts = sample_answers(
+                self.blocks.model, self.encoder.tokenizer, ids, n=n, max_new_tokens=max_new_tokens, **options
+            )
+            for i, answers in zip(batch, texts, strict=True):
+                out[i] = list(answers)
         return out
 
     def _load_tokenizer(self) -> Any:
@@ -392,24 +348,13 @@ class HFJudge:
     def _encode(self, prompt: JudgePrompt, rows: Sequence[Row]) -> tuple[list[Encoded], list[str | None]]:
         limit = self._limit() - (self.trie(prompt).depth if prompt.labels else 0)
         encoded = self.encoder.encode(prompt.render_all(rows))
-        size = self._check_ids(prompt)
-        reasons = [e.problem or _beyond(e.ids, size) for e in encoded]
-        for i, e in enumerate(encoded):
-            if len(e.ids) <= limit or reasons[i] is not None:
-                continue
-            reason = f"{len(e.ids)} tokens, but this judge reads at most {limit}"
-            if self.on_overflow == "error":
-                raise RowError(i, f"{reason}; shorten it, or set on_overflow='none' or 'truncate'")
-            cut = _cut_middle(e, len(e.ids) - limit) if self.on_overflow == "truncate" else None
-            encoded[i] = cut or e
-            reasons[i] = None if cut else reason
-        return encoded, reasons
+        return fit(encoded, limit=limit, vocabulary=self._check_ids(prompt), on_overflow=self.on_overflow)
 
     def _check_ids(self, prompt: JudgePrompt) -> int:
         """Rows of the judge's embedding; once per prompt, that they suffice for the template and the labels."""
         size = int(self.blocks.model.get_input_embeddings().weight.shape[0])
         if prompt.hash not in self._checked:
-            if reason := _beyond(sorted(self.encoder.own_ids(prompt)), size):
+            if reason := beyond(sorted(self.encoder.own_ids(prompt)), size):
                 raise ValueError(
                     f"the chat template or the labels of prompt {prompt.name!r} need {reason}; use the tokenizer that "
                     "belongs to the model, or model.resize_token_embeddings(len(tokenizer)) and train the new rows"
@@ -417,104 +362,31 @@ class HFJudge:
             self._checked.add(prompt.hash)
         return size
 
-    def _part(self, prompt: JudgePrompt, encoded: list[Encoded], need: Need, reasons: list[str | None]) -> _Part:
-        trie = self.trie(prompt) if need.labels or need.layer_logits else LabelTrie(0, (), ())
-        texts: dict[tuple[int, ...], int] = {}
-        rows = [
-            None if reason is not None else texts.setdefault(tuple(e.ids), len(texts))
-            for e, reason in zip(encoded, reasons, strict=True)
-        ]
-        fits = [e for e, row in zip(encoded, rows, strict=True) if row is not None]
-        return _Part(trie, need, rows, reasons, texts, fits)
+    def _labels(self, prompt: JudgePrompt, need: Need) -> LabelTrie:
+        return self.trie(prompt) if need.labels or need.layer_logits else LabelTrie(0, (), ())
 
-    def _read(self, parts: list[_Part]) -> list[Reading]:
-        """One forward over all parts."""
-        sequences: list[list[int]] = []
-        positions: list[list[int]] = []
-        cuts: list[tuple[int, ...]] = []
-        layers: set[int] = set()
-        final, ends = False, [0]
-        for part in parts:
-            chains = part.trie.chains()
-            ends_at = {tuple(e.ids): _cuts(e) for e in part.fits}
-            sequences += [[*ids, *chain] for ids in part.texts for chain, _ in chains]
-            positions += [
-                [len(ids) - 1 + len(part.trie.contexts[c]) for c in at] for ids in part.texts for _, at in chains
-            ]
-            cuts += [ends_at[ids] for ids in part.texts for _ in chains]
-            inner, to_the_end = states_needed(part.need, self.blocks.n_layers)
-            layers |= set(inner) if part.texts else set()
-            final |= to_the_end and bool(part.texts)
-            ends.append(sum(map(len, positions)))
+    def _read(self, parts: list[Part]) -> list[Reading]:
+        """One forward over all parts, or several where memory does not last."""
+        if not parts:
+            return []
+        started, n = time.perf_counter(), max(len(part.reasons) for part in parts)
+        pieces = in_halves(lambda a, b: self._forward_of([part.rows(a, b) for part in parts]), n, self.name)
+        self.seconds += time.perf_counter() - started
+        self.rows_read += sum(len(part.reasons) for part in parts)
+        return pieces[0] if len(pieces) == 1 else [Reading.join(same) for same in zip(*pieces, strict=True)]
+
+    def _forward_of(self, parts: list[Part]) -> list[Reading]:
+        work = plan(parts, self.blocks.n_layers)
         states = States()
-        if sequences:
+        if work.sequences:
             self.forwards += 1
-            wanted: dict[str, Any] = {"layers": sorted(layers), "final": final}
+            wanted: dict[str, Any] = {"layers": work.layers, "final": work.final}
             if isinstance(self.forward, InvariantForward):
-                states = self.forward.read(sequences, positions, cuts=cuts, **wanted)
+                wanted["cuts"] = work.cuts
             else:
-                head = _shared_head([e for part in parts for e in part.fits])
-                keepable = [at[1] + _SLACK for at in cuts]
-                states = self.forward.read(sequences, positions, head=head, keepable=keepable, **wanted)
-        return [self._reading(part, states, *ends[i : i + 2]) for i, part in enumerate(parts)]
-
-    def _reading(self, part: _Part, states: States, first: int, end: int) -> Reading:
-        """The reading of one part, from its stretch of the states."""
-        blocks = self.blocks
-        if not part.texts:
-            n, width = len(part.rows), blocks.config.hidden_size
-            return unread(n, part.trie.n_labels, part.need, blocks.n_layers, width, part.reasons)
-        final = None if states.final is None else states.final[first:end]
-        own = States(final, {layer: x[first:end] for layer, x in states.inner.items()})
-        made = assemble_alone if self.batch_invariant else assemble
-        return made(blocks, part.trie, own, part.need, part.rows, part.reasons)
-
-
-class _Part(NamedTuple):
-    """One request, encoded: `rows` point into `texts`, the distinct token sequences; `fits` are those that are read."""
-
-    trie: LabelTrie
-    need: Need
-    rows: list[int | None]
-    reasons: list[str | None]
-    texts: dict[tuple[int, ...], int]
-    fits: list[Encoded]
-
-
-def _cuts(encoded: Encoded) -> tuple[int, int, int, int]:
-    """Ends of the pieces of a text: the judge's head, the prompt, the completion, the question."""
-    begin, end = encoded.completion
-    total = len(encoded.ids)
-    return min(encoded.head, begin or total), begin or total, end or total, total
-
-
-def _shared_head(encoded: list[Encoded]) -> int:
-    """Length of the prompt's constant head: what comes before untrusted text, as far as all rows agree."""
-    first = encoded[0].ids[: min(e.head for e in encoded)]
-    while first and any(e.ids[: len(first)] != first for e in encoded):
-        first.pop()
-    return len(first)
-
-
-def _cut_middle(encoded: Encoded, surplus: int) -> Encoded | None:
-    """Drop `surplus` tokens from the middle of the completion; None when it has too few."""
-    start, end = encoded.completion
-    if end - start <= surplus:
-        return None
-    keep = end - start - surplus
-    left = start + (keep + 1) // 2
-    ids = encoded.ids[:left] + encoded.ids[left + surplus :]
-    return replace(encoded, ids=ids, completion=(start, end - surplus))
-
-
-def _beyond(ids: Sequence[int], size: int) -> str | None:
-    """Names the first token id that an embedding of `size` rows lacks."""
-    high = next((i for i in ids if i >= size), None)
-    return None if high is None else f"token id {high}, but the judge's embedding has {size} rows"
-
-
-def _content_key(prompt: JudgePrompt, encoded: list[Encoded]) -> str:
-    digest = hashlib.sha256(prompt.hash.encode())
-    for e in encoded:
-        digest.update(len(e.ids).to_bytes(8, "little") + torch.tensor(e.ids, dtype=torch.int32).numpy().tobytes())
-    return digest.hexdigest()
+                wanted |= {"head": work.head, "keepable": [at[1] + SLACK for at in work.cuts]}
+            states = self.forward.read(work.sequences, work.positions, **wanted)
+        return [
+            part.reading(self.blocks, slice_of(states, *span), alone=self.batch_invariant)
+            for part, span in zip(parts, work.spans, strict=True)
+        ]

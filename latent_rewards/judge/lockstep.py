@@ -6,18 +6,19 @@ together, every rank reads all of them, and each keeps its own: a rank with fewe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch.distributed as dist
 
 from latent_rewards.files.sources import RowError
+from latent_rewards.judge.encoding import Encoder
 from latent_rewards.judge.prompts import JudgePrompt
-from latent_rewards.judge.reading import Need, Reading, Row
+from latent_rewards.judge.reading import Judge, Need, Reading, Request, Row
 
 
-class LockstepJudge:
-    """Wraps a sharded judge; meets `Judge`. Its methods are collective: every rank calls them equally often.
+class LockstepJudge(Judge):
+    """Wraps a sharded judge. Its methods are collective: every rank calls them equally often.
 
     Args:
         judge: this rank's part of the judge, e.g. `HFJudge(model, tp_plan="auto")`.
@@ -27,41 +28,78 @@ class LockstepJudge:
         RuntimeError: `torch.distributed` is not initialised.
     """
 
-    def __init__(self, judge: Any, group: Any = None) -> None:
+    def __init__(self, judge: Judge, group: dist.ProcessGroup | None = None) -> None:
         if not dist.is_initialized():
             raise RuntimeError("a LockstepJudge needs torch.distributed; without ranks use the judge itself")
         self.judge, self.group = judge, group
-        self.name, self.capabilities = judge.name, judge.capabilities
 
     def __repr__(self) -> str:
         return f"LockstepJudge({self.judge!r})"
 
-    def __getattr__(self, name: str) -> Any:
-        if name in ("judge", "register", "read_many"):
-            raise AttributeError(name)
-        return getattr(self.judge, name)
+    @property
+    def name(self) -> str:
+        """The judge's."""
+        return self.judge.name
+
+    @property
+    def fingerprint(self) -> str | None:
+        """The judge's."""
+        return self.judge.fingerprint
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """The judge's."""
+        return self.judge.facts
+
+    @property
+    def revision(self) -> str | None:
+        """The judge's."""
+        return self.judge.revision
+
+    @property
+    def n_layers(self) -> int:
+        """The judge's."""
+        return self.judge.n_layers
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        """The judge's."""
+        return self.judge.capabilities
+
+    @property
+    def encoder(self) -> Encoder | None:
+        """The judge's."""
+        return self.judge.encoder
 
     def check(self, prompt: JudgePrompt, need: Need) -> None:
         """As the judge; not collective."""
         self.judge.check(prompt, need)
 
-    def read(self, prompt: JudgePrompt, rows: Sequence[Row], need: Need) -> Reading:
+    def forget(self) -> None:
+        """As the judge; not collective."""
+        self.judge.forget()
+
+    def read(self, requests: Sequence[Request]) -> list[Reading]:
         """Read this rank's rows, in one forward with those of all other ranks.
 
         Raises:
             ValueError: on every rank, when a row of any rank cannot be read, or the ranks ask for different things.
         """
-        asked = self._gather((prompt.hash, need, [dict(row) for row in rows], self._fault(prompt, rows)))
-        faults = [f"rank {rank}: {fault}" for rank, (*_, fault) in enumerate(asked) if fault]
+        ours = [(r.prompt.hash, r.need, [dict(row) for row in r.rows], self._fault(r)) for r in requests]
+        asked = self._gather(ours)
+        faults = [f"rank {rank}: {fault}" for rank, theirs in enumerate(asked) for *_, fault in theirs if fault]
         if faults:
             raise ValueError("; ".join(faults))
-        if len({(key, wanted) for key, wanted, *_ in asked}) > 1:
+        if len({tuple((key, need) for key, need, *_ in theirs) for theirs in asked}) > 1:
             raise ValueError("the ranks ask their shared judge for different prompts or readings in the same step")
-        everything = [row for _, _, part, _ in asked for row in part]
-        start = sum(len(part) for _, _, part, _ in asked[: dist.get_rank(self.group)])
-        if not everything:
-            return self.judge.read(prompt, [], need)
-        return part_of(self.judge.read(prompt, everything, need), start, len(rows))
+        rank, whole = dist.get_rank(self.group), []
+        for i, request in enumerate(requests):
+            whole.append(request._replace(rows=[row for theirs in asked for row in theirs[i][2]]))
+        starts = [sum(len(theirs[i][2]) for theirs in asked[:rank]) for i in range(len(requests))]
+        return [
+            reading.take(start, start + len(request.rows))
+            for reading, start, request in zip(self.judge.read(whole), starts, requests, strict=True)
+        ]
 
     def generate(self, prompt: JudgePrompt, rows: Sequence[Row], **options: Any) -> list[list[str | None]]:
         """Sampled answers to this rank's rows, with those of all other ranks."""
@@ -76,21 +114,9 @@ class LockstepJudge:
         return out
 
     @staticmethod
-    def _fault(prompt: JudgePrompt, rows: Sequence[Row]) -> str | None:
+    def _fault(request: Request) -> str | None:
         try:
-            prompt.render_all(rows)
+            request.prompt.render_all(request.rows)
         except RowError as err:
             return str(err)
         return None
-
-
-def part_of(reading: Reading, start: int, n: int) -> Reading:
-    """Rows start..start+n of a reading."""
-    rows = slice(start, start + n)
-    return Reading(
-        None if reading.label_logprobs is None else reading.label_logprobs[rows],
-        None if reading.label_mass is None else reading.label_mass[rows],
-        {k: v[rows] for k, v in reading.hidden.items()},
-        {k: v[rows] for k, v in reading.layer_label_logits.items()},
-        tuple(reading.reasons[rows]),
-    )

@@ -9,9 +9,9 @@ import math
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import yaml
 from jinja2 import TemplateError
@@ -19,11 +19,13 @@ from jinja2 import TemplateError
 from latent_rewards.files.sources import RowError
 from latent_rewards.judge.labels import Labels
 from latent_rewards.judge.template import ENV, check_words, slots_of, ways_to_fill
+from latent_rewards.judge.thoughts import UNFINISHED, set_aside
 
 _KEYS = {
     "name", "kind", "source", "system", "body", "prefill", "labels", "spellings", "scale", "pattern", "completion",
-    "optional",
+    "optional", "reasoning", "thought_tags", "unfinished",
 }  # fmt: skip
+_REPLIES = ("completion", "other")  # slots that hold what a policy wrote
 _MARK = re.compile("\ue000([A-Za-z_][A-Za-z0-9_]*)\ue001")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _SPEAKER = {"user": "User", "assistant": "Assistant", "system": "System", "developer": "System", "tool": "Tool result"}
@@ -46,12 +48,13 @@ class Turn(NamedTuple):
 class Dialogue(NamedTuple):
     """What the judge reads: turns, then the start of its own answer (`prefill`, ours, may be empty).
 
-    `sampled`: the answer is to be written, so it may begin with a thought.
+    `sampled`: the answer is to be written, so it may begin with a thought. `problem`: why this must not be judged.
     """
 
     turns: tuple[Turn, ...]
     prefill: str = ""
     sampled: bool = False
+    problem: str | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,10 @@ class JudgePrompt:
         scale: (lowest, highest) rating, for "generate".
         pattern: regular expression whose first group is the rating, for "generate"; its last match counts.
         optional: slots that may be missing from a row; they render as empty and false.
+        reasoning: what is shown of a reply that holds a thought (see `latent_rewards.judge.thoughts`): "strip" its
+            answer, "keep" all of it, "only" the thought.
+        thought_tags: pairs of an opening and a closing tag, besides the known ones.
+        unfinished: a reply that ends inside its thought is not judged ("none"), or as the text it is ("keep").
         source: where the idea comes from.
         path: file it was loaded from, for messages.
     """
@@ -82,6 +89,9 @@ class JudgePrompt:
     pattern: str | None = None
     completion: bool = True
     optional: tuple[str, ...] = ()
+    reasoning: Literal["strip", "keep", "only"] = "strip"
+    thought_tags: tuple[tuple[str, str], ...] = ()
+    unfinished: Literal["none", "keep"] = "none"
     source: str = ""
     path: str = ""
 
@@ -143,6 +153,7 @@ class JudgePrompt:
                 raise ValueError(f"'scale' must be [lowest, highest], got {[low, high]}")
             data["scale"] = (low, high)
         data["optional"] = tuple(data.get("optional") or ())
+        data["thought_tags"] = tuple((str(o), str(c)) for o, c in data.get("thought_tags") or ())
         data.setdefault("name", path.stem)
         prompt = cls(**data, path=str(path))
         prompt._validate()
@@ -157,6 +168,13 @@ class JudgePrompt:
                 raise ValueError("kind 'generate' needs 'pattern' and 'scale'")
             if re.compile(self.pattern).groups < 1:
                 raise ValueError("'pattern' needs one group: the rating")
+        if self.reasoning not in ("strip", "keep", "only") or self.unfinished not in ("none", "keep"):
+            raise ValueError(
+                "'reasoning' must be 'strip', 'keep' or 'only', and 'unfinished' 'none' or 'keep', got "
+                f"{self.reasoning!r} and {self.unfinished!r}"
+            )
+        if any(not tag.strip() for pair in self.thought_tags for tag in pair):
+            raise ValueError(f"'thought_tags' are pairs of texts, got {self.thought_tags!r}")
         if self.kind not in ("label", "generate"):
             raise ValueError(f"kind must be 'label' or 'generate', got {self.kind!r}")
         if "prompt" not in slots:
@@ -179,6 +197,27 @@ class JudgePrompt:
                     + (f"; without {empty} that is not so" if empty else "")
                 )
 
+    def with_thoughts(
+        self,
+        reasoning: Literal["strip", "keep", "only"] | None = None,
+        tags: Sequence[tuple[str, str]] = (),
+        *,
+        keep_unfinished: bool = False,
+    ) -> JudgePrompt:
+        """The same prompt with another way to treat thoughts; see the attributes.
+
+        Raises:
+            ValueError: values that there are not.
+        """
+        made = replace(
+            self,
+            reasoning=self.reasoning if reasoning is None else reasoning,
+            thought_tags=(*self.thought_tags, *((str(o), str(c)) for o, c in tags)),
+            unfinished="keep" if keep_unfinished else self.unfinished,
+        )
+        made._validate()
+        return made
+
     @property
     def slots(self) -> tuple[str, ...]:
         """Names of the values a row must supply, sorted."""
@@ -189,6 +228,9 @@ class JudgePrompt:
         """Content hash of everything that changes what the judge reads or how it is read."""
         content = {k: getattr(self, k) for k in ("kind", "system", "body", "prefill", "scale", "pattern", "optional")}
         content["labels"] = self.labels.key if self.labels else None
+        thoughts = (self.reasoning, self.thought_tags, self.unfinished)
+        if thoughts != ("strip", (), "none"):
+            content["thoughts"] = thoughts
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     def render_all(self, rows: Sequence[Mapping[str, Any]]) -> list[Dialogue]:
@@ -218,13 +260,15 @@ class JudgePrompt:
         Raises:
             ValueError: a slot is missing or is neither text nor messages.
         """
-        values = {}
+        values, problem = {}, None
         for slot in self.slots:
             value = row.get(slot)
             if value is None and slot not in self.optional:
                 raise ValueError(
                     f"prompt {self.name!r} needs {slot!r}, which this row lacks (has {sorted(map(str, row))})"
                 )
+            if slot in _REPLIES or (slot == "prompt" and not isinstance(value, str)):
+                value, problem = self._without_thoughts(value, slot, problem)
             try:
                 values[slot] = to_segments(value if value is not None else "", slot)
             except RecursionError as err:
@@ -234,7 +278,17 @@ class JudgePrompt:
         for i, part in enumerate(_MARK.split(_render_body(self.body, filled))):
             segments += values[part] if i % 2 else [Segment(part)] if part else []
         turns = [Turn("system", (Segment(self.system.strip()),))] if self.system.strip() else []
-        return Dialogue((*turns, Turn("user", tuple(segments))), self.prefill, self.kind == "generate")
+        return Dialogue((*turns, Turn("user", tuple(segments))), self.prefill, self.kind == "generate", problem)
+
+    def _without_thoughts(self, value: object, slot: str, problem: str | None) -> tuple[Any, str | None]:
+        """A reply, or the replies in a dialogue that is a prompt, as `reasoning` wants it, and why it has no score."""
+        if slot == "prompt":
+            how = "keep" if self.reasoning == "keep" else "strip"
+            return set_aside(value, how, self.thought_tags)[0], problem
+        made, finished = set_aside(value, self.reasoning, self.thought_tags)
+        if finished:
+            return made, problem
+        return value, problem if self.unfinished == "keep" else UNFINISHED
 
 
 def _digest(text: str) -> str:
@@ -272,6 +326,9 @@ def _check_types(raw: dict[str, Any]) -> None:
     optional = raw.get("optional")
     if optional is not None and not (isinstance(optional, list) and all(isinstance(s, str) for s in optional)):
         raise ValueError("key 'optional' must be a list of slot names")
+    tags = raw.get("thought_tags") or []
+    if not isinstance(tags, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in tags):
+        raise ValueError("key 'thought_tags' must be a list of pairs: an opening and a closing tag")
 
 
 def _word(value: Any) -> str:

@@ -23,7 +23,7 @@ from torch import Tensor
 from latent_rewards.files.atomic import replacing, write_text
 from latent_rewards.files.seal import sealed, unsealed
 from latent_rewards.judge.fingerprint import changed, facts_of, layout_of
-from latent_rewards.judge.hf import Judge, Lens, Need, Reading
+from latent_rewards.judge.hf import Judge, Lens, Need, Reading, Request
 from latent_rewards.judge.prompts import JudgePrompt, to_text
 from latent_rewards.probes.examples import Example, fingerprint, prompt_group
 
@@ -88,10 +88,10 @@ def collect_features(
         ValueError: the folder holds features of something else (names both), or a state is not finite in `dtype`.
         TimeoutError: the other ranks stopped writing.
     """
-    depth = judge.n_layers  # type: ignore[attr-defined]
+    depth = judge.n_layers
     wanted = sorted({depth + 1 + layer if layer < 0 else layer for layer in layers})
     info = FeatureInfo(
-        judge.name, str(getattr(judge, "revision", "")), prompt.name, prompt.hash, tuple(wanted), lens,
+        judge.name, str(judge.revision), prompt.name, prompt.hash, tuple(wanted), lens,
         tuple(sorted(layer_logits)), dtype, fingerprint(examples), len(examples), shard_rows,
         tuple(sorted({e.source for e in examples})), {**facts_of(judge), "layout": layout_of(judge, prompt)},
     )  # fmt: skip
@@ -137,7 +137,8 @@ def _collect_shard(
     judge: Judge, prompt: JudgePrompt, rows: Sequence[Example], need: Need, info: FeatureInfo, shard: Path
 ) -> None:
     slots = [{"prompt": e.prompt, "completion": e.completion, **e.columns} for e in rows]
-    write_shard(shard, judge.read(prompt, slots, need), rows, info)
+    (reading,) = judge.read([Request(prompt, slots, need)])
+    write_shard(shard, reading, rows, info)
 
 
 def write_shard(shard: Path, reading: Reading, rows: Sequence[Example], info: FeatureInfo) -> None:
@@ -266,7 +267,7 @@ class Features:
             ValueError: names what is there and what was expected.
         """
         if judge is not None:
-            expected |= {"judge": judge.name, "revision": str(getattr(judge, "revision", ""))}
+            expected |= {"judge": judge.name, "revision": str(judge.revision)}
         if prompt is not None:
             expected |= {"prompt_hash": prompt.hash}
         _same(self.info, dataclasses.replace(self.info, **expected), self.folder)

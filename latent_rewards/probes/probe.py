@@ -167,7 +167,7 @@ def check_revision(judge: Judge, config: ProbeConfig, *, strict: bool) -> None:
     Raises:
         ValueError: they differ, and `strict`; names both.
     """
-    found = getattr(judge, "revision", None)
+    found = judge.revision
     if found is None:
         logger.warning("judge %r tells no revision; the probe was trained on %s", judge.name, config.revision)
     elif found != config.revision:
@@ -196,6 +196,9 @@ def prompt_yaml(prompt: JudgePrompt) -> str:
     keys = ("name", "kind", "source", "system", "body", "prefill", "pattern")
     raw: dict[str, Any] = {k: getattr(prompt, k) for k in keys if getattr(prompt, k)}
     raw |= {"completion": prompt.completion, "optional": list(prompt.optional)}
+    if prompt.thought_tags:
+        raw["thought_tags"] = [list(pair) for pair in prompt.thought_tags]
+    raw |= {k: v for k in ("reasoning", "unfinished") if (v := getattr(prompt, k)) != getattr(JudgePrompt, k)}
     if prompt.scale:
         raw["scale"] = list(prompt.scale)
     if prompt.labels:

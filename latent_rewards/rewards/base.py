@@ -18,12 +18,14 @@ import numpy as np
 from latent_rewards.judge import fingerprint
 from latent_rewards.judge.hf import HFJudge, Judge
 from latent_rewards.judge.prompts import JudgePrompt
+from latent_rewards.judge.thoughts import UNFINISHED
 from latent_rewards.rewards.group_statistics import group_statistics
 
 logger = logging.getLogger(__name__)
 
-_live: weakref.WeakValueDictionary[str, Reward] = weakref.WeakValueDictionary()  # names that are taken
-_all: weakref.WeakSet[Reward] = weakref.WeakSet()  # what may be read together, copies that were unpickled included
+# Names that are taken. Of the whole process, since a trainer's rewards may have several judges and still need one key
+# each in its logs; nothing but the name is looked up here.
+_live: weakref.WeakValueDictionary[str, Reward] = weakref.WeakValueDictionary()
 
 
 class MissingScoreError(ValueError):
@@ -40,6 +42,11 @@ class Reward:
         scale: the reward is `scale * score + shift`.
         shift: see `scale`.
         clip: (low, high) applied last.
+        reasoning: what the judge sees of a reply that holds a thought: "strip" its answer (the default), "keep" all of
+            it, "only" the thought; see `latent_rewards.judge.thoughts`.
+        unfinished: reward of a reply that ends inside its thought: None is no score (see `on_missing`), a number that
+            reward, "keep" judges the text as it is.
+        thought_tags: pairs of an opening and a closing tag that surround thoughts, besides the known ones.
         on_missing: what a row without a score becomes: "none" (None: GRPO and RLOO leave it out), "raise", or "auto":
             raise under OnlineDPO, which would count None as 0, and None elsewhere.
 
@@ -62,6 +69,9 @@ class Reward:
         shift: float = 0.0,
         clip: tuple[float, float] | None = None,
         on_missing: Literal["auto", "none", "raise"] = "auto",
+        reasoning: Literal["strip", "keep", "only"] | None = None,
+        unfinished: float | Literal["keep"] | None = None,
+        thought_tags: Sequence[tuple[str, str]] = (),
     ) -> None:
         if on_missing not in ("auto", "none", "raise"):
             raise ValueError(f"on_missing must be 'auto', 'none' or 'raise', got {on_missing!r}")
@@ -69,10 +79,13 @@ class Reward:
             raise ValueError(f"clip must be (low, high) with low < high, got {clip}")
         self.judge: Judge = HFJudge(judge) if isinstance(judge, str) else judge
         self.prompt = JudgePrompt.load(prompt if prompt is not None else self.default_prompt)
+        if reasoning is not None or unfinished == "keep" or thought_tags:
+            self.prompt = self.prompt.with_thoughts(reasoning, thought_tags, keep_unfinished=unfinished == "keep")
+        self.floor_unfinished = float(unfinished) if isinstance(unfinished, int | float) else None
         self.scale, self.shift, self.clip, self.on_missing = float(scale), float(shift), clip, on_missing
         self.__name__ = self._asked_name = name or self._default_name()
         self._prepare()
-        self._join()
+        self._take_name()
 
     def options(self) -> dict[str, Any]:
         """What the scores depend on besides judge, prompt, scale, shift, clip and `on_missing`, as plain data.
@@ -99,7 +112,7 @@ class Reward:
             "layout": fingerprint.layout_of(self.judge, self.prompt), "scale": self.scale, "shift": self.shift,
             "clip": None if self.clip is None else [float(x) for x in self.clip], "on_missing": self.on_missing,
             "options": self.options(),
-        }  # fmt: skip
+        } | ({} if self.floor_unfinished is None else {"unfinished": self.floor_unfinished})  # fmt: skip
 
     @property
     def fingerprint(self) -> str:
@@ -124,6 +137,20 @@ class Reward:
             ends = np.sort(self._finish(np.array(self.score_range)))
         return (float(ends[0]), float(ends[1])) if np.isfinite(ends).all() else None
 
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the values that a row supplies: the prompt's slots."""
+        return self.prompt.slots
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        """Those of `inputs` that no row may lack."""
+        return tuple(name for name in self.inputs if name not in self.prompt.optional)
+
+    def check_row(self, row: Mapping[str, Any]) -> None:
+        """Raise ValueError where a row cannot be scored for what it holds; see `JudgePrompt.render`."""
+        self.prompt.render(row)
+
     @classmethod
     def _class_key(cls) -> str:
         """One of ours by its name alone, so that kept scores outlive a move from one module to another."""
@@ -137,7 +164,7 @@ class Reward:
     def _prepare(self) -> None:
         """Check prompt and judge against this readout."""
 
-    def _join(self) -> None:
+    def _take_name(self) -> None:
         if self.__name__ in _live:
             gc.collect()  # a trainer that is gone may still hold a reward in a reference cycle
         for i in itertools.count(2):
@@ -145,17 +172,12 @@ class Reward:
                 break
             self.__name__ = f"{self._asked_name}-{i}"
         _live[self.__name__] = self
-        _all.add(self)
 
     def _as_part(self) -> Self:
         """A copy that holds no name, for rewards made of this one: its name stays its own, or is free when it goes."""
         part = copy.copy(self)
         part.__name__ = self._asked_name
         return part
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        _all.add(self)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.judge!r}, prompt={self.prompt.name!r})"
@@ -181,7 +203,7 @@ class Reward:
         _check_lists(prompts=prompts, completions=completions)
         self._read_together(list(prompts or []), list(completions), kwargs)
         scores, facts = self._score(list(prompts or []), list(completions), kwargs)
-        rewards = self._finish(scores)
+        rewards = self.finish(scores, facts["reasons"])
         missing = np.flatnonzero(np.isnan(rewards))
         no_way_out = "trainer_state" in kwargs and "log_metric" not in kwargs
         if len(missing) and (self.on_missing == "raise" or (self.on_missing == "auto" and no_way_out)):
@@ -197,11 +219,14 @@ class Reward:
         out = [None if np.isnan(r) else float(r) for r in rewards]
         if kwargs.get("log_metric") is not None:
             facts["metrics"] |= group_statistics(list(prompts or []), rewards)
+            facts["metrics"]["unfinished"] = _share_unfinished(facts["reasons"])
             facts["metrics"]["seconds"] = time.perf_counter() - started
             for key, value in facts["metrics"].items():
                 kwargs["log_metric"](f"{self.__name__}/{key}", float(value))
         if kwargs.get("log_extra") is not None:
             kwargs["log_extra"](self.__name__, out)
+            for key, column in facts.get("extra", {}).items():
+                kwargs["log_extra"](f"{self.__name__}/{key}", column)
         return out
 
     def score(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Sequence[Any]) -> np.ndarray:
@@ -220,8 +245,8 @@ class Reward:
             ValueError: lengths differ, or a row lacks something the prompt needs; the message has the row number.
         """
         _check_lists(prompts=prompts, completions=completions)
-        scores, _ = self._score(list(prompts), list(completions), dict(columns))
-        return self._finish(scores)
+        scores, facts = self._score(list(prompts), list(completions), dict(columns))
+        return self.finish(scores, facts["reasons"])
 
     def score_with_reasons(
         self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Sequence[Any]
@@ -229,7 +254,7 @@ class Reward:
         """As `score`, and for each row without a score why it has none."""
         _check_lists(prompts=prompts, completions=completions)
         scores, facts = self._score(list(prompts), list(completions), dict(columns))
-        final = self._finish(scores)
+        final = self.finish(scores, facts["reasons"])
         return final, [why if np.isnan(x) else None for x, why in zip(final, facts["reasons"], strict=True)]
 
     def to_async(self) -> AsyncReward:
@@ -245,7 +270,7 @@ class Reward:
         if len(prompts) != len(completions):
             raise ValueError(f"{len(prompts)} prompts but {len(completions)} completions")
         given = {"prompt": prompts, "completion": completions}
-        for slot in self.prompt.slots:
+        for slot in self.inputs:
             if slot in given or columns.get(slot) is None:
                 continue
             _check_lists(**{slot: columns[slot]})
@@ -263,6 +288,14 @@ class Reward:
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """(B,) scores before scale and clip, and what to log; every kind of reward has its own."""
         raise NotImplementedError(f"{type(self).__name__} does not say how it scores")
+
+    def finish(self, scores: np.ndarray, reasons: Sequence[str | None]) -> np.ndarray:
+        """(B,) rewards: scores scaled and clipped, and the floor for replies that end inside their thought."""
+        rewards = self._finish(scores)
+        if self.floor_unfinished is None:
+            return rewards
+        cut = np.array([UNFINISHED in (why or "") for why in reasons], dtype=bool)
+        return np.where(cut & np.isnan(rewards), self.floor_unfinished, rewards)
 
     def _finish(self, scores: np.ndarray) -> np.ndarray:
         rewards = scores * self.scale + self.shift
@@ -299,6 +332,9 @@ def with_prompt_of(owner: Any, options: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: they ask for another prompt, which would change nothing but its name.
     """
+    lost = sorted(key for key in ("reasoning", "thought_tags") if options.get(key)) if isinstance(owner, Reward) else []
+    if lost or (options.get("unfinished") == "keep" and isinstance(owner, Reward)):
+        raise ValueError(f"give {lost or ['unfinished']} to the {type(owner).__name__} in it, which is what reads")
     given, own = options.pop("prompt", None), owner.prompt
     if given is not None and (loaded := JudgePrompt.load(given)).hash != own.hash:
         raise ValueError(
@@ -306,6 +342,10 @@ def with_prompt_of(owner: Any, options: dict[str, Any]) -> dict[str, Any]:
             f"{own.name!r} with hash {own.hash}; leave `prompt` out here, or make that part with it"
         )
     return {**options, "prompt": own}
+
+
+def _share_unfinished(reasons: Sequence[str | None]) -> float:
+    return float(np.mean([UNFINISHED in (why or "") for why in reasons])) if len(reasons) else 0.0
 
 
 def _check_lists(**given: Any) -> None:

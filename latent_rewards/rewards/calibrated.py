@@ -130,6 +130,15 @@ class CalibratedReward(Reward):
             low, high = np.sort(self.calibration.predict(bounds_of(self.reward)))
         return float(low), float(high)
 
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """As the reward."""
+        return self.reward.inputs
+
+    def check_row(self, row: Mapping[str, Any]) -> None:
+        """As the reward."""
+        self.reward.check_row(row)
+
     def _read_together(self, prompts: list[Any], completions: list[Any], columns: Mapping[str, Any]) -> None:
         self.reward._read_together(prompts, completions, columns)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -14,18 +13,13 @@ from torch import Tensor
 from latent_rewards import readouts
 from latent_rewards.judge.hf import Judge, Lens, Need, Reading
 from latent_rewards.judge.reading import Request
-from latent_rewards.judge.requests import read_all
-from latent_rewards.rewards.base import Reward, _all
+from latent_rewards.rewards.base import Reward
 
 logger = logging.getLogger(__name__)
-
-_turns = itertools.count(1)  # of rewards, as trainers call them
 
 
 class LatentReward(Reward):
     """A reward that is one pure readout of the judge's `Reading`."""
-
-    _called = 0  # the turn in which a trainer last did
 
     @property
     def need(self) -> Need:
@@ -38,7 +32,8 @@ class LatentReward(Reward):
 
     def requests(self, rows: Sequence[Mapping[str, Any]]) -> list[Request]:
         """What the judge has to read to score B rows."""
-        return [Request(self.prompt, list(rows), self.need)]
+        wanted = {"prompt", "completion", *self.prompt.slots}  # rows may hold what other rewards take
+        return [Request(self.prompt, [{k: v for k, v in row.items() if k in wanted} for row in rows], self.need)]
 
     def scores_of(self, rows: Sequence[Mapping[str, Any]], readings: Sequence[Reading]) -> np.ndarray:
         """(B,) float64 scores, NaN where there is none, from the readings of `requests(rows)`."""
@@ -55,35 +50,26 @@ class LatentReward(Reward):
         if lacks:
             raise ValueError(f"{type(self).__name__} needs {lacks}, which judge {self.judge.name!r} cannot give")
         self.judge.check(self.prompt, self.need)
-        self._register()
-
-    def _register(self) -> None:
-        register = getattr(self.judge, "register", None)
-        if register is not None:
-            register(self.prompt, self.need)
 
     def _read_together(self, prompts: list[Any], completions: list[Any], columns: Mapping[str, Any]) -> None:
         """One forward for all rewards that a trainer has on this judge: it is about to call them on the same rows.
 
-        Rewards of other prompts cost their questions only. Which ones a trainer has is what it called since it last
-        called this one; the first time, all that live are taken. Left alone: rewards that these rows lack a column
+        Which ones it has is what it called since it last called this one, so a reward's first call reads for itself
+        alone. Rewards of other prompts cost their questions only. Left alone: rewards that these rows lack a column
         for, and calls outside a trainer, whose rows no other reward may ever see.
         """
         from_trainer = {"trainer_state", "completion_ids", "log_metric"} & columns.keys()
-        if not from_trainer or not hasattr(self.judge, "read_many"):
+        if not from_trainer or not prompts:
             return
         together: list[Request] = []
-        before, self._called = self._called, next(_turns)
-        for reward in sorted(_all, key=lambda r: r.__name__):
-            if not isinstance(reward, LatentReward) or reward.judge is not self.judge or reward._called < before:
-                continue
-            given = {"prompt", "completion", *reward.prompt.optional, *(k for k, v in columns.items() if v is not None)}
-            if set(reward.prompt.slots) <= given:
+        for reward in sorted(self.judge.readers.called(self), key=lambda r: r.__name__):
+            given = {"prompt", "completion", *(k for k, v in columns.items() if v is not None)}
+            if set(reward.required) <= given:
                 together += reward.requests(reward.rows(prompts, completions, columns))
-        if len(together) < 2 or not prompts:
+        if len(together) < 2:
             return
         try:
-            read_all(self.judge, together)
+            self.judge.read(together)
         except ValueError as err:  # the reward that cannot be read says so itself, if it is called
             logger.debug("reading one reward at a time: %s", err)
 
@@ -102,16 +88,31 @@ class LatentReward(Reward):
         rows = self.rows(prompts, completions, columns)
         if not rows:
             return np.zeros(0), {"metrics": {}, "reasons": []}
-        readings = read_all(self.judge, self.requests(rows))
+        readings = self.judge.read(self.requests(rows))
         mass = readings[0].label_mass
         metrics = {} if mass is None else {"label_mass": float(mass.nanmean())}
-        return self.scores_of(rows, readings), {"metrics": metrics, "reasons": reasons_of(readings)}
+        facts = {"metrics": metrics, "reasons": self.reasons(rows, readings)}
+        if "log_metric" in columns or "log_extra" in columns:
+            more = self.facts_of(rows, readings)
+            facts |= {"metrics": metrics | more.get("metrics", {}), "extra": more.get("extra", {})}
+        return self.scores_of(rows, readings), facts
+
+    def reasons(self, rows: Sequence[Mapping[str, Any]], readings: Sequence[Reading]) -> list[str]:
+        """(B,) why each row has no score, if it has none: what the first reading says that could not read it."""
+        every = zip(*(reading.reasons for reading in readings), strict=True)
+        return [next((why for why in row if why), UNKNOWN) for row in every]
+
+    def facts_of(self, rows: Sequence[Mapping[str, Any]], readings: Sequence[Reading]) -> dict[str, Any]:
+        """What else a trainer's log shows: "metrics" (name -> float) and "extra" (column -> B texts)."""
+        return {}
 
 
-def reasons_of(readings: Sequence[Reading]) -> list[str]:
-    """Why each row has no score, if it has none: what the first reading says that could not read it."""
-    every = zip(*(reading.reasons for reading in readings), strict=True)
-    return [next((why for why in row if why), "the judge gave NaN") for row in every]
+UNKNOWN = "the judge gave NaN"
+
+
+def first_reasons(*several: Sequence[str]) -> list[str]:
+    """For each row the first reason that says anything, of the reasons that members of a reward give."""
+    return [next((why for why in row if why != UNKNOWN), UNKNOWN) for row in zip(*several, strict=True)]
 
 
 class ProbabilityWeightedReward(LatentReward):

@@ -70,8 +70,8 @@ class LayerWeights:
         loaded = JudgePrompt.load(prompt)
         if loaded.hash != self.prompt_hash:
             raise ValueError(f"weights were tuned for prompt {self.prompt_hash}, not {loaded.name!r} ({loaded.hash})")
-        revision = getattr(judge, "revision", self.revision)
-        if revision != self.revision:
+        revision = judge.revision
+        if revision not in (None, self.revision):
             raise ValueError(
                 f"weights were tuned for {self.judge!r} ({self.revision}), not {judge.name!r} ({revision})"
             )

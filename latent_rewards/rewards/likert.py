@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -15,12 +14,8 @@ from torch import Tensor
 
 from latent_rewards.judge.hf import Judge, Reading
 from latent_rewards.judge.prompts import JudgePrompt
-from latent_rewards.judge.requests import in_halves
 from latent_rewards.rewards.base import Reward
 from latent_rewards.rewards.latent import LatentReward
-
-# What each judge drew last, so that rewards on the same samples draw them once.
-_drawn: weakref.WeakKeyDictionary[Judge, tuple[Any, np.ndarray]] = weakref.WeakKeyDictionary()
 
 
 class LikertReward(Reward):
@@ -98,19 +93,12 @@ class LikertReward(Reward):
 
     def _sample(self, prompts: list[Any], completions: list[Any], columns: Mapping[str, Any]) -> np.ndarray:
         rows = self.rows(prompts, completions, columns)
-        settings = (self.prompt.hash, self.n_samples, self.temperature, self.max_new_tokens, self.seed)
-        known = _drawn.get(self.judge)
-        if known is not None and known[0] == (settings, rows):
-            return known[1]
-        options: dict[str, Any] = dict(
-            n=self.n_samples, temperature=self.temperature, max_new_tokens=self.max_new_tokens, seed=self.seed
-        )
-        parts = in_halves(
-            lambda i, j: self.judge.generate(self.prompt, rows[i:j], **options), len(rows), self.judge.name
-        )
-        ratings = [[parse_rating(text, self.prompt) for text in row] for answers in parts for row in answers]
+        answers = self.judge.generate(
+            self.prompt, rows, n=self.n_samples, temperature=self.temperature, max_new_tokens=self.max_new_tokens,
+            seed=self.seed,
+        )  # fmt: skip
+        ratings = [[parse_rating(text, self.prompt) for text in row] for row in answers]
         out = np.array([[np.nan if r is None else r for r in row] for row in ratings], dtype=np.float64)
-        _drawn[self.judge] = ((settings, rows), out.reshape(len(rows), self.n_samples))
         return out.reshape(len(rows), self.n_samples)
 
     def _score(

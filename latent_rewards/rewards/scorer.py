@@ -104,12 +104,12 @@ class Scorer:
         for i, row in enumerate(slots):
             if row is None:
                 continue
-            lacking = [s for s in required_slots(reward) if s not in row]
+            lacking = [s for s in reward.required if s not in row]
             if lacking:
                 reasons[i] |= {f"column {self.columns.get(s, s)!r} is missing or null": None for s in lacking}
                 continue
             try:
-                reward.prompt.render(row)
+                reward.check_row(row)
                 good.append(i)
             except ValueError as err:
                 reasons[i][str(err)] = None
@@ -118,26 +118,27 @@ class Scorer:
     def _read_together(
         self, good: dict[str, list[int]], slots: list[dict[str, Any] | None], numbers: Sequence[int]
     ) -> None:
-        """One forward for the rewards of each judge that have different prompts; the judge remembers what it read."""
-        judges: dict[int, dict[str, tuple[list[int], LatentReward]]] = {}
+        """One forward for all rewards of each judge, which remembers what it read."""
+        judges: dict[int, list[str]] = {}
         for name, reward in self.rewards.items():
-            if isinstance(reward, LatentReward) and hasattr(reward.judge, "read_many") and good[name]:
-                judges.setdefault(id(reward.judge), {}).setdefault(reward.prompt.hash, (good[name], reward))
-        for together in judges.values():
-            if len(together) > 1:
-                requests = []
-                for index, reward in together.values():
-                    given, (prompts, completions) = self._columns(reward, index, slots)
-                    requests.append(Request(reward.prompt, reward.rows(prompts, completions, given), reward.need))
-                some = next(index for index, _ in together.values())
-                with _numbered(some, numbers):
-                    reward.judge.read_many(requests)  # type: ignore[attr-defined]
+            if isinstance(reward, LatentReward) and good[name]:
+                judges.setdefault(id(reward.judge), []).append(name)
+        for names in judges.values():
+            requests: list[Request] = []
+            for name in names:
+                reward = self.rewards[name]
+                assert isinstance(reward, LatentReward)
+                given, (prompts, completions) = self._columns(reward, good[name], slots)
+                requests += reward.requests(reward.rows(prompts, completions, given))
+            if len(names) > 1:
+                with _numbered(good[names[0]], numbers):
+                    self.rewards[names[0]].judge.read(requests)
 
     def _columns(
         self, reward: Reward, index: list[int], slots: list[dict[str, Any] | None]
     ) -> tuple[dict[str, list[Any]], tuple[list[Any], list[Any]]]:
         rows = [slots[i] or {} for i in index]
-        given = {name: [row.get(name) for row in rows] for name in (*reward.prompt.slots, "prompt", "completion")}
+        given = {name: [row.get(name) for row in rows] for name in (*reward.inputs, "prompt", "completion")}
         return given, (given.pop("prompt"), given.pop("completion"))
 
     def _batch(
@@ -162,8 +163,3 @@ def _numbered(index: list[int], numbers: Sequence[int]) -> Iterator[None]:
         yield
     except RowError as err:
         raise InputError(f"row {numbers[index[err.row]]}: {err.reason}") from err
-
-
-def required_slots(reward: Reward) -> list[str]:
-    """Prompt slots that every row must fill."""
-    return [slot for slot in reward.prompt.slots if slot not in reward.prompt.optional]

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from latent_rewards.judge.reading import Judge, Request
-from latent_rewards.serving.merging import read_together
+from latent_rewards.judge.requests import read_together
 from latent_rewards.serving.settings import ServeSettings
 
 logger = logging.getLogger(__name__)

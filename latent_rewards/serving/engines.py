@@ -135,16 +135,15 @@ class Engine:
             raise ValueError(f"engine {self.engine!r} gives label probabilities only, not hidden states or layers")
         self.encoder.trie(prompt)
 
-    def read_many(self, requests: Sequence[Request]) -> list[Reading]:
-        """One after the other; the engine's prefix cache shares what they share."""
-        return [self.read(*request) for request in requests]
+    def read(self, requests: Sequence[Request]) -> list[Reading]:
+        """Exact label log-probabilities, one request after the other; what they share is the engine's to cache."""
+        return [self._read_rows(*request) for request in requests]
 
     def generate(self, prompt: JudgePrompt, rows: Sequence[Row], **options: Any) -> list[list[str | None]]:
         """Not offered."""
         raise ValueError(f"engine {self.engine!r} is read, not sampled; use a judge server or an HFJudge")
 
-    def read(self, prompt: JudgePrompt, rows: Sequence[Row], need: Need) -> Reading:
-        """Exact label log-probabilities of rows."""
+    def _read_rows(self, prompt: JudgePrompt, rows: Sequence[Row], need: Need) -> Reading:
         if self.chosen_ids is None:
             self.info()
         self.check(prompt, need)

@@ -79,10 +79,10 @@ class Breaking(FakeJudge):
         super().__init__()
         self.dead = False
 
-    def read(self, prompt: Any, rows: Any, need: Any) -> Any:
+    def read_rows(self, prompt: Any, rows: Any, need: Any) -> Any:
         if self.dead or any("BOOM" in str(r["completion"]) for r in rows):
             raise RuntimeError("device-side assert")
-        return super().read(prompt, rows, need)
+        return super().read_rows(prompt, rows, need)
 
 
 # --- what comes out

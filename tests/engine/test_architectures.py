@@ -13,7 +13,7 @@ import transformers
 from benchmarks import architectures
 from benchmarks.architectures import TOLERANCE, compare, prompts, texts
 from benchmarks.tiny_models import ARCHITECTURES, EDGE, OPTIONS, VARIANTS, byte_tokenizer, tiny_model
-from latent_rewards import HFJudge, Need
+from latent_rewards import HFJudge, Need, Request
 from latent_rewards.engine.decoder import find_decoder
 from latent_rewards.engine.sampling import sample_answers
 
@@ -98,10 +98,10 @@ def test_what_was_read_before_does_not_matter() -> None:
     model = tiny_model("llama", **DYNAMIC, max_position_embeddings=SHORT)
     judge, need = HFJudge(model, tokenizer=byte_tokenizer()), Need(labels=True)
     rows, prompt = texts(judge, SHORT), prompts()[1]
-    first = judge.read(prompt, rows[1:2], need).label_logprobs
+    first = judge.read([Request(prompt, rows[1:2], need)])[0].label_logprobs
     for row in (rows[-2], rows[1]):
         judge.forget()
-        again = judge.read(prompt, [row], need).label_logprobs
+        again = judge.read([Request(prompt, [row], need)])[0].label_logprobs
     assert torch.equal(first, again)
 
 
@@ -113,10 +113,10 @@ def test_layers_that_switch_in_different_ways_do_not_disturb_each_other() -> Non
     model = tiny_model("gemma3_text", **options, max_position_embeddings=SHORT + 32)
     judge, need = HFJudge(model, tokenizer=byte_tokenizer()), Need(labels=True)
     rows, prompt = texts(judge, SHORT), prompts()[1]
-    first = judge.read(prompt, rows[1:2], need).label_logprobs
+    first = judge.read([Request(prompt, rows[1:2], need)])[0].label_logprobs
     for row in (rows[-2], rows[1]):
         judge.forget()
-        again = judge.read(prompt, [row], need).label_logprobs
+        again = judge.read([Request(prompt, [row], need)])[0].label_logprobs
     assert torch.equal(first, again)
 
 
@@ -136,8 +136,8 @@ def test_a_fault_that_shows_in_long_texts_only_ends_sharing(caplog: pytest.LogCa
     rows, prompt = texts(judge, SHORT), prompts()[0]
     assert judge.forward.usable, "at load no text is long enough"
     with caplog.at_level(logging.WARNING, "latent_rewards"):
-        got = judge.read(prompt, rows, need).label_logprobs
-    torch.testing.assert_close(got, unshared.read(prompt, rows, need).label_logprobs)
+        got = judge.read([Request(prompt, rows, need)])[0].label_logprobs
+    torch.testing.assert_close(got, unshared.read([Request(prompt, rows, need)])[0].label_logprobs)
     assert not judge.forward.usable and "relative difference" in judge.forward.sharing
     assert [r for r in caplog.records if "from now on" in r.message and "tokens" in r.message]
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import FAMILIES
 
-from latent_rewards import HFJudge, JudgePrompt, Need
+from latent_rewards import HFJudge, JudgePrompt, Need, Request
 from latent_rewards.engine.blocks import Blocks, read_states, reference_states
 
 WEIGHTED = JudgePrompt.load("weighted")
@@ -74,7 +74,7 @@ def reference_layer_logits(judge: HFJudge, prompt: JudgePrompt, states: Any, len
 def test_reading_equals_the_reference(make_judge: Any, family: str, prompt: JudgePrompt) -> None:
     judge = make_judge(family, "digits")
     assert judge.blocks.plain_head, f"{family}: its head is known, so no (P, V) logits are needed"
-    got, want = judge.read(prompt, ROWS, NEED), reference_reading(judge, prompt, NEED)
+    got, want = judge.read([Request(prompt, ROWS, NEED)])[0], reference_reading(judge, prompt, NEED)
     close(got.label_logprobs, want["logp"])
     assert set(got.hidden) == {1, 2, 3}
     for layer, states in got.hidden.items():
@@ -139,7 +139,7 @@ def test_a_head_we_do_not_know_is_used_as_it_is(make_model: Any, tokenizers: dic
     head.register_forward_hook(lambda module, args, out: 3 * torch.tanh(out))
     judge = HFJudge(model, tokenizer=tokenizers["digits"])
     assert not judge.blocks.plain_head
-    got = judge.read(WEIGHTED, ROWS[:2], Need(labels=True))
+    got = judge.read([Request(WEIGHTED, ROWS[:2], Need(labels=True))])[0]
     ids = judge.encoder.encode([WEIGHTED.render(ROWS[0])])[0].ids
     logits = model(input_ids=torch.tensor([ids])).logits[0, -1]
     five = tokenizers["digits"]("5", add_special_tokens=False)["input_ids"][0]

@@ -13,7 +13,7 @@ import pytest
 import torch
 import transformers
 
-from latent_rewards import HFJudge, JudgePrompt, Need
+from latent_rewards import HFJudge, JudgePrompt, Need, Request
 from latent_rewards.engine import tree as tree_forward
 from latent_rewards.engine.blocks import Blocks, read_states, reference_states
 from latent_rewards.engine.tree import TreeForward
@@ -96,9 +96,11 @@ def test_batch_invariant_readings_are_the_same_bits(tokenizers: dict[str, Any]) 
     rows = [{"prompt": f"Name {i} primes.", "completion": "7 and 11. " * (1 + i % 5)} for i in range(12)]
     prompt, need = JudgePrompt.load("weighted"), Need(labels=True, hidden=frozenset({2}))
     judge = HFJudge(model, tokenizer=tok, batch_invariant=True)
-    together = judge.read(prompt, rows, need)
+    together = judge.read([Request(prompt, rows, need)])[0]
     for order in (list(range(12))[::-1], [3], [5, 1, 11]):
-        alone = HFJudge(model, tokenizer=tok, batch_invariant=True).read(prompt, [rows[i] for i in order], need)
+        alone = HFJudge(model, tokenizer=tok, batch_invariant=True).read(
+            [Request(prompt, [rows[i] for i in order], need)]
+        )[0]
         assert torch.equal(alone.label_logprobs, together.label_logprobs[order])
         assert torch.equal(alone.hidden[2], together.hidden[2][order])
 
@@ -107,11 +109,11 @@ def test_the_card_and_the_processor_agree(make_judge: Callable[..., HFJudge], to
     rows = [{"prompt": "Name a prime.", "completion": c} for c in ("7", "Nine, I think.", "2 3 5 7 " * 30)]
     prompt, need = JudgePrompt.load("weighted"), Need(labels=True)
     judge = make_judge("qwen3")
-    on_cpu = judge.read(prompt, rows, need).label_logprobs
+    on_cpu = judge.read([Request(prompt, rows, need)])[0].label_logprobs
     judge.forget()
-    moved = judge.to("cuda").read(prompt, rows, need).label_logprobs
+    moved = judge.to("cuda").read([Request(prompt, rows, need)])[0].label_logprobs
     judge.forget()
-    back = judge.to("cpu").read(prompt, rows, need).label_logprobs
+    back = judge.to("cpu").read([Request(prompt, rows, need)])[0].label_logprobs
     torch.testing.assert_close(moved, on_cpu, atol=1e-4, rtol=1e-4)
     assert torch.equal(back, on_cpu)
 

@@ -8,7 +8,7 @@ import torch
 import transformers
 from torch import nn
 
-from latent_rewards import HFJudge, JudgePrompt, Need
+from latent_rewards import HFJudge, JudgePrompt, Need, Request
 from latent_rewards.engine import head as head_module
 from latent_rewards.engine.blocks import Blocks
 from latent_rewards.engine.head import ROWS, same_logits
@@ -34,7 +34,7 @@ def furthest(model: Any, tokenizer: Any) -> tuple[float, HFJudge]:
 
 def distance(judge: HFJudge, model: Any) -> float:
     """Largest difference between label log-probabilities of a judge and of a model's plain forward, in nats."""
-    got = judge.read(VERIFIER, TEXTS, Need(labels=True)).label_logprobs
+    got = judge.read([Request(VERIFIER, TEXTS, Need(labels=True))])[0].label_logprobs
     trie = judge.trie(VERIFIER)
     want = []
     for e in judge.encoder.encode([VERIFIER.render(row) for row in TEXTS]):

@@ -37,7 +37,7 @@ def test_bit_identical_for_any_batching(make_judge: Any, family: str, dtype: tor
     judge = make_judge(family, batch_invariant=True)
     judge.blocks.model.to(dtype)
     rows = texts(18)
-    alone = [tensors(judge.read(WEIGHTED, [row], NEED)) for row in rows]
+    alone = [tensors(judge.read([Request(WEIGHTED, [row], NEED)])[0]) for row in rows]
     rng = random.Random(1)
     for _ in range(12):
         order = rng.sample(range(len(rows)), len(rows))
@@ -47,7 +47,7 @@ def test_bit_identical_for_any_batching(make_judge: Any, family: str, dtype: tor
             at += len(some)
             batch = [rows[i] for i in some]
             both = [Request(WEIGHTED, batch, NEED), Request(VERIFIER, batch, Need(labels=True))]
-            reading = judge.read_many(both)[0] if rng.random() < 0.5 else judge.read(WEIGHTED, batch, NEED)
+            reading = judge.read(both)[0] if rng.random() < 0.5 else judge.read([Request(WEIGHTED, batch, NEED)])[0]
             for k, i in enumerate(some):
                 for got, want in zip(tensors(reading), alone[i], strict=True):
                     assert torch.equal(got[k], want[0])
@@ -56,26 +56,28 @@ def test_bit_identical_for_any_batching(make_judge: Any, family: str, dtype: tor
 def test_equals_the_plain_reading(make_judge: Any) -> None:
     judge, plain = make_judge("llama", batch_invariant=True), make_judge("llama", share_prefixes=False)
     rows = texts(9)
-    ours, theirs = (tensors(j.read(WEIGHTED, rows, NEED)) for j in (judge, plain))
+    ours, theirs = (tensors(j.read([Request(WEIGHTED, rows, NEED)])[0]) for j in (judge, plain))
     for got, want in zip(ours, theirs, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-5, atol=5e-5)
     once = judge.forward.tokens_run
-    judge.read(WEIGHTED, [{**r, "completion": r["completion"] + " so"} for r in rows], NEED)
+    judge.read([Request(WEIGHTED, [{**r, "completion": r["completion"] + " so"} for r in rows], NEED)])[0]
     assert judge.forward.tokens_run - once < once, "the head is kept between calls"
 
 
 def test_without_shared_prefixes_too(make_judge: Any) -> None:
     judge = make_judge("llama", batch_invariant=True, share_prefixes=False)
     rows = texts(6)
-    together = tensors(judge.read(WEIGHTED, rows, NEED))
+    together = tensors(judge.read([Request(WEIGHTED, rows, NEED)])[0])
     for i, row in enumerate(rows):
-        for got, want in zip(together, tensors(judge.read(WEIGHTED, [row], NEED)), strict=True):
+        for got, want in zip(together, tensors(judge.read([Request(WEIGHTED, [row], NEED)])[0]), strict=True):
             assert torch.equal(got[i], want[0])
 
 
 def test_rows_that_do_not_fit_stay_unread(make_judge: Any) -> None:
     judge = make_judge("llama", batch_invariant=True, max_length=620)
-    reading = judge.read(WEIGHTED, [{"prompt": "p", "completion": "x " * n} for n in (1, 900)], Need(labels=True))
+    reading = judge.read(
+        [Request(WEIGHTED, [{"prompt": "p", "completion": "x " * n} for n in (1, 900)], Need(labels=True))]
+    )[0]
     assert reading.reasons[0] is None and reading.reasons[1] and bool(reading.label_logprobs[1].isnan().all())
 
 
@@ -96,4 +98,6 @@ def test_it_travels(folder: str) -> None:
     judge = HFJudge(folder, batch_invariant=True)
     again = pickle.loads(pickle.dumps(judge))
     rows = texts(3)
-    assert torch.equal(*(j.read(WEIGHTED, rows, Need(labels=True)).label_logprobs for j in (judge, again)))
+    assert torch.equal(
+        *(j.read([Request(WEIGHTED, rows, Need(labels=True))])[0].label_logprobs for j in (judge, again))
+    )

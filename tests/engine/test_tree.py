@@ -15,7 +15,7 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from latent_rewards import HFJudge, JudgePrompt, Need
+from latent_rewards import HFJudge, JudgePrompt, Need, Request
 from latent_rewards.data import open_ended
 from latent_rewards.engine import packs
 from latent_rewards.engine import tree as tree_forward
@@ -483,7 +483,7 @@ def test_bfloat16_is_no_further_from_float32_than_the_plain_forward(embedded: HF
         {"dtype": "float32"}, {"dtype": "bfloat16", "share_prefixes": False}, {"dtype": "bfloat16"},
     ]  # fmt: skip
     exact, plain, tree = (
-        HFJudge("embedded", **o).read(prompt, rows, Need(labels=True)).label_logprobs for o in options
+        HFJudge("embedded", **o).read([Request(prompt, rows, Need(labels=True))])[0].label_logprobs for o in options
     )
     assert exact is not None and plain is not None and tree is not None
     assert (tree - exact).square().mean().sqrt() <= 1.25 * (plain - exact).square().mean().sqrt()

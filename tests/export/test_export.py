@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
-from latent_rewards import HFJudge, JudgePrompt, Need, ProbeReward, VerifierReward
+from latent_rewards import HFJudge, JudgePrompt, Need, ProbeReward, Request, VerifierReward
 from latent_rewards.export.heads import export_labels, export_probe, export_verifier, usage
 from latent_rewards.probes.probe import Probe, ProbeConfig
 
@@ -100,7 +100,7 @@ def test_label_head_is_the_label_distribution(make_judge, tmp_path):
     judge, prompt = make_judge("llama", "digits"), JudgePrompt.load("four_rubric")
     folder = export_labels(judge, tmp_path / "out", prompt=prompt)
     rows = [{"prompt": p, "completion": c} for p, c in TALKS]
-    expected = torch.softmax(judge.read(prompt, rows, Need(labels=True)).label_logprobs, -1)
+    expected = torch.softmax(judge.read([Request(prompt, rows, Need(labels=True))])[0].label_logprobs, -1)
     found = torch.softmax(torch.tensor(exported_logits(folder)), -1)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
     assert json.loads((folder / "config.json").read_text())["id2label"]["4"] == "5"
@@ -153,7 +153,7 @@ def test_what_cannot_be_exported(judge, make_judge, tmp_path):
         with pytest.raises(ValueError, match=message):
             export_probe(judge, bad, tmp_path / "bad")
     other = make_judge("qwen2", "digits")
-    other.name = judge.name
+    other.model_name = judge.model_name
     both = f"has revision {other.revision}, but the probe was trained on '{judge.name}' with revision {judge.revision}"
     with pytest.raises(ValueError, match=both):
         export_probe(other, probe, tmp_path / "bad")

@@ -19,7 +19,7 @@ def test_a_row_is_told_by_number_not_by_message():
 @pytest.mark.parametrize("reason", ["too long", "row 5: too long"])
 def test_a_row_of_a_batch_is_named_by_its_number_in_the_input(reason):
     class Stops(FakeJudge):
-        def read(self, prompt, rows, need):
+        def read_rows(self, prompt, rows, need):
             raise RowError(1, reason)
 
     scorer = Scorer({"s": ProbabilityWeightedReward(Stops())}, {}, None)

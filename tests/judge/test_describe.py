@@ -6,7 +6,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from latent_rewards import HFJudge, JudgePrompt, ProbabilityWeightedReward
+from latent_rewards import HFJudge, JudgePrompt, ProbabilityWeightedReward, Request
 from latent_rewards.cli.main import app
 from latent_rewards.judge import describe
 from latent_rewards.judge.reading import Reading
@@ -48,9 +48,10 @@ def test_a_wrong_reading_would_show(make_judge, monkeypatch):
     judge = make_judge("qwen3")
     read = HFJudge.read
 
-    def off(self, prompt, rows, need):
-        got = read(self, prompt, rows, need)
-        return Reading(got.label_logprobs + 0.5 * torch.arange(len(rows))[:, None], got.label_mass, reasons=got.reasons)
+    def off(self, requests):
+        (got,) = read(self, requests)
+        n = torch.arange(len(got))[:, None]
+        return [Reading(got.label_logprobs + 0.5 * n, got.label_mass, reasons=got.reasons)]
 
     monkeypatch.setattr(HFJudge, "read", off)
     assert float(lines(judge.describe("weighted"))["plain forward"].split()[2]) > 0.9
@@ -60,8 +61,8 @@ def test_low_mass_is_told_once_for_each_prompt(make_judge, caplog):
     judge = make_judge("llama")
     with caplog.at_level(logging.WARNING, "latent_rewards"):
         for name in ("weighted", "weighted", "verifier"):
-            mass = judge.read(JudgePrompt.load(name), [ROW], ProbabilityWeightedReward(judge).need).label_mass
-            assert float(mass) < describe.LOW_MASS
+            (reading,) = judge.read([Request(JudgePrompt.load(name), [ROW], ProbabilityWeightedReward(judge).need)])
+            assert float(reading.label_mass) < describe.LOW_MASS
             judge.forget()
     told = [r.getMessage() for r in caplog.records if "labels hold" in r.getMessage()]
     assert len(told) == 2 and "'weighted'" in told[0] and "'verifier'" in told[1]
@@ -71,7 +72,6 @@ def test_low_mass_is_told_once_for_each_prompt(make_judge, caplog):
 def test_mass_that_is_there_is_not_told(make_judge, caplog, monkeypatch):
     judge = make_judge("llama")
     monkeypatch.setattr(describe, "LOW_MASS", 0.0)
-    monkeypatch.setattr("latent_rewards.judge.hf.LOW_MASS", 0.0)
     with caplog.at_level(logging.WARNING, "latent_rewards"):
         ProbabilityWeightedReward(judge).score(["Name a prime."], ["7"])
     assert "labels hold" not in caplog.text and "WARNING" not in lines(judge.describe())

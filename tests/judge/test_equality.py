@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 
-from latent_rewards import HFJudge, JudgePrompt, Need
+from latent_rewards import HFJudge, JudgePrompt, Need, Request
 
 DATA = os.environ.get("LATENT_REWARDS_DATA")
 FILES = (
@@ -65,7 +65,7 @@ def rows_of(name: str, n: int = 50) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("name", FILES)
 def test_float32_gives_what_the_plain_forward_gives(name: str) -> None:
     prompt, rows = JudgePrompt.load("weighted"), rows_of(name)
-    plain, ours = (judge("float32", p).read(prompt, rows, EVERYTHING) for p in (True, False))
+    plain, ours = (judge("float32", p).read([Request(prompt, rows, EVERYTHING)])[0] for p in (True, False))
     assert not any(ours.reasons) and not any(plain.reasons)
     pairs = {
         "label_logprobs": (ours.label_logprobs, plain.label_logprobs), "label_mass": (ours.label_mass, plain.label_mass)
@@ -80,7 +80,7 @@ def test_float32_gives_what_the_plain_forward_gives(name: str) -> None:
     print(f"\n{name}: {len(rows)} texts, label log-probs within {nats:.1e} nats, all within {worst:.1e} of its size")
     far = torch.nonzero(apart >= 5e-5)[:, 0].tolist()
     if far:  # the plain forward rounds, too: which of the two is it?
-        exact = float64_judge().read(prompt, [rows[i] for i in far], Need(labels=True)).label_logprobs
+        exact = float64_judge().read([Request(prompt, [rows[i] for i in far], Need(labels=True))])[0].label_logprobs
         assert exact is not None
         ours_off, plain_off = (float((x[far] - exact).abs().max()) for x in (ours.label_logprobs, plain.label_logprobs))
         print(f"{len(far)} over 5e-5: from float64 ours is {ours_off:.1e} nats away, the plain forward {plain_off:.1e}")
@@ -92,7 +92,7 @@ def test_float32_gives_what_the_plain_forward_gives(name: str) -> None:
 def test_bfloat16_is_no_further_from_float32_than_the_plain_forward(name: str) -> None:
     prompt, rows = JudgePrompt.load("weighted"), rows_of(name)
     exact, plain, ours = (
-        judge(dtype, p).read(prompt, rows, Need(labels=True)).label_logprobs
+        judge(dtype, p).read([Request(prompt, rows, Need(labels=True))])[0].label_logprobs
         for dtype, p in (("float32", False), ("bfloat16", True), ("bfloat16", False))
     )
     assert exact is not None and plain is not None and ours is not None

@@ -10,10 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from text_tokenizers import BUILDERS, PLAIN_ADDED, SPECIAL, byte_level, sentencepiece, slow, unigram
 
-from latent_rewards import JudgePrompt
+from latent_rewards import JudgePrompt, Request
 from latent_rewards.judge.encoding import Encoder
 
-PROMPTS = [JudgePrompt.load(name) for name in ("weighted", "weighted_reasoned")]
+PROMPTS = [JudgePrompt.load(name).with_thoughts("keep") for name in ("weighted", "weighted_reasoned")]
 QUICK = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 TEXT = st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from(" \n\t.,\u2581\u00fc<|[>]7a"), max_size=30)
 CONTROL = st.sampled_from([*SPECIAL, *PLAIN_ADDED, "<unk>", "<", "</", "turn>", " <s> ", "\n<think>\n"])
@@ -141,7 +141,7 @@ def test_a_text_that_cannot_be_spelt_has_no_score(make_model: Any) -> None:
     tok.add_special_tokens({"additional_special_tokens": ["\u2603"]})
     judge = HFJudge(make_model("llama", tok), tokenizer=tok)
     rows = [{"prompt": "P", "completion": c} for c in ("a\u2603b", "ab")]
-    reading = judge.read(PROMPTS[0], rows, Need(labels=True))
+    reading = judge.read([Request(PROMPTS[0], rows, Need(labels=True))])[0]
     assert reading.label_logprobs[0].isnan().all() and not reading.label_logprobs[1].isnan().any()
     assert "lacks its characters" in (reading.reasons[0] or "") and reading.reasons[1] is None
 

@@ -29,7 +29,7 @@ ROWS = [{"prompt": "Name a prime.", "completion": c} for c in ("7", "Nine is pri
 
 
 def logps(judge: HFJudge, rows: list[dict[str, Any]] = ROWS, **options: Any) -> torch.Tensor:
-    out = judge.read(WEIGHTED, rows, LABELS).label_logprobs
+    out = judge.read([Request(WEIGHTED, rows, LABELS)])[0].label_logprobs
     assert out is not None
     return out
 
@@ -52,24 +52,24 @@ def test_batch_equals_singles_in_any_order(make_judge: Any) -> None:
 
 
 def test_mass_is_the_sum(make_judge: Any) -> None:
-    reading = make_judge().read(WEIGHTED, ROWS, LABELS)
+    reading = make_judge().read([Request(WEIGHTED, ROWS, LABELS)])[0]
     torch.testing.assert_close(reading.label_mass, reading.label_logprobs.exp().sum(-1))
     assert len(reading) == 4 and reading.reasons == (None,) * 4
 
 
 def test_negative_layers_and_lenses(make_judge: Any) -> None:
     judge = make_judge("llama")
-    normed = judge.read(WEIGHTED, ROWS, Need(hidden=frozenset({-1, -3, 3, 1})))
+    normed = judge.read([Request(WEIGHTED, ROWS, Need(hidden=frozenset({-1, -3, 3, 1})))])[0]
     torch.testing.assert_close(normed.hidden[-1], normed.hidden[3])
     torch.testing.assert_close(normed.hidden[-3], normed.hidden[1])
-    raw = judge.read(WEIGHTED, ROWS, Need(hidden=frozenset({1, 3}), hidden_lens="raw"))
+    raw = judge.read([Request(WEIGHTED, ROWS, Need(hidden=frozenset({1, 3}), hidden_lens="raw"))])[0]
     for layer in (1, 3):
         assert not torch.allclose(raw.hidden[layer], normed.hidden[layer])
         with torch.no_grad():
             torch.testing.assert_close(judge.blocks.norm(raw.hidden[layer]), normed.hidden[layer], rtol=1e-5, atol=5e-5)
     for layer in (0, 4, -4):
         with pytest.raises(ValueError, match=r"layers 1\.\.3; layer"):
-            judge.read(WEIGHTED, ROWS[:1], Need(hidden=frozenset({layer})))
+            judge.read([Request(WEIGHTED, ROWS[:1], Need(hidden=frozenset({layer})))])[0]
 
 
 def test_needs_combine() -> None:
@@ -85,7 +85,7 @@ def test_frozen_and_feeding_autograd(folder: str) -> None:
     judge = HFJudge(folder)
     model = judge.blocks.model
     assert not model.training and not any(p.requires_grad for p in model.parameters())
-    hidden = judge.read(WEIGHTED, ROWS, Need(hidden=frozenset({2}))).hidden[2]
+    hidden = judge.read([Request(WEIGHTED, ROWS, Need(hidden=frozenset({2})))])[0].hidden[2]
     assert not hidden.is_inference() and not hidden.requires_grad
     head = torch.nn.Linear(32, 1)
     head(hidden).sum().backward()
@@ -96,8 +96,11 @@ def test_two_rewards_make_one_forward(make_judge: Any) -> None:
     judge = make_judge()
     rewards = [ProbabilityWeightedReward(judge), CrossLayerReward(judge), CrossLayerReward(judge, lens="raw")]
     prompts, completions = ["a", "a", "b"], ["one", "two", "three"]
-    out = [r.score(prompts, completions) for r in rewards]
-    assert judge.forwards == 1 and judge.rows_read == 3, "the first reads what the others have registered"
+    for reward in rewards:
+        reward(completions, prompts, trainer_state=None)
+    judge.forwards = judge.rows_read = 0
+    out = [np.array(r(prompts, completions, trainer_state=None), dtype=float) for r in rewards]
+    assert judge.forwards == 1 and judge.rows_read == 3, "the first reads what the others will be asked for"
     alone = [type(r)(make_judge(), **({"lens": r.lens} if isinstance(r, CrossLayerReward) else {})) for r in rewards]
     for mine, other in zip(out, alone, strict=True):
         np.testing.assert_allclose(mine, other.score(prompts, completions), rtol=1e-6)
@@ -115,12 +118,12 @@ def test_several_prompts_share_one_forward(make_judge: Any) -> None:
         Request(WEIGHTED, [], Need(labels=True)),
         Request(verifier, ROWS[:2], Need(hidden=frozenset({1}))),
     ]
-    many = judge.read_many(requests)
+    many = judge.read(requests)
     tokens = judge.forward.tokens_run
     assert judge.forwards == 1
     alone = make_judge("llama")
     for request, reading in zip(requests, many, strict=True):
-        other = alone.read(*request)
+        (other,) = alone.read([request])
         assert len(reading) == len(other) == len(request.rows) and reading.reasons == other.reasons
         if not request.rows:
             continue
@@ -135,7 +138,7 @@ def test_several_prompts_share_one_forward(make_judge: Any) -> None:
         len(judge.encoder.encode([p.render({"prompt": "", "completion": ""})])[0].ids) for p in (verifier, WEIGHTED)
     )
     assert tokens < texts + len(ROWS) * questions, "the second prompt costs its question, not the text again"
-    judge.read(verifier, ROWS, Need(labels=True))
+    judge.read([Request(verifier, ROWS, Need(labels=True))])
     assert judge.forwards == 1, "what was read together is remembered apart"
 
 
@@ -147,6 +150,11 @@ def test_a_trainers_rewards_make_one_forward(make_judge: Any) -> None:
         ProbabilityWeightedReward(judge, prompt="rubric", name="lacks"),
     ]
     columns = {"prompts": ["a", "a", "b"], "completions": ["one", "two", "three"]}
+    earlier = {name: ["x", *texts[1:]] for name, texts in columns.items()}
+    for reward in rewards:
+        reward(**earlier, trainer_state=None)
+    assert judge.forwards == 3, "nobody knows at the first step what a trainer has"
+    judge.forwards = 0
     out = [r(**columns, trainer_state=None) for r in rewards]
     assert judge.forwards == 1 and other.forwards == 0, "not the judge of others, not a prompt that lacks its columns"
     alone = [type(r)(make_judge(), name="alone") for r in rewards]
@@ -162,8 +170,8 @@ def test_nothing_is_read_for_a_reward_that_the_trainer_does_not_call(make_judge:
     judge = make_judge()
     rewards = [ProbabilityWeightedReward(judge), CrossLayerReward(judge)]
     idle, asked = VerifierReward(judge), []
-    many = judge.read_many
-    judge.read_many = lambda requests: asked.append({r.prompt.name for r in requests}) or many(requests)
+    many = judge.read
+    judge.read = lambda requests: asked.append({r.prompt.name for r in requests}) or many(requests)
 
     def step(text: str, *called: Any) -> None:
         asked.clear()
@@ -186,7 +194,7 @@ def test_nothing_is_read_for_a_reward_that_the_trainer_does_not_call(make_judge:
 def test_a_text_is_not_kept_between_calls(make_judge: Any) -> None:
     judge = make_judge("llama")
     rows = [{"prompt": "p " * 90, "completion": f"{i} " + "long reply " * 60} for i in range(2)]
-    judge.read_many([Request(p, rows, Need(labels=True)) for p in (WEIGHTED, JudgePrompt.load("verifier"))])
+    judge.read([Request(p, rows, Need(labels=True)) for p in (WEIGHTED, JudgePrompt.load("verifier"))])
     longest = max(len(e.ids) for e in judge.encoder.encode([WEIGHTED.render(r) for r in rows]))
     kept = sum(len(entry.rows) for entry in judge.forward.cache._entries.values())
     assert 0 < kept < longest, "the head and the prompt are kept, the replies are not"
@@ -206,10 +214,8 @@ def test_a_reward_that_comes_later_reads_again_once(make_judge: Any) -> None:
 def test_raw_and_normed_states_are_kept_apart(make_judge: Any) -> None:
     judge = make_judge()
     normed, raw = Need(hidden=frozenset({1})), Need(hidden=frozenset({1}), hidden_lens="raw")
-    judge.register(WEIGHTED, normed)
-    judge.register(WEIGHTED, raw)
-    a, b = judge.read(WEIGHTED, ROWS, normed), judge.read(WEIGHTED, ROWS, raw)
-    c = judge.read(WEIGHTED, ROWS, normed)
+    a, b = judge.read([Request(WEIGHTED, ROWS, normed)])[0], judge.read([Request(WEIGHTED, ROWS, raw)])[0]
+    c = judge.read([Request(WEIGHTED, ROWS, normed)])[0]
     assert not torch.allclose(a.hidden[1], b.hidden[1])
     torch.testing.assert_close(a.hidden[1], c.hidden[1])
 
@@ -228,8 +234,8 @@ def test_overflow_none_and_error(make_judge: Any) -> None:
     fits, tight = make_judge(max_length=length + depth), make_judge(max_length=length + depth - 1)
     assert not torch.isnan(logps(fits, [row])).any()
     reading = tight.read(
-        WEIGHTED, [ROWS[0], row, ROWS[1]], Need(True, frozenset({1, -1}), "normed", frozenset({"raw"}))
-    )
+        [Request(WEIGHTED, [ROWS[0], row, ROWS[1]], Need(True, frozenset({1, -1}), "normed", frozenset({"raw"})))]
+    )[0]
     assert reading.reasons[0] is None and reading.reasons[2] is None
     assert f"{length} tokens" in str(reading.reasons[1]) and f"at most {length - 1}" in str(reading.reasons[1])
     for tensor in (
@@ -241,12 +247,12 @@ def test_overflow_none_and_error(make_judge: Any) -> None:
         assert tensor is not None
         assert torch.isnan(tensor[1]).all() and torch.isfinite(tensor[[0, 2]]).all()
     torch.testing.assert_close(reading.label_logprobs[[0, 2]], logps(probe, [ROWS[0], ROWS[1]]), rtol=1e-5, atol=5e-5)
-    all_bad = tight.read(WEIGHTED, [row], Need(True, frozenset({1}), "normed", frozenset({"normed"})))
+    all_bad = tight.read([Request(WEIGHTED, [row], Need(True, frozenset({1}), "normed", frozenset({"normed"})))])[0]
     assert torch.isnan(all_bad.label_logprobs).all() and all_bad.hidden[1].shape == (1, 32)
     assert all_bad.layer_label_logits["normed"].shape == (1, 4, 11)
     strict = make_judge(max_length=length, on_overflow="error")
     with pytest.raises(ValueError, match=r"row 1: .* tokens, but this judge reads at most"):
-        strict.read(WEIGHTED, [ROWS[0], row], LABELS)
+        strict.read([Request(WEIGHTED, [ROWS[0], row], LABELS)])[0]
     with pytest.raises(ValueError, match="on_overflow must be"):
         make_judge(on_overflow="cut")
 
@@ -264,16 +270,16 @@ def test_overflow_truncate_cuts_the_middle(make_judge: Any) -> None:
     by_hand = {"prompt": "P", "completion": "2" * 50 + "3" * 50}
     torch.testing.assert_close(logps(judge, [row]), logps(probe, [by_hand]), rtol=1e-5, atol=5e-5)
     hopeless = {"prompt": "P " * 500, "completion": "short"}
-    reading = judge.read(WEIGHTED, [hopeless], LABELS)
+    reading = judge.read([Request(WEIGHTED, [hopeless], LABELS)])[0]
     assert reading.reasons[0] is not None and torch.isnan(reading.label_logprobs).all()
 
 
 def test_fifty_thousand_characters(make_judge: Any) -> None:
     row = {"prompt": "P", "completion": "many words " * 5000}
     judge = make_judge(on_overflow="truncate")
-    reading = judge.read(WEIGHTED, [row, ROWS[0]], LABELS)
+    reading = judge.read([Request(WEIGHTED, [row, ROWS[0]], LABELS)])[0]
     assert reading.reasons == (None, None) and torch.isfinite(reading.label_logprobs).all()
-    none = make_judge(max_length=8192).read(WEIGHTED, [row, ROWS[0]], LABELS)
+    none = make_judge(max_length=8192).read([Request(WEIGHTED, [row, ROWS[0]], LABELS)])[0]
     assert none.reasons[0] is not None and none.reasons[1] is None
 
 
@@ -293,10 +299,10 @@ def test_odd_rows(make_judge: Any) -> None:
     torch.testing.assert_close(out[2], out[3])
     torch.testing.assert_close(out[0], out[4])
     with pytest.raises(ValueError, match="row 1: prompt 'weighted' needs 'completion'"):
-        judge.read(WEIGHTED, [rows[0], {"prompt": "P"}], LABELS)
+        judge.read([Request(WEIGHTED, [rows[0], {"prompt": "P"}], LABELS)])[0]
     with pytest.raises(ValueError, match="row 0: 'completion' must be text or a list of messages"):
-        judge.read(WEIGHTED, [{"prompt": "P", "completion": 3 + 4j}], LABELS)
-    empty = judge.read(WEIGHTED, [], Need(True, frozenset({1}), "normed", frozenset({"raw"})))
+        judge.read([Request(WEIGHTED, [{"prompt": "P", "completion": 3 + 4j}], LABELS)])[0]
+    empty = judge.read([Request(WEIGHTED, [], Need(True, frozenset({1}), "normed", frozenset({"raw"})))])[0]
     assert len(empty) == 0 and empty.label_logprobs.shape == (0, 11)
 
 
@@ -335,9 +341,10 @@ def test_pickle_drops_the_weights_and_works(folder: str) -> None:
     again = copies[0].judge
     assert again.max_length == 900 and again.on_overflow == "truncate" and again.forwards == 0
     torch.testing.assert_close(logps(again), want)
-    for copy in copies:
-        copy.score(["a"], ["b"])
-    assert again.forwards == 2, "what was registered survives, too: one for the rows above, one for both rewards"
+    for text in "abc":
+        for copy in copies:
+            copy([text], ["b"], trainer_state=None)
+    assert again.forwards == 1 + 2 + 2, "copies are read together, too: the rows above, each alone, then both at once"
 
 
 def test_a_loaded_model_refuses_pickling(make_judge: Any) -> None:
@@ -426,7 +433,7 @@ def test_answers_are_kept_for_a_few_batches_only(make_judge: Any) -> None:
     judge = make_judge()
     for i in range(10):
         logps(judge, [{"prompt": "P", "completion": str(i)}])
-    assert len(judge._remembered) <= 4 and judge.forwards == 10
+    assert len(judge._memory._readings) <= 4 and judge.forwards == 10
 
 
 def test_check_fails_early(make_judge: Any, tmp_path: Any) -> None:
@@ -439,5 +446,5 @@ def test_check_fails_early(make_judge: Any, tmp_path: Any) -> None:
 
 def test_reading_is_replaced_not_shared() -> None:
     judge = FakeJudge()
-    reading = judge.read(WEIGHTED, ROWS, LABELS)
+    reading = judge.read([Request(WEIGHTED, ROWS, LABELS)])[0]
     assert replace(reading, reasons=()).reasons == () and len(reading) == 4

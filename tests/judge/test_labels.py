@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from latent_rewards import HFJudge, JudgePrompt, Labels, Need
+from latent_rewards import HFJudge, JudgePrompt, Labels, Need, Request
 from latent_rewards.judge.encoding import Encoder
 from latent_rewards.judge.labels import LabelTrie, log1mexp
 from latent_rewards.readouts import expected_rating
@@ -141,7 +141,7 @@ def brute_force(judge: HFJudge, prompt: JudgePrompt, row: dict[str, str]) -> Ten
 
 def check_exact(judge: HFJudge, name: str, rows: list[dict[str, str]]) -> None:
     prompt = JudgePrompt.load(name)
-    got = judge.read(prompt, rows, Need(labels=True))
+    got = judge.read([Request(prompt, rows, Need(labels=True))])[0]
     want = torch.stack([brute_force(judge, prompt, r) for r in rows])
     assert (got.label_logprobs.double().exp() - want.exp()).abs().max() < 1e-5
     assert (got.label_logprobs.double() - want).abs().max() < 1e-4, "and the smallest labels are right relatively"
@@ -198,7 +198,7 @@ def test_first_token_reading_counts_ten_as_one(make_judge: Any, tokenizer: str) 
     teach_ten(judge, row)
     assert prompt.labels is not None
     naive = first_token_probs(judge, prompt, row)
-    exact = judge.read(prompt, [row], Need(labels=True)).label_logprobs[0].double()
+    exact = judge.read([Request(prompt, [row], Need(labels=True))])[0].label_logprobs[0].double()
     ten = exact[10].exp()
     assert ten > 0.9, "this judge all but says 10"
     rating = expected_rating(exact[None].float(), prompt.labels.values).item()
@@ -215,7 +215,7 @@ def test_first_token_reading_counts_ten_as_one(make_judge: Any, tokenizer: str) 
 def test_first_token_reading_on_the_embedded_judge(embedded: HFJudge) -> None:
     prompt, row = JudgePrompt.load("weighted"), ROWS[0]
     naive = first_token_probs(embedded, prompt, row)
-    exact = embedded.read(prompt, [row], Need(labels=True)).label_logprobs[0].double().exp()
+    exact = embedded.read([Request(prompt, [row], Need(labels=True))])[0].label_logprobs[0].double().exp()
     assert exact[10] > 0.01, "this judge does say 10"
     torch.testing.assert_close(naive[1], exact[1] + exact[10], rtol=0, atol=1e-5)
     torch.testing.assert_close(

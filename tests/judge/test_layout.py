@@ -9,7 +9,7 @@ import pytest
 import transformers.utils.chat_template_utils as chat_templates
 from text_tokenizers import byte_level
 
-from latent_rewards import HFJudge, JudgePrompt, Need
+from latent_rewards import HFJudge, JudgePrompt, Need, Request
 from latent_rewards.judge.encoding import Encoder
 
 WEIGHTED, LIKERT = JudgePrompt.load("weighted"), JudgePrompt.load("likert10")
@@ -200,9 +200,9 @@ def test_a_template_that_needs_tokens_the_model_lacks(make_model: Any) -> None:
     tok.add_tokens([*(f"<extra_{i}>" for i in range(4)), "Rhine"])
     judge = HFJudge(model, tokenizer=tok)
     rows = [{"prompt": "p", "completion": c} for c in ("<extra_3>", "the Rhine")]
-    reading = judge.read(WEIGHTED, rows, Need(labels=True))
+    reading = judge.read([Request(WEIGHTED, rows, Need(labels=True))])[0]
     assert reading.reasons[0] is None and reading.label_logprobs.isnan().any(1).tolist() == [False, True]
     assert reading.reasons[1] == f"token id {size + 4}, but the judge's embedding has {size} rows"
     tok.chat_template = tok.chat_template.replace("<turn>assistant", "<extra_3>assistant")
     with pytest.raises(ValueError, match=rf"prompt 'weighted' need token id {size + 3}, but the judge's embedding has"):
-        HFJudge(model, tokenizer=tok).read(WEIGHTED, [ROW], Need(labels=True))
+        HFJudge(model, tokenizer=tok).read([Request(WEIGHTED, [ROW], Need(labels=True))])[0]

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from latent_rewards import JudgePrompt, Need
+from latent_rewards import JudgePrompt, Need, Request
 from latent_rewards.files.seal import sealed
 from latent_rewards.probes.examples import (
     Example,
@@ -43,7 +43,7 @@ def examples():
 def test_states_are_the_judges(judge, examples, tmp_path):
     features = collect_features(judge, PROMPT, examples, [1, -1], folder=tmp_path, dtype="float32", shard_rows=4)
     rows = [{"prompt": e.prompt, "completion": e.completion} for e in examples]
-    reading = judge.read(PROMPT, rows, Need(labels=True, hidden=frozenset({1, 3})))
+    reading = judge.read([Request(PROMPT, rows, Need(labels=True, hidden=frozenset({1, 3})))])[0]
     assert features.info.layers == (1, 3) and len(features) == 15
     np.testing.assert_allclose(features.states([1]), reading.hidden[1].numpy(), rtol=1e-4, atol=1e-5)
     both = np.concatenate([reading.hidden[1].numpy(), reading.hidden[3].numpy()], axis=1)
@@ -61,7 +61,7 @@ def test_a_broken_run_goes_on_where_it_stopped(judge, examples, tmp_path):
     (tmp_path / "shard-00002.safetensors").unlink()
     with pytest.raises(ValueError, match="1 of 4 shards are missing"):
         Features(tmp_path)
-    judge._remembered.clear()
+    judge.forget()
     read = judge.rows_read
     again = collect_features(judge, PROMPT, examples, [2], folder=tmp_path, dtype="float32", shard_rows=4)
     assert judge.rows_read - read == 4

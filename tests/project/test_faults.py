@@ -33,7 +33,7 @@ from latent_rewards.files.cache import Cache
 from latent_rewards.files.outputs import open_output
 from latent_rewards.files.sources import Chunk, InputError, Source
 from latent_rewards.judge.prompts import JudgePrompt
-from latent_rewards.judge.reading import Need, Reading
+from latent_rewards.judge.reading import Judge, Need, Reading
 from latent_rewards.probes.examples import Example
 from latent_rewards.probes.features import Features, collect_features
 from latent_rewards.rewards.scorer import Scorer
@@ -104,21 +104,21 @@ class Cramped:
 
     def __init__(self, judge: HFJudge, room: int, error: Any) -> None:
         self.judge, self.room, self.error, self.sizes = judge, room, error, []
-        self.read_rows, self.generate_rows = judge.read, judge.generate
-        judge.read, judge.generate = self.read, self.generate  # type: ignore[method-assign]
+        self.read_rows, self.generate_rows = judge._forward_of, judge._generate
+        judge._forward_of, judge._generate = self.read, self.generate  # type: ignore[method-assign]
 
     def _check(self, rows: Any) -> None:
         self.sizes.append(len(rows))
         if len(rows) > self.room:
             self.error()
 
-    def read(self, prompt: JudgePrompt, rows: Any, need: Need) -> Reading:
-        self._check(rows)
-        return self.read_rows(prompt, rows, need)
+    def read(self, parts: Any) -> list[Reading]:
+        self._check(parts[0].reasons)
+        return self.read_rows(parts)
 
-    def generate(self, prompt: JudgePrompt, rows: Any, **options: Any) -> Any:
+    def generate(self, prompt: JudgePrompt, rows: Any, *options: Any) -> Any:
         self._check(rows)
-        return self.generate_rows(prompt, rows, **options)
+        return self.generate_rows(prompt, rows, *options)
 
 
 def raise_cuda() -> None:
@@ -172,22 +172,18 @@ def test_lack_of_memory_with_several_rewards_in_a_trainer(make_judge: Any, monke
     judge = make_judge()
     rewards = [ProbabilityWeightedReward(judge), VerifierReward(judge)]
     want = [r.score(PROMPTS, COMPLETIONS) for r in rewards]
-    judge._remembered.clear()
-    many = judge.read_many
-
-    def cramped(requests: Any) -> Any:
-        if len(requests[0].rows) > 3:
-            raise_cuda()
-        return many(requests)
-
-    monkeypatch.setattr(judge, "read_many", cramped)
+    for reward in rewards:
+        reward(PROMPTS, COMPLETIONS, trainer_state=None, log_metric=lambda *_: None)
+    judge.forget()
+    cramped = Cramped(judge, 3, raise_cuda)
     for reward, expected in zip(rewards, want, strict=True):
         got = reward(PROMPTS, COMPLETIONS, trainer_state=None, log_metric=lambda *_: None)
+        assert cramped.sizes == [8, 4, 2, 2, 4, 2, 2], "both at once, the second from memory"
         np.testing.assert_allclose(np.array(got, dtype=float), expected, rtol=1e-4)
 
 
 def test_lack_of_memory_on_the_command_line(tmp_path: Path, folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(HFJudge, "read", lambda *_: raise_cpu())
+    monkeypatch.setattr(HFJudge, "_forward_of", lambda *_: raise_cpu())
     source, out = rows_file(tmp_path / "in.jsonl", 3), tmp_path / "out.jsonl"
     result = CliRunner().invoke(app, ["score", "--judge", folder, "--input", str(source), "--output", str(out)])
     assert result.exit_code == 2 and "error: judge 'tiny-judge' has not enough memory for row 0" in result.output
@@ -330,17 +326,20 @@ def test_a_full_disk_while_collecting_features(tmp_path: Path, make_judge: Any) 
 # The rows.
 
 
-class Constant:
+class Constant(Judge):
     """A judge that costs nothing: the labels are equally probable."""
 
-    name, capabilities = "constant", frozenset({"labels"})
+    name, fingerprint, capabilities = "constant", "constant", frozenset({"labels"})
 
     def check(self, prompt: JudgePrompt, need: Need) -> None:
         pass
 
-    def read(self, prompt: JudgePrompt, rows: Any, need: Need) -> Reading:
+    def read(self, requests: Any) -> list[Reading]:
+        return [self.read_rows(r.prompt, len(r.rows)) for r in requests]
+
+    def read_rows(self, prompt: JudgePrompt, n: int) -> Reading:
         k = len(prompt.labels or ())
-        return Reading(torch.full((len(rows), k), -math.log(k)), torch.ones(len(rows)), reasons=(None,) * len(rows))
+        return Reading(torch.full((n, k), -math.log(k)), torch.ones(n), reasons=(None,) * n)
 
 
 def resident() -> int:

@@ -169,6 +169,9 @@ def test_composites_are_read_in_one_forward_and_travel(make_judge: Any) -> None:
         build_reward("ensemble", judge),
     ]
     columns = {"prompts": PROMPTS, "completions": COMPLETIONS, "completion_ids": [[0]] * 3}
+    for reward in rewards:
+        reward(**columns | {"prompts": COMPLETIONS})
+    judge.forwards = 0
     out = [r(**columns) for r in rewards]
     assert judge.forwards == 1 and all(isinstance(x, float) for row in out for x in row)
     other = make_judge()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from contracts import UNREADABLE, FakeJudge, Logs, trl_kwargs
 
-from latent_rewards import GuidedLikertReward, HFJudge, JudgePrompt, LikertReward
+from latent_rewards import GuidedLikertReward, HFJudge, JudgePrompt, LikertReward, Request
 from latent_rewards.engine import sampling
 from latent_rewards.rewards.likert import mode_agreement, parse_rating, sample_ratings
 
@@ -126,7 +126,7 @@ def test_guided_ratings_always_parse(make_judge: Any) -> None:
     reward = GuidedLikertReward(judge, scale_points=5, n_samples=6, temperature=1.5)
     prompts, completions = ["p", "p", "q"], ["a", "b", "c"]
     rows = reward.rows(prompts, completions, {})
-    reading = judge.read(reward.prompt, rows, reward.need)
+    reading = judge.read([Request(reward.prompt, rows, reward.need)])[0]
     ratings = reward.ratings(reading, rows)
     assert ratings.shape == (3, 6) and set(ratings.ravel()) <= {1, 2, 3, 4, 5} and len(np.unique(ratings)) > 1
     np.testing.assert_allclose(reward.score(prompts, completions), ratings.mean(1))
@@ -159,5 +159,6 @@ def test_a_text_is_run_once_for_all_its_answers(make_judge: Any, monkeypatch: py
     once = sum(tokens)
     monkeypatch.setattr(sampling, "_prefill", lambda *_: None)
     tokens.clear()
+    judge.forget()
     assert judge.generate(prompt, rows, n=5, **options) == answers
     assert sum(tokens) > 3 * once

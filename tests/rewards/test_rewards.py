@@ -101,7 +101,7 @@ def test_label_mass_is_logged() -> None:
     reward(**GRPO_ROWS, **trl_kwargs(2, logs))
     assert logs.metrics["mine/label_mass"] == pytest.approx(0.5)
     assert set(logs.metrics) == {
-        f"mine/{k}" for k in ("label_mass", "spread", "tie_share", "flat_groups", "missing", "seconds")
+        f"mine/{k}" for k in ("label_mass", "spread", "tie_share", "flat_groups", "missing", "unfinished", "seconds")
     }
     assert logs.metrics["mine/seconds"] > 0
 
@@ -276,8 +276,8 @@ def test_a_judge_that_cannot_is_refused_at_once() -> None:
 
 def test_infinite_readings_are_missing() -> None:
     class Sure(FakeJudge):
-        def read(self, prompt: JudgePrompt, rows: Any, need: Need) -> Any:
-            reading = super().read(prompt, rows, need)
+        def read_rows(self, prompt: JudgePrompt, rows: Any, need: Need) -> Any:
+            reading = super().read_rows(prompt, rows, need)
             assert reading.label_logprobs is not None
             reading.label_logprobs[0] = torch.tensor([0.0, -math.inf])
             return reading

@@ -62,7 +62,7 @@ def test_grpo_with_two_rewards_makes_one_forward_per_batch(
     trainer.train()
     rows = history(trainer)
     assert len(rows) == 2 and len(spy.seen) == 2
-    assert judge.forwards == len(spy.seen), "two rewards, one forward per generation batch"
+    assert judge.forwards == 1 + len(spy.seen), "two rewards, one forward per generation batch after the first"
     for row in rows:
         for name in (r.__name__ for r in rewards):
             assert np.isfinite(row[f"rewards/{name}/mean"]) and all(f"{name}/{key}" in row for key in METRICS)
@@ -93,11 +93,12 @@ def test_rloo(policy: str, folder: str, tmp_path: Path) -> None:
     judge = HFJudge(folder)
     rewards = [ProbabilityWeightedReward(judge, name="rw"), CrossLayerReward(judge, name="rl")]
     data = Dataset.from_dict({"prompt": CHATS})
-    args = RLOOConfig(output_dir=str(tmp_path), **SMALL | {"max_steps": 1})
+    args = RLOOConfig(output_dir=str(tmp_path), **SMALL)
     trainer = RLOOTrainer(policy, reward_funcs=rewards, args=args, train_dataset=data)
     trainer.train()
-    (row,) = history(trainer)
-    assert judge.forwards == 1 and np.isfinite(row["rewards/rw/mean"]) and "rw/label_mass" in row
+    rows = history(trainer)
+    assert len(rows) == 2 and judge.forwards == 3, "one forward for both rewards, after the first step"
+    assert all(np.isfinite(row["rewards/rw/mean"]) and "rw/label_mass" in row for row in rows)
 
 
 def online_dpo(policy: str, reward: Any, out: Path) -> Any:
@@ -147,10 +148,14 @@ def _score_in_child(payload: bytes, queue: Any) -> None:
         "completions": [[{"role": "assistant", "content": c}] for c in ("7", "x " * 999)],
     }
     out = []
-    for reward in rewards:
-        call = reward(**group, completion_ids=[[1], [2]], topic=["a", "a"])
-        out.append(asyncio.run(call) if asyncio.iscoroutine(call) else call)
-    queue.put((out, rewards[0].judge.forwards))
+    for prompt in ("an earlier step", None):
+        judge, out = rewards[0].judge, []
+        judge.forwards = 0
+        for reward in rewards:
+            columns = group if prompt is None else group | {"prompts": [prompt] * 2}
+            call = reward(**columns, completion_ids=[[1], [2]], topic=["a", "a"])
+            out.append(asyncio.run(call) if asyncio.iscoroutine(call) else call)
+    queue.put((out, judge.forwards))
 
 
 def start_worker(rewards: list[Any]) -> dict[str, Any]:
@@ -196,8 +201,11 @@ def test_async_grpo_pickles_the_rewards_for_its_worker(folder: str, monkeypatch:
     assert child.exitcode == 0 and forwards == 1, "three rewards, two prompts, one forward"
     rows = [CHATS[0]] * 2, [[{"role": "assistant", "content": c}] for c in ("7", "x " * 999)]
     columns = {"prompts": rows[0], "completions": rows[1], "completion_ids": [[1], [1]]}
-    for got, reward in zip(out, [*rewards[:2], rewards[2].reward], strict=True):
-        want = reward(**columns)  # called as the worker calls it, so that the judge reads the same batch
+    plain = [*rewards[:2], rewards[2].reward]
+    for reward in plain:  # as in the child, so that the judge reads the same batch
+        reward(**columns | {"prompts": ["an earlier step"] * 2})
+    for got, reward in zip(out, plain, strict=True):
+        want = reward(**columns)
         assert got[1] is None and want[1] is None and got[0] == pytest.approx(want[0], rel=1e-5)
 
 

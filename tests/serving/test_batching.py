@@ -12,8 +12,8 @@ from contracts import FakeJudge
 
 from latent_rewards import JudgePrompt, Need
 from latent_rewards.judge.reading import Request
+from latent_rewards.judge.requests import read_together
 from latent_rewards.serving.batching import Batcher, Job, QueueFullError, choose, wait_until
-from latent_rewards.serving.merging import read_together
 from latent_rewards.serving.settings import ServeSettings
 
 WEIGHTED, VERIFIER = JudgePrompt.load("weighted"), JudgePrompt.load("verifier")
@@ -36,13 +36,13 @@ class Gate(FakeJudge):
         super().__init__()
         self.go, self.started, self.seen = threading.Event(), threading.Event(), []
 
-    def read(self, prompt: JudgePrompt, rows: Any, need: Need) -> Any:
+    def read_rows(self, prompt: JudgePrompt, rows: Any, need: Need) -> Any:
         self.started.set()
         assert self.go.wait(20)
         self.seen.append([r["completion"] for r in rows])
         if any(r["completion"] == "boom" for r in rows):
             raise RuntimeError("boom")
-        return super().read(prompt, rows, need)
+        return super().read_rows(prompt, rows, need)
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def test_readings_come_back_to_whom_they_belong() -> None:
     assert judge.reads == 3, "weighted, verifier, and weighted again for the other lens"
     for reads, readings in zip(requests, got, strict=True):
         for read, reading in zip(reads, readings, strict=True):
-            want = judge.read(*read)
+            (want,) = judge.read([read])
             assert len(reading) == len(read.rows)
             assert set(reading.hidden) == read.need.hidden and set(reading.layer_label_logits) == read.need.layer_logits
             assert (reading.label_logprobs is not None) == read.need.labels
@@ -162,10 +162,10 @@ def test_clients_that_come_back_in_a_burst_are_judged_together() -> None:
     sizes = []
 
     class Slow(FakeJudge):
-        def read(self, prompt: JudgePrompt, rows: Any, need: Need) -> Any:
+        def read_rows(self, prompt: JudgePrompt, rows: Any, need: Need) -> Any:
             time.sleep(0.3)
             sizes.append(len(rows))
-            return super().read(prompt, rows, need)
+            return super().read_rows(prompt, rows, need)
 
     batcher = Batcher([Slow()], ServeSettings(linger=0.01), load=lambda j: None)
     batcher.start()

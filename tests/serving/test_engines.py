@@ -20,7 +20,15 @@ from contracts import check_judge
 from engines import EngineDouble, running
 from servers import free_port
 
-from latent_rewards import CrossLayerReward, HFJudge, JudgePrompt, LikertReward, Need, ProbabilityWeightedReward
+from latent_rewards import (
+    CrossLayerReward,
+    HFJudge,
+    JudgePrompt,
+    LikertReward,
+    Need,
+    ProbabilityWeightedReward,
+    Request,
+)
 from latent_rewards.data import open_ended
 from latent_rewards.judge.hf import Judge
 from latent_rewards.serving import ServerJudge
@@ -52,7 +60,7 @@ def test_label_probabilities_equal_the_judge_s_own(engine: str, judge: HFJudge) 
         assert remote.name == ("tiny-F16" if engine == "llamacpp" else "tiny")
         shorter = connect(url, engine, judge, max_length=50)
         assert len({remote.fingerprint, shorter.fingerprint, judge.fingerprint}) == 3
-        got, want = remote.read(WEIGHTED, ROWS, LABELS), judge.read(WEIGHTED, ROWS, LABELS)
+        got, want = remote.read([Request(WEIGHTED, ROWS, LABELS)])[0], judge.read([Request(WEIGHTED, ROWS, LABELS)])[0]
         torch.testing.assert_close(got.label_logprobs, want.label_logprobs, rtol=1e-5, atol=1e-4)
         torch.testing.assert_close(got.label_mass, want.label_mass, rtol=1e-4, atol=1e-6)
         assert torch.equal(got.label_logprobs[0], got.label_logprobs[2]), "equal texts are read once"
@@ -73,7 +81,7 @@ def test_what_each_engine_is_sent(judge: HFJudge) -> None:
     for engine in ENGINES:
         double = EngineDouble(judge)
         with running(double) as url:
-            connect(url, engine, judge).read(WEIGHTED, ROWS[:1], LABELS)
+            connect(url, engine, judge).read([Request(WEIGHTED, ROWS[:1], LABELS)])[0]
         sent[engine] = [
             body for path, body in double.requests if path in ("/v1/completions", "/v1/score", "/completion")
         ]
@@ -94,9 +102,9 @@ def test_many_texts_go_in_several_requests(judge: HFJudge) -> None:
     rows = [{"prompt": "p", "completion": f"{i}"} for i in range(7)]
     double = EngineDouble(judge)
     with running(double) as url:
-        got = connect(url, "vllm", judge, batch=3).read(WEIGHTED, rows, LABELS)
+        got = connect(url, "vllm", judge, batch=3).read([Request(WEIGHTED, rows, LABELS)])[0]
     torch.testing.assert_close(
-        got.label_logprobs, judge.read(WEIGHTED, rows, LABELS).label_logprobs, rtol=1e-5, atol=1e-4
+        got.label_logprobs, judge.read([Request(WEIGHTED, rows, LABELS)])[0].label_logprobs, rtol=1e-5, atol=1e-4
     )
     sizes = [len(body["prompt"]) for path, body in double.requests if path == "/v1/completions"]
     assert sorted(sizes[1:4]) == [1, 3, 3]
@@ -105,28 +113,32 @@ def test_many_texts_go_in_several_requests(judge: HFJudge) -> None:
 def test_an_old_vllm_that_ignores_chosen_ids_is_noticed(judge: HFJudge, caplog: pytest.LogCaptureFixture) -> None:
     """Labels outside the most likely tokens: no score while they may hold much, else counted as 0."""
     double = EngineDouble(judge, chosen_ids=False)
-    want = judge.read(WEIGHTED, ROWS, LABELS).label_logprobs
+    want = judge.read([Request(WEIGHTED, ROWS, LABELS)])[0].label_logprobs
     with running(double) as url:
         strict = connect(url, "vllm", judge)
-        got = strict.read(WEIGHTED, ROWS, LABELS)
+        got = strict.read([Request(WEIGHTED, ROWS, LABELS)])[0]
         assert "does not give log-probabilities of chosen ids" in caplog.text
         assert torch.isnan(got.label_logprobs).all() and all("may hold" in str(r) for r in got.reasons)
         assert all("logprob_token_ids" not in body for path, body in double.requests[2:])
-        loose = connect(url, "vllm", judge, missing_tolerance=1e9).read(WEIGHTED, ROWS, LABELS).label_logprobs
+        loose = (
+            connect(url, "vllm", judge, missing_tolerance=1e9).read([Request(WEIGHTED, ROWS, LABELS)])[0].label_logprobs
+        )
         found = torch.isfinite(loose)
         assert found.any() and not found.all()
         assert (loose[found] <= want[found] + 1e-4).all(), "what is reported is a lower bound"
         double.max_logprobs = 10_000
-        full = connect(url, "vllm", judge, top_logprobs=10_000).read(WEIGHTED, ROWS, LABELS).label_logprobs
+        full = (
+            connect(url, "vllm", judge, top_logprobs=10_000).read([Request(WEIGHTED, ROWS, LABELS)])[0].label_logprobs
+        )
         torch.testing.assert_close(full, want, rtol=1e-5, atol=1e-4)
 
 
 def test_llamacpp_asks_for_more_tokens_until_all_labels_are_found(judge: HFJudge) -> None:
     double = EngineDouble(judge)
     with running(double) as url:
-        got = connect(url, "llamacpp", judge, top_logprobs=4).read(WEIGHTED, ROWS[:1], LABELS)
+        got = connect(url, "llamacpp", judge, top_logprobs=4).read([Request(WEIGHTED, ROWS[:1], LABELS)])[0]
     torch.testing.assert_close(
-        got.label_logprobs, judge.read(WEIGHTED, ROWS[:1], LABELS).label_logprobs, rtol=1e-5, atol=1e-4
+        got.label_logprobs, judge.read([Request(WEIGHTED, ROWS[:1], LABELS)])[0].label_logprobs, rtol=1e-5, atol=1e-4
     )
     asked = [body["n_probs"] for path, body in double.requests if path == "/completion"]
     assert asked[:2] == [4, 64]
@@ -136,17 +148,17 @@ def test_limits_errors_and_what_engines_cannot_give(judge: HFJudge) -> None:
     with running(EngineDouble(judge)) as url:
         remote = connect(url, "vllm", judge, max_length=600)
         rows = [ROWS[0], {"prompt": "p", "completion": "word " * 900}]
-        got = remote.read(WEIGHTED, rows, LABELS)
+        got = remote.read([Request(WEIGHTED, rows, LABELS)])[0]
         assert got.reasons[0] is None and "reads at most" in str(got.reasons[1])
         assert torch.isnan(got.label_logprobs[1]).all() and not torch.isnan(got.label_logprobs[0]).any()
         with pytest.raises(ValueError, match="row 1: prompt 'weighted' needs 'completion'"):
-            remote.read(WEIGHTED, [ROWS[0], {"prompt": "p"}], LABELS)
+            remote.read([Request(WEIGHTED, [ROWS[0], {"prompt": "p"}], LABELS)])[0]
         with pytest.raises(ValueError, match=r"needs \['layer_logits'\]"):
             CrossLayerReward(remote)
         with pytest.raises(ValueError, match="cannot generate"):
             LikertReward(remote)
         with pytest.raises(ValueError, match=r"serves .*not 'other'"):
-            connect(url, "vllm", judge, model="other").read(WEIGHTED, ROWS, LABELS)
+            connect(url, "vllm", judge, model="other").read([Request(WEIGHTED, ROWS, LABELS)])[0]
     with pytest.raises(ValueError, match="unknown engine 'tgi'"):
         ServerJudge("http://127.0.0.1:1", engine="tgi")
     with pytest.raises(ValueError, match="give the judge's tokenizer"):
@@ -179,7 +191,7 @@ def answers(n: int) -> list[dict[str, str]]:
 
 def check_engine(remote: ServerJudge, judge: HFJudge, rows: list[Any], *, nats: float, mass: float) -> None:
     """Label log-probabilities and label mass of an engine against the judge in process; prints what they differ by."""
-    got, want = remote.read(WEIGHTED, rows, LABELS), judge.read(WEIGHTED, rows, LABELS)
+    got, want = remote.read([Request(WEIGHTED, rows, LABELS)])[0], judge.read([Request(WEIGHTED, rows, LABELS)])[0]
     assert got.reasons == (None,) * len(rows)
     off = (got.label_logprobs - want.label_logprobs).abs()
     expected = [(r.label_logprobs.softmax(-1) @ torch.arange(11.0)) for r in (got, want)]

@@ -98,7 +98,7 @@ def test_every_reward_can_be_served(name: str, judge: HFJudge) -> None:
     service = Service([judge], build, ServeSettings(linger=0))
     service.batcher.start()
     try:
-        scores, reasons, _ = asyncio.run(service.score(rows, ["served"]))
+        scores, reasons, *_ = asyncio.run(service.score(rows, ["served"]))
     finally:
         service.batcher.close()
     want = build(judge)["served"].score(*columns(rows))
@@ -125,7 +125,7 @@ def test_several_rewards_share_one_forward_and_equal_the_judge_reading_them_toge
     judge = HFJudge(folder, dtype="float32", device="cpu")
     weighted, verifier, layers = (build_reward(n, judge) for n in ("weighted", "verifier", "cross_layer"))
     reads = [Request(weighted.prompt, ROWS, weighted.need | layers.need), Request(verifier.prompt, ROWS, verifier.need)]
-    first, second = HFJudge(folder, dtype="float32", device="cpu").read_many(reads)
+    first, second = HFJudge(folder, dtype="float32", device="cpu").read(reads)
     assert bits(got["rewards"]["weighted"]) == bits(weighted.readout(first))
     assert bits(got["rewards"]["cross_layer"]) == bits(layers.readout(first))
     assert bits(got["rewards"]["verifier"]) == bits(verifier.readout(second))
@@ -141,7 +141,7 @@ def test_label_distributions_on_request(server: Server, judge: HFJudge) -> None:
         body = http.post("/score", json={"rows": ROWS[:3], "rewards": ["weighted"], "distribution": True}).json()
     got = body["distribution"]["weighted"]
     prompt = JudgePrompt.load("weighted")
-    want = judge.read(prompt, ROWS[:3], Need(labels=True))
+    want = judge.read([Request(prompt, ROWS[:3], Need(labels=True))])[0]
     assert got["labels"] == [str(i) for i in range(11)] and got["values"] == list(range(11))
     assert torch.equal(torch.tensor(got["logprobs"]), want.label_logprobs)
     assert torch.equal(torch.tensor(body["label_mass"]["weighted"]), want.label_mass)
@@ -192,7 +192,7 @@ def test_read_is_exact_base64(server: Server, judge: HFJudge) -> None:
     reads = [{"prompt": PromptSpec.of(prompt).model_dump(), "need": NeedSpec.of(need).model_dump()}]
     with server.http() as http:
         got = http.post("/read", json={"rows": ROWS[:2], "reads": reads}).json()["readings"][0]
-    want = judge.read(prompt, ROWS[:2], need)
+    want = judge.read([Request(prompt, ROWS[:2], need)])[0]
     assert set(got["hidden"]) == {"1", "-1"} and got["hidden"]["1"]["shape"] == [2, 32]
     assert base64.b64decode(got["hidden"]["-1"]["f32"]) == want.hidden[-1].numpy().tobytes()
     assert base64.b64decode(got["label_logprobs"]["f32"]) == want.label_logprobs.numpy().tobytes()

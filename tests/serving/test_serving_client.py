@@ -82,8 +82,8 @@ def test_every_reward_gives_the_same_bits_as_in_process(name: str, remote: Serve
 def test_all_readings_are_exact(remote: ServerJudge, folder: str) -> None:
     need = Need(True, frozenset({1, -1}), "raw", frozenset({"raw", "normed"}))
     far, near = (
-        remote.read(WEIGHTED, ROWS, need),
-        HFJudge(folder, dtype="float32", device="cpu").read(WEIGHTED, ROWS, need),
+        remote.read([Request(WEIGHTED, ROWS, need)])[0],
+        HFJudge(folder, dtype="float32", device="cpu").read([Request(WEIGHTED, ROWS, need)])[0],
     )
     assert torch.equal(far.label_logprobs, near.label_logprobs) and torch.equal(far.label_mass, near.label_mass)
     assert set(far.hidden) == {1, -1} and all(torch.equal(far.hidden[k], near.hidden[k]) for k in far.hidden)
@@ -109,24 +109,26 @@ def test_own_prompts_travel(remote: ServerJudge, local: HFJudge, tmp_path: Path)
 
 def test_rewards_share_one_request_and_the_same_rows_cost_nothing(remote: ServerJudge, local: HFJudge) -> None:
     weighted, layers = build_reward("weighted", remote), build_reward("cross_layer", remote)
-    weighted.score(PROMPTS, COMPLETIONS)
-    layers.score(PROMPTS, COMPLETIONS)
+    for prompts in (COMPLETIONS, PROMPTS):
+        remote.forwards = 0
+        for reward in (weighted, layers):
+            reward(prompts, COMPLETIONS, trainer_state=None)
     assert remote.forwards == 1
     reads = [Request(weighted.prompt, ROWS, weighted.need), Request(JudgePrompt.load("verifier"), ROWS, weighted.need)]
-    assert [len(r) for r in remote.read_many(reads)] == [3, 3] and remote.forwards == 2
+    assert [len(r) for r in remote.read(reads)] == [3, 3] and remote.forwards == 2
 
 
 def test_more_rows_than_one_request_may_hold(remote: ServerJudge, local: HFJudge) -> None:
     rows = [{"prompt": "p", "completion": f"{i}"} for i in range(11)]
-    got, want = (j.read(WEIGHTED, rows, Need(labels=True)) for j in (remote, local))
+    got, want = (j.read([Request(WEIGHTED, rows, Need(labels=True))])[0] for j in (remote, local))
     torch.testing.assert_close(got.label_logprobs, want.label_logprobs, rtol=1e-5, atol=1e-5)
     rows[9] = {"prompt": "p", "completion": [{"role": "user", "content": 3}]}
     with pytest.raises(ValueError, match="row 9: 'completion' has a message whose content is int"):
-        remote.read(WEIGHTED, rows, Need(labels=True))
+        remote.read([Request(WEIGHTED, rows, Need(labels=True))])[0]
     rows[9] = {"prompt": "p", "completion": "x" * 400_001}
     with pytest.raises(ValueError, match="row 9: 'completion' has 400001 characters"):
-        remote.read(WEIGHTED, rows, Need(labels=True))
-    assert len(remote.read(WEIGHTED, [], Need(labels=True))) == 0
+        remote.read([Request(WEIGHTED, rows, Need(labels=True))])[0]
+    assert len(remote.read([Request(WEIGHTED, [], Need(labels=True))])[0]) == 0
 
 
 def test_a_wrong_token_is_told_at_once(server: Server) -> None:
@@ -163,7 +165,7 @@ def test_forked_workers_and_spawned_children(
     torch.randn(400, 400) @ torch.randn(400, 400)  # the parent has threads, which a forked child has not
     torch.randn(1_000_000).exp().sum()
     torch.set_num_threads(before)
-    remote._remembered.clear()
+    remote.forget()
     context = multiprocessing.get_context(method)
     queue = context.Queue()
     if method == "fork":
