@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from latent_rewards.best_of_n.selection import Combination, Pairing, Ties
 from latent_rewards.files.atomic import write_first
 from latent_rewards.files.outputs import to_json
 from latent_rewards.files.sources import InputError
+from latent_rewards.files.types import JsonObject
 from latent_rewards.judge.fingerprint import changed
 from latent_rewards.version import __version__
 
 SCHEMA = "latent-rewards/best-of-n/1"
 ASPECTS = ("accuracy", "consistency", "relevance", "clarity", "length_fit", "diversity", "difficulty")
 
+RewardSpec = str | tuple[str, JsonObject]  # a name, or a name and options
 Method = Literal["best", "top-k", "threshold", "top-fraction", "soft", "pairs", "none"]
 
 
@@ -116,10 +118,10 @@ class BestOfNConfig:
 
     input: str
     output: str
-    rewards: list[Any] = field(default_factory=lambda: ["weighted"])
-    judge: dict[str, Any] = field(default_factory=lambda: {"model": "embedded"})
-    generator: dict[str, Any] | None = None
-    sampling: dict[str, Any] = field(default_factory=dict)
+    rewards: list[RewardSpec] = field(default_factory=lambda: ["weighted"])
+    judge: JsonObject = field(default_factory=lambda: {"model": "embedded"})
+    generator: JsonObject | None = None
+    sampling: JsonObject = field(default_factory=dict)
     selection: Selection = field(default_factory=Selection)
     split: str | None = None
     limit: int | None = None
@@ -151,17 +153,18 @@ class BestOfNConfig:
             raise InputError(f"the combined score cannot be named like a reward, {self.score_column!r}")
         self.selection.check(len(names))
 
-    def reward_specs(self) -> dict[str, Any]:
+    def reward_specs(self) -> dict[str, RewardSpec]:
         """Column name -> reward spec.
 
         Raises:
             InputError: none, or two of one name.
         """
-        out: dict[str, Any] = {}
+        out: dict[str, RewardSpec] = {}
         for spec in self.rewards:
             name, options = (spec, {}) if isinstance(spec, str) else (spec[0], dict(spec[1]))
             column = options.pop("column", None)
             kind, _, argument = name.partition(":")
+            made: dict[str, RewardSpec]
             if kind == "aspects":
                 made = {f"aspect_{a}": (f"{argument or 'weighted'}:aspect_{a}", options) for a in ASPECTS}
             else:
@@ -173,7 +176,7 @@ class BestOfNConfig:
             raise InputError("no reward: give at least one")
         return out
 
-    def scoring(self) -> dict[str, Any]:
+    def scoring(self) -> JsonObject:
         """Everything that can change a completion or a score or which rows there are, as plain data."""
         keys = (
             "split", "limit", "prompt_column", "completion_column", "completions_column", "id_column", "batch_size",
@@ -191,9 +194,9 @@ class BestOfNConfig:
         )
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Mapping[str, object]) -> JsonObject:
     """As it comes back from JSON."""
-    return json.loads(to_json(value))
+    return dict(json.loads(to_json(value)))
 
 
 class Manifest:
@@ -202,7 +205,7 @@ class Manifest:
     def __init__(self, folder: Path) -> None:
         self.path = folder / "manifest.json"
 
-    def read(self) -> dict[str, Any] | None:
+    def read(self) -> JsonObject | None:
         """Its content; None where there is none yet.
 
         Raises:
@@ -215,7 +218,7 @@ class Manifest:
         except ValueError as err:
             raise InputError(f"{self.path} is no manifest ({err}); choose another output") from err
 
-    def agree(self, content: dict[str, Any]) -> None:
+    def agree(self, content: JsonObject) -> None:
         """Write it, or compare with what is there; keys that only one of both has are left out of the comparison.
 
         Raises:
@@ -236,6 +239,6 @@ class Manifest:
             )
 
 
-def selection_dict(selection: Selection) -> dict[str, Any]:
+def selection_dict(selection: Selection) -> JsonObject:
     """Plain data of a selection."""
-    return dict(_plain(asdict(selection)))
+    return _plain(asdict(selection))

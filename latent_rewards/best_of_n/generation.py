@@ -5,20 +5,24 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Literal, Protocol, cast
 
 import torch
 
 from latent_rewards.engine import loading
 from latent_rewards.engine.sampling import sample_answers
+from latent_rewards.files.types import JsonObject, Prompt
 from latent_rewards.judge import fingerprint
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    import httpx2
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from vllm import LLM
 
-Prompt = str | Sequence[Mapping[str, Any]]
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ class Generator(Protocol):
     sampling: Sampling
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> JsonObject:
         """What the completions depend on, as plain data, for manifests; loads the model where it must."""
         ...
 
@@ -103,10 +107,10 @@ class HFGenerator:
     ) -> None:
         self.model_name, self.sampling, self.batch_tokens = model, sampling or Sampling(), batch_tokens
         self._dtype, self._device, self._revision, self._trust = dtype, device, revision, trust_remote_code
-        self._loaded: tuple[Any, Any] | None = None
+        self._loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> JsonObject:
         """Backend, model, its weights and configuration, precision, chat template as it renders, sampling."""
         model, tokenizer = self._load()
         commit = getattr(model.config, "_commit_hash", None)
@@ -133,7 +137,7 @@ class HFGenerator:
                 out[i] = answers
         return out
 
-    def _load(self) -> tuple[Any, Any]:
+    def _load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         if self._loaded is None:
             device = torch.device(self._device) if self._device else loading.default_device()
             model = loading.load_frozen(
@@ -155,12 +159,12 @@ class VLLMGenerator:
             the same card).
     """
 
-    def __init__(self, model: str, sampling: Sampling | None = None, **options: Any) -> None:
+    def __init__(self, model: str, sampling: Sampling | None = None, **options: object) -> None:
         self.model_name, self.sampling, self.options = model, sampling or Sampling(), options
-        self._llm: Any = None
+        self._llm: LLM | None = None
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> JsonObject:
         """Backend, model, options, sampling. vLLM does not promise equal draws on another version or card."""
         return {"backend": "vllm", "model": self.model_name, **self.options, **asdict(self.sampling)}
 
@@ -231,7 +235,7 @@ class ServerGenerator:
         self.concurrency, self.retries, self.timeout, self.headers = concurrency, retries, timeout, dict(headers or {})
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> JsonObject:
         """Backend, model, sampling; what the server does with the seed is its own affair."""
         return {"backend": "server", "model": self.model_name, **asdict(self.sampling)}
 
@@ -241,7 +245,7 @@ class ServerGenerator:
         Raises:
             RuntimeError: the server cannot be reached, refuses every prompt, or answers with fewer completions.
         """
-        import httpx
+        import httpx2
 
         problems: list[Exception] = []
 
@@ -252,14 +256,14 @@ class ServerGenerator:
                 problems.append(err)
                 return None
 
-        limits = httpx.Limits(max_connections=self.concurrency)
+        limits = httpx2.Limits(max_connections=self.concurrency)
         with (
-            httpx.Client(timeout=self.timeout, headers=self.headers, limits=limits) as client,
+            httpx2.Client(timeout=self.timeout, headers=self.headers, limits=limits) as client,
             ThreadPoolExecutor(self.concurrency) as pool,
         ):
             return _all_or_raise(list(pool.map(one, prompts, keys)), problems)
 
-    def _one(self, client: Any, prompt: Prompt, key: str) -> list[str]:
+    def _one(self, client: httpx2.Client, prompt: Prompt, key: str) -> list[str]:
         s = self.sampling
         body = {
             "model": self.model_name, "messages": _messages(prompt), "n": s.n, "temperature": s.temperature,
@@ -270,8 +274,8 @@ class ServerGenerator:
             raise RuntimeError(f"{self.url} gave {len(choices)} completions for n={s.n} (prompt {key!r})")
         return [c["message"]["content"] or "" for c in choices]
 
-    def _post(self, client: Any, body: dict[str, Any]) -> dict[str, Any]:
-        import httpx
+    def _post(self, client: httpx2.Client, body: JsonObject) -> JsonObject:
+        import httpx2
 
         problem = ""
         for attempt in range(self.retries + 1):
@@ -279,7 +283,7 @@ class ServerGenerator:
                 time.sleep(2.0 ** (attempt - 1))
             try:
                 answer = client.post(f"{self.url}/chat/completions", json=body)
-            except httpx.TransportError as err:
+            except httpx2.TransportError as err:
                 problem = f"{type(err).__name__}: {err}"
                 continue
             if answer.status_code < 300:
@@ -293,7 +297,7 @@ class ServerGenerator:
 
 
 def build_generator(
-    backend: Literal["hf", "vllm", "server"], model: str, sampling: Sampling, **options: Any
+    backend: Literal["hf", "vllm", "server"], model: str, sampling: Sampling, **options: object
 ) -> Generator:
     """A generator by the name of its backend.
 
@@ -308,7 +312,7 @@ def build_generator(
         raise ValueError(f"generation backend {backend!r}: {err}") from err
 
 
-def _messages(prompt: Prompt) -> list[dict[str, Any]]:
+def _messages(prompt: Prompt) -> list[JsonObject]:
     return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(m) for m in prompt]
 
 
@@ -316,10 +320,13 @@ def _plain(prompt: Prompt) -> str:
     return prompt if isinstance(prompt, str) else "\n\n".join(str(m["content"]) for m in prompt)
 
 
-def _encode(tokenizer: Any, prompt: Prompt) -> list[int]:
+def _encode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
+    from transformers import BatchEncoding
+
     if tokenizer.chat_template is None:
         return list(tokenizer(_plain(prompt))["input_ids"])
     encoded = tokenizer.apply_chat_template(_messages(prompt), add_generation_prompt=True, return_dict=True)
+    assert isinstance(encoded, BatchEncoding)
     return list(encoded["input_ids"])
 
 
@@ -345,4 +352,4 @@ def _all_or_raise(out: list[list[str] | None], problems: list[Exception]) -> lis
     return out
 
 
-BACKENDS: dict[str, Any] = {"hf": HFGenerator, "vllm": VLLMGenerator, "server": ServerGenerator}
+BACKENDS: dict[str, Callable[..., Generator]] = {"hf": HFGenerator, "vllm": VLLMGenerator, "server": ServerGenerator}

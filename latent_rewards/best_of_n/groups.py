@@ -10,14 +10,16 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, TypedDict
 
 from latent_rewards.best_of_n.config import BestOfNConfig
 from latent_rewards.files.keys import prompt_key
 from latent_rewards.files.sources import Chunk, InputError, Source, open_source
+from latent_rewards.files.types import JsonObject, Prompt, Row
 from latent_rewards.judge.prompts import to_text
 from latent_rewards.judge.transcripts import PEEK, hold_prompts, holds_prompt, split, split_column
 
+Completion = Prompt | None
 Layout = Literal["prompts", "lists", "pairs"]
 _CHUNK = 1024
 
@@ -35,15 +37,26 @@ class Group:
     """
 
     number: int
-    rows: list[dict[str, Any]]
-    prompt: Any
-    completions: list[Any] | None
+    rows: list[Row]
+    prompt: Prompt | None
+    completions: list[Completion] | None
     fault: str | None = None
 
     @property
     def size(self) -> int:
         """Completions, at least 1."""
         return max(1, len(self.completions or ()))
+
+
+class Record(TypedDict):
+    """A scored group as its shard holds it; scores by reward, one a completion, and why one is missing."""
+
+    row: int
+    rows: list[Row]
+    prompt: Prompt | None
+    completions: list[Completion] | None
+    scores: dict[str, list[float | None]]
+    reasons: list[str | None]
 
 
 @dataclass(frozen=True)
@@ -64,7 +77,7 @@ class Plan:
     prompts: int
     shards: list[tuple[int, int, int]] = field(repr=False)
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> JsonObject:
         """For the manifest."""
         return {"layout": self.layout, "fingerprint": self.fingerprint, "rows": self.rows, "prompts": self.prompts}
 
@@ -133,7 +146,7 @@ def groups(source: Source, layout: Layout, config: BestOfNConfig, skip: int = 0)
         yield Group(first.number, [g.rows[0] for g in some], first.prompt, completions, first.fault)
 
 
-def _alone(number: int, row: dict[str, Any], fault: str | None, config: BestOfNConfig) -> Group:
+def _alone(number: int, row: Row, fault: str | None, config: BestOfNConfig) -> Group:
     """A row with one completion as a group of its own."""
     completion, prompt = row.get(config.completion_column), row.get(config.prompt_column)
     if fault is None and holds_prompt(completion):
@@ -146,7 +159,7 @@ def _alone(number: int, row: dict[str, Any], fault: str | None, config: BestOfNC
     return Group(number, [row], prompt, [completion], fault)
 
 
-def _numbered_rows(source: Source, skip: int) -> Iterator[tuple[int, dict[str, Any], str | None]]:
+def _numbered_rows(source: Source, skip: int) -> Iterator[tuple[int, Row, str | None]]:
     number = 0
     for chunk in source.chunks(_CHUNK):
         if number + len(chunk.rows) > skip:
@@ -155,11 +168,11 @@ def _numbered_rows(source: Source, skip: int) -> Iterator[tuple[int, dict[str, A
         number += len(chunk.rows)
 
 
-def _group_key(group: Group) -> Any:
+def _group_key(group: Group) -> int | str:
     return group.number if group.fault else prompt_key(group.prompt)
 
 
-def _single(number: int, row: dict[str, Any], fault: str | None, layout: Layout, config: BestOfNConfig) -> Group:
+def _single(number: int, row: Row, fault: str | None, layout: Layout, config: BestOfNConfig) -> Group:
     prompt, completions = row.get(config.prompt_column), None
     try:
         if layout == "lists" and fault is None:
@@ -177,7 +190,7 @@ def _single(number: int, row: dict[str, Any], fault: str | None, layout: Layout,
     return Group(number, [row], prompt, completions, fault)
 
 
-def _split(prompt: Any, completions: list[Any]) -> tuple[Any, list[Any]]:
+def _split(prompt: Prompt | None, completions: list[Completion]) -> tuple[Prompt | None, list[Completion]]:
     """Prompt and completions of a list; where none holds the prompt, as they are."""
     known = [c for c in completions if c is not None]
     if not any(map(holds_prompt, known)):
@@ -253,7 +266,7 @@ class _Ids:
         self.db.close()
         self.folder.cleanup()
 
-    def add(self, row: dict[str, Any], number: int) -> None:
+    def add(self, row: Row, number: int) -> None:
         value = row.get(self.column) if self.column else None
         if value is not None:
             text = json.dumps(value, sort_keys=True, default=str)

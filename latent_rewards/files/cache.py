@@ -136,7 +136,7 @@ def _told(path: Path) -> Iterator[None]:
         raise OSError(f"{path}: {err}; the cache is damaged: move it away, and what was in it is read anew") from err
 
 
-def _pack(value: np.ndarray | list[Any]) -> bytes:
+def _pack(value: np.ndarray | list[object]) -> bytes:
     if isinstance(value, np.ndarray):
         shape = np.array([value.ndim, *value.shape], dtype="<i4").tobytes()
         return b"a" + shape + np.ascontiguousarray(value, dtype="<f4").tobytes()
