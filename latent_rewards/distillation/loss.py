@@ -176,15 +176,10 @@ def distillation_loss(
         ValueError: shapes or vocabularies that do not fit, labels missing; with `on_nan="raise"` an unusable position.
     """
     options = options or LossOptions()
-    n, m = len(student_hidden), len(teachers)
-    weights = _teacher_weights(teacher_weights, n, m, student_hidden)
+    n = len(student_hidden)
+    weights = _teacher_weights(teacher_weights, n, len(teachers), student_hidden)
     scale = torch.ones_like(weights[:, 0]) if position_weights is None else position_weights.to(weights)
-    if len(scale) != n or (labels is not None and len(labels) != n):
-        raise ValueError(
-            f"{n} positions but {len(scale)} position weights, {len(labels) if labels is not None else n} labels"
-        )
-    if options.ce_weight and labels is None:
-        raise ValueError("ce_weight needs labels")
+    _check_lengths(n, scale, labels, options)
     if n == 0:  # one position with no weight keeps every parameter in the graph, which DDP insists on
         zero = (student_head(student_hidden.new_zeros(1, student_hidden.shape[-1])) * 0.0).sum() + student_hidden.sum()
         nothing = zero.detach() * 0.0
@@ -197,12 +192,26 @@ def distillation_loss(
             _chunk_sums, *given, None if labels is None else labels[part], options, use_reentrant=False,
             preserve_rng_state=False,
         )  # fmt: skip
-    kd, ce, tokens, plain, teacher_entropy, student_entropy = sums.unbind()
-    used = tokens.detach().clamp(min=1.0)
-    dropped = n - tokens.detach()
+    dropped = n - sums[2].detach()
     if options.on_nan == "raise" and bool(dropped > 0):
         names = [t.name for t in teachers]
         raise ValueError(f"{int(dropped)} of {n} positions have no usable logits from any of the teachers {names}")
+    return _parts(sums, dropped, options, num_items)
+
+
+def _check_lengths(n: int, scale: Tensor, labels: Tensor | None, options: LossOptions) -> None:
+    if len(scale) != n or (labels is not None and len(labels) != n):
+        raise ValueError(
+            f"{n} positions but {len(scale)} position weights, {len(labels) if labels is not None else n} labels"
+        )
+    if options.ce_weight and labels is None:
+        raise ValueError("ce_weight needs labels")
+
+
+def _parts(sums: Tensor, dropped: Tensor, options: LossOptions, num_items: Tensor | float | None) -> LossParts:
+    """The loss of what `_chunk_sums` gives, added over the chunks."""
+    kd, ce, tokens, plain, teacher_entropy, student_entropy = sums.unbind()
+    used = tokens.detach().clamp(min=1.0)
     mean_entropy = (teacher_entropy / used).detach()
     if options.normalize == "batch_mean" and options.entropy_temperature is not None:
         kd = kd / mean_entropy.clamp(min=1e-12)

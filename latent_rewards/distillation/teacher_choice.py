@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, TypedDict, get_args
 
 import numpy as np
 
 from latent_rewards.files.outputs import to_json
+from latent_rewards.files.types import Prompt, Row
 
 Method = Literal["argmax", "softmax", "margin", "random", "single"]
 
@@ -29,6 +31,20 @@ class TeacherChoice:
     index: np.ndarray
     weights: np.ndarray
     fell_back: np.ndarray
+
+
+class _Counts(TypedDict):
+    share: dict[str, dict[str, float | None]]
+    none: dict[str, int]
+    agreement: dict[str, float | None]
+
+
+class ChoiceReport(_Counts, total=False):
+    """See `choice_report`."""
+
+    tie_share: float | None
+    gold: dict[str, float | None]
+    gold_best: dict[str, float | None]
 
 
 def choose_teachers(
@@ -60,39 +76,46 @@ def choose_teachers(
         ValueError: unknown method, or a fallback that is no teacher.
     """
     scores = np.asarray(scores, dtype=np.float64)
-    n_prompts, m = scores.shape
+    m = scores.shape[1]
+    if method not in get_args(Method):
+        raise ValueError(f"unknown method {method!r}; use 'argmax', 'softmax', 'margin', 'random' or 'single'")
     if not 0 <= fallback < m:
         raise ValueError(f"fallback must be a teacher number below {m}, got {fallback}")
     if temperature <= 0:
         raise ValueError(f"temperature must be above 0, got {temperature}")
     known = ~np.isnan(scores)
     present = known if present is None else np.asarray(present, dtype=bool)
+    rated = np.where(known & present, scores, -np.inf)
     rng = np.random.default_rng(seed)
-    best = _argmax_random_ties(np.where(known & present, scores, -np.inf), rng)
-    best = np.where((known & present).any(1), best, NO_TEACHER)
-    fell_back = np.zeros(n_prompts, dtype=bool)
-    if method in ("argmax", "softmax"):
-        index = best
-    elif method == "margin":
-        ordered = np.sort(np.where(known & present, scores, -np.inf), axis=1)
-        second = ordered[:, -2] if m > 1 else np.full(n_prompts, -np.inf)
-        clear = (best >= 0) & (ordered[:, -1] > margin + second)
-        fell_back = ~clear & present[:, fallback]
-        index = np.where(fell_back, fallback, best)
+    index = np.where((known & present).any(1), _argmax_random_ties(rated, rng), NO_TEACHER)
+    fell_back = np.zeros(len(scores), dtype=bool)
+    if method == "margin":
+        fell_back = ~((index >= 0) & _leads(rated, margin)) & present[:, fallback]
+        index = np.where(fell_back, fallback, index)
     elif method == "random":
-        index = np.where(present.any(1), np.where(present, rng.random((n_prompts, m)), -1.0).argmax(1), NO_TEACHER)
+        index = np.where(present.any(1), np.where(present, rng.random(scores.shape), -1.0).argmax(1), NO_TEACHER)
     elif method == "single":
         index = np.where(present[:, fallback], fallback, NO_TEACHER)
-    else:
-        raise ValueError(f"unknown method {method!r}; use 'argmax', 'softmax', 'margin', 'random' or 'single'")
-    weights = np.zeros((n_prompts, m))
+    return TeacherChoice(index, _mixture(rated, index, temperature if method == "softmax" else None), fell_back)
+
+
+def _leads(rated: np.ndarray, margin: float) -> np.ndarray:
+    """(P,) whether the best of M scores leads the second by more than the margin; one alone always does."""
+    ordered = np.sort(rated, axis=1)
+    second = ordered[:, -2] if rated.shape[1] > 1 else np.full(len(rated), -np.inf)
+    return ordered[:, -1] > margin + second
+
+
+def _mixture(rated: np.ndarray, index: np.ndarray, temperature: float | None) -> np.ndarray:
+    """(P, M) weights: all on the chosen teacher, or with a temperature softmax(scores / temperature)."""
+    weights = np.zeros(rated.shape)
     rows = np.flatnonzero(index >= 0)
     weights[rows, index[rows]] = 1.0
-    if method == "softmax":
-        z = np.where((known & present)[rows], scores[rows], -np.inf) / temperature
+    if temperature is not None:
+        z = rated[rows] / temperature
         z = np.exp(z - z.max(1, keepdims=True))
         weights[rows] = z / z.sum(1, keepdims=True)
-    return TeacherChoice(index, weights, fell_back)
+    return weights
 
 
 def _argmax_random_ties(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -133,14 +156,14 @@ def loss_weights(scores: np.ndarray, index: np.ndarray, *, low: float = 0.0, hig
 
 
 def choice_rows(
-    prompts: Sequence[Any],
-    responses: Sequence[Sequence[Any]],
+    prompts: Sequence[Prompt],
+    responses: Sequence[Sequence[Prompt | None]],
     teachers: Sequence[str],
     choice: TeacherChoice,
     *,
     scores: np.ndarray | None = None,
     weights: np.ndarray | None = None,
-) -> list[dict[str, Any]]:
+) -> list[Row]:
     """Training rows: what the trainers route on, and an SFT set in one.
 
     Args:
@@ -168,9 +191,8 @@ def choice_rows(
         text = responses[i][teacher]
         if text is None:
             raise ValueError(f"row {i}: teacher {teachers[teacher]!r} is chosen but gave no response")
-        turns = [{"role": "user", "content": prompts[i]}] if isinstance(prompts[i], str) else list(prompts[i])
-        answer = [{"role": "assistant", "content": text}] if isinstance(text, str) else list(text)
-        row: dict[str, Any] = {
+        turns, answer = as_messages(prompts[i]), as_messages(text, "assistant")
+        row: Row = {
             "prompt": turns, "completion": answer, "messages": turns + answer, "teacher_id": teachers[teacher],
             "teacher_weights": choice.weights[i].tolist(),
             "loss_weight": 1.0 if weights is None else float(weights[i]),
@@ -181,13 +203,18 @@ def choice_rows(
     return rows
 
 
+def as_messages(said: Prompt, role: str = "user") -> list[Mapping[str, object]]:
+    """A text as its role's message; messages as they are."""
+    return [{"role": role, "content": said}] if isinstance(said, str) else list(said)
+
+
 def choice_report(
     teachers: Sequence[str],
     choices: Mapping[str, TeacherChoice],
     *,
     scores: np.ndarray | None = None,
     gold: np.ndarray | None = None,
-) -> dict[str, Any]:
+) -> ChoiceReport:
     """What the choices look like, and how far they agree.
 
     Args:
@@ -202,33 +229,36 @@ def choice_report(
         share of prompts whose two best scores are equal; with gold `gold`: way -> mean gold score of the chosen
         responses, and `gold_best`: way -> share of prompts where the choice has the best gold score.
     """
-    names = list(choices)
-    out: dict[str, Any] = {"share": {}, "none": {}, "agreement": {}}
-    for name, choice in choices.items():
-        some = choice.index[choice.index >= 0]
-        out["none"][name] = int((choice.index < 0).sum())
-        out["share"][name] = {t: float((some == i).mean()) if len(some) else None for i, t in enumerate(teachers)}
-    for i, a in enumerate(names):
-        for b in names[i + 1 :]:
-            x, y = choices[a].index, choices[b].index
-            both = (x >= 0) & (y >= 0)
-            out["agreement"][f"{a} and {b}"] = float((x == y)[both].mean()) if both.any() else None
+    report: ChoiceReport = {
+        "share": {n: _shares(c.index, teachers) for n, c in choices.items()},
+        "none": {n: int((c.index < 0).sum()) for n, c in choices.items()},
+        "agreement": {},
+    }
+    for (a, first), (b, second) in itertools.combinations(choices.items(), 2):
+        both = (first.index >= 0) & (second.index >= 0)
+        report["agreement"][f"{a} and {b}"] = _mean((first.index == second.index)[both])
     if scores is not None and scores.shape[1] > 1:
         ordered = np.sort(np.where(np.isnan(scores), -np.inf, scores), 1)
-        two = np.isfinite(ordered[:, -2])
-        out["tie_share"] = float((ordered[:, -1] == ordered[:, -2])[two].mean()) if two.any() else None
+        report["tie_share"] = _mean((ordered[:, -1] == ordered[:, -2])[np.isfinite(ordered[:, -2])])
     if gold is not None:
         best = np.where(np.isnan(gold), -np.inf, gold).max(1)
-        out["gold"], out["gold_best"] = {}, {}
+        report["gold"], report["gold_best"] = {}, {}
         for name, choice in choices.items():
             value = np.where(choice.index >= 0, gold[np.arange(len(gold)), np.maximum(choice.index, 0)], np.nan)
             known = ~np.isnan(value)
-            out["gold"][name] = float(value[known].mean()) if known.any() else None
-            out["gold_best"][name] = float((value == best)[known].mean()) if known.any() else None
-    return out
+            report["gold"][name], report["gold_best"][name] = _mean(value[known]), _mean((value == best)[known])
+    return report
 
 
-def write_rows(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
+def _shares(index: np.ndarray, teachers: Sequence[str]) -> dict[str, float | None]:
+    return {teacher: _mean(index[index >= 0] == i) for i, teacher in enumerate(teachers)}
+
+
+def _mean(values: np.ndarray) -> float | None:
+    return float(values.mean()) if len(values) else None
+
+
+def write_rows(path: str | Path, rows: Sequence[Mapping[str, object]]) -> None:
     """JSON Lines."""
     lines = [to_json(row) + "\n" for row in rows]
     Path(path).write_text("".join(lines), encoding="utf-8")

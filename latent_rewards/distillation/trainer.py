@@ -8,15 +8,15 @@ change the loss and nothing else: with one teacher and default options they give
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import torch
 import trl
 from packaging.version import Version
-from torch import Tensor
-from trl import DistillationTrainer
-from trl.experimental.gkd import GKDTrainer
-from trl.experimental.utils import DataCollatorForChatML
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+from trl import DistillationConfig, DistillationTrainer
+from trl.experimental.gkd import GKDConfig, GKDTrainer
 from trl.models import prepare_deepspeed
 from trl.models.utils import _ForwardRedirection
 
@@ -31,6 +31,52 @@ from latent_rewards.distillation.teachers import (
 )
 from latent_rewards.engine.loading import resolve_model
 from latent_rewards.engine.pretrained import load_causal_lm
+from latent_rewards.files.types import JsonObject, Row
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from datasets import Dataset
+    from peft import PeftConfig
+    from torch.optim import Optimizer
+    from torch.optim.lr_scheduler import LambdaLR
+    from transformers import (
+        BitsAndBytesConfig,
+        DataCollator,
+        EvalPrediction,
+        PreTrainedModel,
+        TrainerCallback,
+    )
+
+Inputs = dict[str, Tensor]
+
+
+class TrainerOptions(TypedDict, total=False):
+    """Arguments that go to TRL's trainers as they are."""
+
+    train_dataset: Dataset | None
+    eval_dataset: Dataset | dict[str, Dataset] | None
+    processing_class: PreTrainedTokenizerBase
+    callbacks: list[TrainerCallback] | None
+    optimizers: tuple[Optimizer, LambdaLR]
+    peft_config: PeftConfig | None
+
+
+class GKDOptions(TrainerOptions, total=False):
+    """Those of `GKDTrainer`."""
+
+    data_collator: DataCollator | None
+    compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None
+    preprocess_logits_for_metrics: Callable[[Tensor, Tensor], Tensor] | None
+    formatting_func: Callable[[Row], str] | None
+
+
+class DistillationOptions(TrainerOptions, total=False):
+    """Those of `DistillationTrainer`."""
+
+    quantization_config: BitsAndBytesConfig | None
+    tools: list[Callable[..., object]] | None
+
 
 CHECKED_AGAINST = "1.16"
 
@@ -53,10 +99,10 @@ class TeacherCollator:
     text.
     """
 
-    def __init__(self, collator: Any, names: Sequence[str]) -> None:
+    def __init__(self, collator: DataCollator, names: Sequence[str]) -> None:
         self.collator, self.names = collator, list(names)
 
-    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    def __call__(self, rows: list[Row]) -> Inputs:
         """The batch."""
         weights, scale = teacher_columns(rows, self.names)
         hidden = ("prompt", "completion")
@@ -68,7 +114,11 @@ class _Teachers:
     """The trainer's teachers, checked against its student, and how a batch is read with them."""
 
     def __init__(
-        self, trainer: Any, models: dict[str, Any], options: LossOptions, tokenizers: Mapping[str, Any] | None
+        self,
+        trainer: GKDTrainer | DistillationTrainer,
+        models: dict[str, PreTrainedModel],
+        options: LossOptions,
+        tokenizers: Mapping[str, PreTrainedTokenizerBase] | None,
     ) -> None:
         self.trainer, self.options = trainer, options
         self.redirect = _ForwardRedirection()
@@ -81,7 +131,8 @@ class _Teachers:
                 self.wrapped[name] = trainer.accelerator.prepare_model(model, evaluation_mode=True)
         student = trainer.accelerator.unwrap_model(trainer.model)
         for name, model in models.items():
-            pair = (trainer.processing_class, tokenizers[name]) if tokenizers and name in tokenizers else None
+            own, other = trainer.processing_class, (tokenizers or {}).get(name)
+            pair = (own, other) if other is not None and isinstance(own, PreTrainedTokenizerBase) else None
             check_teacher(student, model, name, tokenizers=pair)
         if not trainer.is_deepspeed_enabled:
             for name, model in {"student": student, **models}.items():
@@ -107,8 +158,8 @@ class _Teachers:
         return found, weights_BM[rows_N]
 
     def loss(
-        self, student: Any, input_ids: Tensor, attention_mask: Tensor, keep: Tensor, weights_BM: Tensor,
-        scale_B: Tensor, num_items: Any,
+        self, student: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, keep: Tensor, weights_BM: Tensor,
+        scale_B: Tensor, num_items: Tensor | int | None,
     ) -> LossParts:  # fmt: skip
         """The loss of a batch; `keep` (B, T - 1) marks the positions that predict a completion token."""
         hidden = backbone_states(student, input_ids, attention_mask)[:, :-1][keep]
@@ -121,6 +172,7 @@ class _Teachers:
     def log(self, parts: tuple[Tensor, ...]) -> None:
         """Divergence, entropy weight and unusable positions, into the trainer's metrics."""
         tokens, dropped, divergence, teacher_entropy = parts
+        assert self.trainer.model is not None
         mode = "train" if self.trainer.model.training else "eval"
         gathered = self.trainer.accelerator.gather(
             torch.stack([tokens, dropped, divergence * tokens, teacher_entropy * tokens])[None]
@@ -132,7 +184,9 @@ class _Teachers:
             metrics["distillation/teacher_entropy"].append((gathered[3] / total).item())
 
 
-def load_teachers(teachers: Mapping[str, Any], init_kwargs: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def load_teachers(
+    teachers: Mapping[str, PreTrainedModel | str], init_kwargs: Mapping[str, object] | None = None
+) -> dict[str, PreTrainedModel]:
     """Teachers by name, loaded where they are given as hub ids, folders or "embedded".
 
     Raises:
@@ -140,20 +194,24 @@ def load_teachers(teachers: Mapping[str, Any], init_kwargs: Mapping[str, Any] | 
     """
     if not teachers:
         raise ValueError("need at least one teacher")
-    options: dict[str, Any] = {"dtype": "auto", **(init_kwargs or {})}
+    options: JsonObject = {"dtype": "auto", **(init_kwargs or {})}
     return {
         name: load_causal_lm(resolve_model(model), options) if isinstance(model, str) else model
         for name, model in teachers.items()
     }
 
 
-def _prepare(model: Any, teachers: Mapping[str, Any], args: Any) -> dict[str, Any]:
+def _prepare(
+    model: PreTrainedModel | str, teachers: Mapping[str, PreTrainedModel | str], args: GKDConfig | DistillationConfig
+) -> dict[str, PreTrainedModel]:
     """The teachers, loaded, and refused here where they cannot teach the student; `args` has nothing left to load."""
     check_trl()
-    models = load_teachers(teachers, args.teacher_model_init_kwargs)
+    kwargs = args.teacher_model_init_kwargs
+    assert not isinstance(kwargs, str)  # TRL has parsed it
+    models = load_teachers(teachers, kwargs)
     args.teacher_model_init_kwargs = None
     for name, teacher in models.items():
-        if hasattr(model, "config"):
+        if not isinstance(model, str):
             check_teacher(model, teacher, name)
     return models
 
@@ -189,30 +247,30 @@ class MultiTeacherGKDTrainer(GKDTrainer):
 
     def __init__(
         self,
-        model: Any,
-        teachers: Mapping[str, Any],
-        args: Any,
+        model: PreTrainedModel | str,
+        teachers: Mapping[str, PreTrainedModel | str],
+        args: GKDConfig,
         *,
         loss: LossOptions | None = None,
-        tokenizers: Mapping[str, Any] | None = None,
-        **options: Any,
+        tokenizers: Mapping[str, PreTrainedTokenizerBase] | None = None,
+        **options: Unpack[GKDOptions],
     ) -> None:
         if options.get("processing_class") is None:
             raise ValueError("give `processing_class`, the student's tokenizer")
         if args.seq_kd and len(teachers) > 1:
             raise ValueError("seq_kd has one teacher; with several give their chosen responses as `messages`")
         models = _prepare(model, teachers, args)
-        collator = options.pop("data_collator", None)
-        if collator is None:
-            collator = DataCollatorForChatML(tokenizer=options["processing_class"], max_length=args.max_length)
-        super().__init__(
-            model, next(iter(models.values())), args, data_collator=TeacherCollator(collator, list(models)), **options
-        )
+        super().__init__(model, next(iter(models.values())), args, **options)
+        self.data_collator = TeacherCollator(self.data_collator, list(models))
         self.teachers = _Teachers(self, models, loss or LossOptions(beta=args.beta), tokenizers)
 
     def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
+        self,
+        model: nn.Module,
+        inputs: Inputs,
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
         """As the parent's, from states and heads; the second output is empty, since there are no logits."""
         student = self.accelerator.unwrap_model(model)
         keep = inputs["labels"][:, 1:] != -100
@@ -224,7 +282,9 @@ class MultiTeacherGKDTrainer(GKDTrainer):
         self.teachers.log(tuple(facts))
         return (loss, {}) if return_outputs else loss
 
-    def _loss(self, student: Any, inputs: dict[str, Any], keep: Tensor, num_items: Any) -> tuple[Tensor, ...]:
+    def _loss(
+        self, student: PreTrainedModel, inputs: Inputs, keep: Tensor, num_items: Tensor | int | None
+    ) -> tuple[Tensor, ...]:
         p = self.teachers.loss(
             student, inputs["input_ids"], inputs["attention_mask"], keep, inputs["teacher_weights"],
             inputs["loss_weight"], num_items,
@@ -249,13 +309,13 @@ class MultiTeacherDistillationTrainer(DistillationTrainer):
 
     def __init__(
         self,
-        model: Any,
-        teachers: Mapping[str, Any],
-        args: Any,
+        model: PreTrainedModel | str,
+        teachers: Mapping[str, PreTrainedModel | str],
+        args: DistillationConfig,
         *,
         loss: LossOptions | None = None,
-        tokenizers: Mapping[str, Any] | None = None,
-        **options: Any,
+        tokenizers: Mapping[str, PreTrainedTokenizerBase] | None = None,
+        **options: Unpack[DistillationOptions],
     ) -> None:
         models = _prepare(model, teachers, args)
         self._teacher_names = list(models)
@@ -268,13 +328,15 @@ class MultiTeacherDistillationTrainer(DistillationTrainer):
         known: Any = self._signature_columns
         self._signature_columns = known + [c for c in _COLUMNS if c not in known]
 
-    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+    def _generate_and_score_completions(self, inputs: list[Row]) -> JsonObject:
         weights, scale = teacher_columns(inputs, self._teacher_names)
         out = super()._generate_and_score_completions(inputs)
         device = out["completion_ids"].device
         return out | {"teacher_weights": weights.to(device), "loss_weight": scale.to(device)}
 
-    def _compute_loss(self, unwrapped_student: Any, inputs: dict[str, Any], num_items_in_batch: Any) -> Any:
+    def _compute_loss(
+        self, unwrapped_student: PreTrainedModel, inputs: Inputs, num_items_in_batch: Tensor | int | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
         mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1)
         learnt = inputs["completion_mask"] * inputs.get("tool_mask", 1)
@@ -285,9 +347,15 @@ class MultiTeacherDistillationTrainer(DistillationTrainer):
         self._facts = (p.tokens, p.dropped, p.divergence, p.teacher_entropy)
         return p.loss, p.student_entropy, p.tokens
 
-    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: Inputs,
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor | tuple[Tensor, object]:
         """As the parent's, with our metrics."""
-        out = super().compute_loss(*args, **kwargs)
+        out = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         self.teachers.log(self._facts)
         return out
 

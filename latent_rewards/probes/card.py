@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from latent_rewards.files.outputs import to_json
 
@@ -59,7 +60,7 @@ def model_card(probe: Probe) -> str:
     return text + "\n## Limits\n\n" + "".join(f"- {line}\n" for line in limits)
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def table(rows: Sequence[Mapping[str, object]]) -> str:
     """A Markdown table of rows with the same keys; floats with three digits, (value, low, high) with its interval."""
     keys = list(rows[0])
     lines = ["| " + " | ".join(keys) + " |", "|" + "---|" * len(keys)]
@@ -67,7 +68,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _cell(value: Any) -> str:
+def _cell(value: object) -> str:
     if isinstance(value, float):
         return "-" if value != value else f"{value:.3f}"
     if isinstance(value, list | tuple) and len(value) == 3:

