@@ -6,7 +6,7 @@ import dataclasses
 import os
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,6 +15,7 @@ from latent_rewards.cli.errors import fail, user_errors
 
 if TYPE_CHECKING:
     from latent_rewards.best_of_n import BestOfNConfig
+    from latent_rewards.files.types import JsonObject
 
 _SAME = (
     "input", "output", "split", "limit", "prompt_column", "completion_column", "completions_column", "id_column",
@@ -147,7 +148,7 @@ def _clear(folder: Path) -> None:
         path.unlink()
 
 
-def _tell(summary: dict[str, Any] | None, output: str, format: str) -> None:
+def _tell(summary: JsonObject | None, output: str, format: str) -> None:
     if summary is None:
         return
     counts = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in summary.items() if isinstance(v, int))

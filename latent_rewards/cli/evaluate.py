@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from latent_rewards.cli import options
 from latent_rewards.cli.errors import user_errors
+
+if TYPE_CHECKING:
+    from latent_rewards.evaluation.config import EvaluateConfig
+    from latent_rewards.files.types import JsonObject
 
 _SAME = (
     "output", "cache", "limit", "max_chars", "likert_limit", "samples", "resamples", "robustness_items",
@@ -57,7 +61,7 @@ def evaluate(
         typer.echo(path)
 
 
-def _settings(ctx: typer.Context, kind: Any) -> dict[str, Any]:
+def _settings(ctx: typer.Context, kind: type[EvaluateConfig]) -> JsonObject:
     """Arguments of the configuration, by the file and the flags over it."""
     known = [f.name for f in dataclasses.fields(kind)]
     out = options.read_settings(ctx.params["config"], [*known, "judge_kwargs"])

@@ -13,6 +13,7 @@ from typer.core import TyperCommand
 from latent_rewards.cli.errors import LOADING, debug, user_errors
 
 if TYPE_CHECKING:
+    from latent_rewards.files.types import JsonObject
     from latent_rewards.judge.hf import HFJudge
     from latent_rewards.rewards.build import Wanted
 
@@ -89,7 +90,7 @@ def hint(text: str) -> None:
     typer.echo(f"hint: {text}; the old spelling goes with the next version", err=True)
 
 
-def key_values(given: Iterable[str] | None, flag: str) -> dict[str, Any]:
+def key_values(given: Iterable[str] | None, flag: str) -> JsonObject:
     """`key=value` texts as a mapping; values are YAML.
 
     Raises:
@@ -107,7 +108,9 @@ def key_values(given: Iterable[str] | None, flag: str) -> dict[str, Any]:
     return out
 
 
-def judge_arguments(ctx: typer.Context, file: str | Mapping[str, Any] | None = None, **defaults: Any) -> dict[str, Any]:
+def judge_arguments(
+    ctx: typer.Context, file: str | Mapping[str, object] | None = None, **defaults: object
+) -> JsonObject:
     """Arguments of `HFJudge` by --judge, --device, --dtype, --revision and --judge-option, over those of a file.
 
     Args:
@@ -137,7 +140,7 @@ def judge_arguments(ctx: typer.Context, file: str | Mapping[str, Any] | None = N
     return out
 
 
-def load_judge(arguments: Mapping[str, Any], *, weights: bool = True) -> HFJudge:
+def load_judge(arguments: JsonObject, *, weights: bool = True) -> HFJudge:
     """The judge, loaded now, so that a wrong model, type or device is told before anything is written."""
     from latent_rewards.judge.hf import HFJudge
 
@@ -151,7 +154,7 @@ def load_judge(arguments: Mapping[str, Any], *, weights: bool = True) -> HFJudge
 
 
 def wanted_rewards(
-    ctx: typer.Context, default: Iterable[Any] | Mapping[str, Any], *, among: Iterable[str] = ()
+    ctx: typer.Context, default: Iterable[object] | Mapping[str, object], *, among: Iterable[str] = ()
 ) -> list[Wanted]:
     """The rewards of --reward, else the default's, with --reward-option and --prompt.
 
@@ -187,7 +190,7 @@ def is_given(ctx: typer.Context, name: str) -> bool:
     return source is not None and source.name == "COMMANDLINE"
 
 
-def over(ctx: typer.Context, file: Mapping[str, Any], names: Mapping[str, str] | Iterable[str]) -> dict[str, Any]:
+def over(ctx: typer.Context, file: JsonObject, names: Mapping[str, str] | Iterable[str]) -> JsonObject:
     """Settings of a file with those of the command line over them; where neither speaks, the command's defaults.
 
     Args:
@@ -204,7 +207,7 @@ def over(ctx: typer.Context, file: Mapping[str, Any], names: Mapping[str, str] |
     return out
 
 
-def read_settings(path: Path | None, known: Iterable[str]) -> dict[str, Any]:
+def read_settings(path: Path | None, known: Iterable[str]) -> JsonObject:
     """Settings of a YAML file; none without a file.
 
     Raises:

@@ -7,7 +7,7 @@ import shlex
 import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,7 +16,9 @@ from latent_rewards.cli.errors import user_errors
 from latent_rewards.cli.evaluate import split
 
 if TYPE_CHECKING:
+    from latent_rewards.files.types import Row
     from latent_rewards.judge.layouts import BadRow
+    from latent_rewards.probes.probe import Probe
 
 app = typer.Typer(help="Train, look at and publish probes.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -81,7 +83,7 @@ def train(
     typer.echo(f"ProbeReward(HFJudge({judge!r}), {str(output)!r})")
 
 
-def _write(probe: Any, rows: list[dict[str, Any]], output: Path) -> None:
+def _write(probe: Probe, rows: list[Row], output: Path) -> None:
     from latent_rewards.files.outputs import to_json
     from latent_rewards.probes.card import table
 

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from latent_rewards.judge.hf import HFJudge
     from latent_rewards.rewards.base import Reward
     from latent_rewards.rewards.build import Wanted
+    from latent_rewards.rewards.scorer import Scorer
 
 
 class NothingScoredError(Exception):
@@ -132,7 +133,7 @@ def _run(
     _tell(scorer, path, time.perf_counter() - started, existed=existed)
 
 
-def _write(source: Source, path: Path, scorer: Any, total: int, batch_size: int) -> None:
+def _write(source: Source, path: Path, scorer: Scorer, total: int, batch_size: int) -> None:
     """Score and write `total` rows; nothing is written over an output that existed where none has a score."""
     from latent_rewards.files.outputs import open_output
 
@@ -147,7 +148,7 @@ def _write(source: Source, path: Path, scorer: Any, total: int, batch_size: int)
             raise NothingScoredError
 
 
-def _tell(scorer: Any, path: Path, seconds: float, *, existed: bool) -> None:
+def _tell(scorer: Scorer, path: Path, seconds: float, *, existed: bool) -> None:
     from latent_rewards.rewards.scorer import SHOWN
 
     if scorer.bad > SHOWN:
