@@ -23,8 +23,10 @@ from typing import Any
 from trl import TrlParser
 
 from latent_rewards.best_of_n import BestOfNConfig, Selection, best_of_n
+from latent_rewards.best_of_n.config import RewardSpec
 from latent_rewards.evaluation import benchmarks
 from latent_rewards.files.outputs import to_json
+from latent_rewards.files.types import JsonObject, Row
 from latent_rewards.judge.prompts import to_text
 from recipes import best_of_n_table
 
@@ -87,9 +89,9 @@ def main() -> None:
         print(path)
 
 
-def rewards(args: Arguments) -> list[Any]:
+def rewards(args: Arguments) -> list[RewardSpec]:
     """Specs of the latent rewards and of Likert ratings, asked once and averaged."""
-    out: list[Any] = list(args.rewards)
+    out: list[RewardSpec] = list(args.rewards)
     if args.samples:
         for column, statistic in (("likert10 once", "one"), (f"likert10 mean of {args.samples}", "mean")):
             options = {"n_samples": args.samples, "statistic": statistic, "column": column}
@@ -97,11 +99,11 @@ def rewards(args: Arguments) -> list[Any]:
     return out
 
 
-def sampling(args: Arguments) -> dict[str, Any]:
+def sampling(args: Arguments) -> JsonObject:
     return {"n": args.n, "temperature": args.temperature, "max_new_tokens": args.max_new_tokens, "seed": args.seed}
 
 
-def inputs(args: Arguments) -> Iterator[tuple[str, list[dict[str, Any]], bool]]:
+def inputs(args: Arguments) -> Iterator[tuple[str, list[Row], bool]]:
     """Name, rows, and whether completions are to be generated."""
     if args.tasks:
         yield "reasoning_gym", [row for task in args.tasks for row in task_rows(task, args)], True
@@ -114,7 +116,7 @@ def inputs(args: Arguments) -> Iterator[tuple[str, list[dict[str, Any]], bool]]:
         yield Path(spec.partition("#")[0]).stem, rows, False
 
 
-def task_rows(task: str, args: Arguments) -> list[dict[str, Any]]:
+def task_rows(task: str, args: Arguments) -> list[Row]:
     """Prompts of a reasoning-gym task, with the entry that its verifier needs."""
     import reasoning_gym
     import yaml
@@ -127,7 +129,7 @@ def task_rows(task: str, args: Arguments) -> list[dict[str, Any]]:
     ]
 
 
-def score_tasks(row: dict[str, Any]) -> dict[str, Any]:
+def score_tasks(row: Row) -> Row:
     """Gold of every completion: 1 where the task's verifier fully accepts the text, or the last number in it."""
     import reasoning_gym
 
@@ -139,7 +141,7 @@ def score_tasks(row: dict[str, Any]) -> dict[str, Any]:
     return {**row, "gold": gold}
 
 
-def read(path: Path) -> list[dict[str, Any]]:
+def read(path: Path) -> list[Row]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 

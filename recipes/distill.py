@@ -24,13 +24,12 @@ import json
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from accelerate import PartialState
 from datasets import Dataset
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import ModelConfig, SFTConfig, SFTTrainer, TrlParser, get_peft_config
 from trl.experimental.gkd import GKDConfig
@@ -47,12 +46,14 @@ from latent_rewards.distillation.teacher_choice import (
 )
 from latent_rewards.distillation.trainer import MultiTeacherGKDTrainer
 from latent_rewards.engine.loading import EMBEDDED, resolve_model
+from latent_rewards.files.outputs import write_json
 from latent_rewards.files.runs import PACKAGES, as_options, versions
+from latent_rewards.files.types import JsonObject, Messages, Row
 from latent_rewards.rewards.response_scores import score_responses
 from latent_rewards.stats.distributions import row_means
-from recipes.distill_data import given_responses, kept, mapping, read_prompts, respond, write_json
+from recipes.distill_data import given_responses, kept, mapping, read_prompts, respond
 from recipes.distill_models import HeldOutText, load_student, load_teacher, sample_responses
-from recipes.distill_report import draw, examples, write_report
+from recipes.distill_report import Measured, Runs, draw, examples, write_report
 
 
 @dataclass
@@ -107,10 +108,10 @@ class Material:
     """All that the runs share."""
 
     names: list[str]
-    teachers: dict[str, Any]
-    tokenizer: Any
-    prompts: list[Any]
-    held: list[Any]
+    teachers: dict[str, PreTrainedModel]
+    tokenizer: PreTrainedTokenizerBase
+    prompts: list[Messages]
+    held: list[Messages]
     responses: list[list[str | None]]
     held_text: dict[str, HeldOutText]
     reward: Reward
@@ -147,7 +148,7 @@ def prepare(args: DistillArguments, training: GKDConfig) -> Material:
     responses = [list(row) for row in zip(*(texts[n] for n in names), strict=True)]
     judge = HFJudge(**as_options(args.judge, "model"))
 
-    def build(entry: Any) -> Reward:
+    def build(entry: object) -> Reward:
         options = as_options(entry, "reward")
         return build_reward(options.pop("reward"), judge, **options)
 
@@ -186,7 +187,7 @@ def choose_all(
 ) -> dict[str, TeacherChoice]:
     """Each way of choosing. Prompts without any response have no teacher."""
     fallback = names.index(args.single) if args.single is not None else 0
-    scored: dict[str, Any] = {
+    scored: JsonObject = {
         "method": args.method, "temperature": args.choice_temperature, "margin": args.margin, "fallback": fallback,
     }  # fmt: skip
     out = {}
@@ -207,13 +208,15 @@ def choose_all(
     return out
 
 
-def training_rows(args: DistillArguments, m: Material, choice: TeacherChoice) -> list[dict[str, Any]]:
+def training_rows(args: DistillArguments, m: Material, choice: TeacherChoice) -> list[Row]:
     """Rows of one way of choosing."""
     weights = loss_weights(m.scores, choice.index) if args.weigh_by_score else None
     return choice_rows(m.prompts, m.responses, m.names, choice, scores=m.scores, weights=weights)
 
 
-def build_trainer(args: DistillArguments, config: GKDConfig, model: ModelConfig, m: Material, rows: list[Any]) -> Any:
+def build_trainer(
+    args: DistillArguments, config: GKDConfig, model: ModelConfig, m: Material, rows: list[Row]
+) -> SFTTrainer:
     """A fresh student and its trainer."""
     torch.manual_seed(config.seed)
     student = load_student(as_options(args.student, "model"))
@@ -239,7 +242,7 @@ def build_trainer(args: DistillArguments, config: GKDConfig, model: ModelConfig,
     )
 
 
-def measure(args: DistillArguments, config: GKDConfig, m: Material, student: Any, seed: int) -> dict[str, Any]:
+def measure(args: DistillArguments, config: GKDConfig, m: Material, student: PreTrainedModel, seed: int) -> Measured:
     """A student on the held-out prompts: divergence from each teacher, and scores of its own responses."""
     texts = sample_responses(
         student, m.tokenizer, m.held, max_new_tokens=config.max_new_tokens, temperature=args.responses_temperature,
@@ -253,14 +256,14 @@ def measure(args: DistillArguments, config: GKDConfig, m: Material, student: Any
     }
 
 
-def untrained(args: DistillArguments, training: GKDConfig, m: Material, seed: int) -> dict[str, Any]:
+def untrained(args: DistillArguments, training: GKDConfig, m: Material, seed: int) -> Measured:
     """The student before any training, measured."""
     return measure(args, training, m, load_student(as_options(args.student, "model")).to(training.device), seed)
 
 
 def run(
     args: DistillArguments, training: GKDConfig, model: ModelConfig, m: Material, choice: str, seed: int
-) -> dict[str, Any]:
+) -> Measured:
     """One student: trained with one way of choosing and one seed, then measured."""
     out = Path(training.output_dir)
     config = dataclasses.replace(training, seed=seed, output_dir=str(out / "runs" / f"{choice}-{seed}"))
@@ -278,7 +281,7 @@ def run(
     return found
 
 
-def finish(args: DistillArguments, out: Path, m: Material, before: Any, after: Any) -> None:
+def finish(args: DistillArguments, out: Path, m: Material, before: dict[int, Measured], after: Runs) -> None:
     """Report and picture."""
     held = json.loads((out / "held_out.json").read_text(encoding="utf-8"))
     responses = [[held[name][i] for name in m.teachers] for i in range(len(m.held))]

@@ -20,12 +20,18 @@ import time
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset
-from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+from transformers import (
+    PrinterCallback,
+    ProgressCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from trl import GRPOConfig, GRPOTrainer, ModelConfig, TrlParser, get_peft_config, get_quantization_config
 from trl.data_utils import is_conversational
 from trl.models import unwrap_model_for_generation
@@ -34,8 +40,9 @@ from latent_rewards import HFJudge, Reward, build_reward
 from latent_rewards.data import open_ended
 from latent_rewards.data.prompts import load_prompts
 from latent_rewards.engine.loading import EMBEDDED, resolve_model
-from latent_rewards.files.outputs import to_json
+from latent_rewards.files.outputs import write_json
 from latent_rewards.files.runs import as_options
+from latent_rewards.files.types import JsonObject
 from recipes.grpo_report import (
     HeldOut,
     draw_curves,
@@ -86,10 +93,15 @@ class PrintSteps(TrainerCallback):
     def __init__(self, names: list[str]) -> None:
         self.names, self.started = names, time.perf_counter()
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         self.started = time.perf_counter()
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
+        logs: dict[str, float] | None = None, **kwargs: object,
+    ) -> None:  # fmt: skip
         if not state.is_world_process_zero or not logs or "reward" not in logs:
             return
         each = "  ".join(f"{n} {logs[f'rewards/{n}/mean']:.3f}" for n in self.names if f"rewards/{n}/mean" in logs)
@@ -110,7 +122,7 @@ def build_rewards(options: ScriptArguments) -> tuple[HFJudge, list[Reward], Rewa
     """The judge, the rewards to train on, and the baseline; all share the judge."""
     judge = HFJudge(**as_options(options.judge, "model"))
 
-    def build(entry: Any) -> Reward:
+    def build(entry: object) -> Reward:
         settings = as_options(entry, "reward")
         return build_reward(settings.pop("reward"), judge, **settings)
 
@@ -160,7 +172,7 @@ def score_answers(rewards: list[Reward], rows: Dataset, texts: list[str], n: int
     return HeldOut(texts, scores)
 
 
-def check_grades(rewards: list[Reward], n: int) -> list[dict[str, Any]]:
+def check_grades(rewards: list[Reward], n: int) -> list[JsonObject]:
     """How each reward orders the answers of n built-in prompts, whose grades are known."""
     rows = open_ended()[:n]
     prompts = [row["prompt"] for row in rows for _ in row["responses"]]
@@ -171,7 +183,7 @@ def check_grades(rewards: list[Reward], n: int) -> list[dict[str, Any]]:
 
 def report(
     trainer: GRPOTrainer, rewards: list[Reward], baseline: Reward | None, rows: Dataset, held: list[HeldOut | None],
-    graded: list[dict[str, Any]], *, completions: int, interrupted: bool, timing: dict[str, float], embedded: bool,
+    graded: list[JsonObject], *, completions: int, interrupted: bool, timing: dict[str, float], embedded: bool,
 ) -> None:  # fmt: skip
     """Write results, table and pictures, and print the table."""
     folder, state = Path(trainer.args.output_dir), trainer.state
@@ -189,7 +201,7 @@ def report(
         "training_zero_spread": float(np.mean(flat)) if flat else None,
     }
     table = format_table(results, embedded)
-    (folder / "results.json").write_text(to_json(results | {"timing": timing}, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / "results.json", results | {"timing": timing})
     (folder / "table.txt").write_text(table + "\n", encoding="utf-8")
     write_answers(folder / "held_out.jsonl", rows["prompt"], *held)
     units = {reward.__name__: unit_of(reward) for reward in scored}
@@ -249,7 +261,7 @@ def main(argv: list[str] | None = None) -> int:
         return score_answers(scored, held_rows, texts, n)
 
     before = after = None
-    graded: list[dict[str, Any]] = []
+    graded: list[JsonObject] = []
     interrupted = False
     scored = [*rewards, *([baseline] if baseline else [])]
     try:

@@ -15,14 +15,12 @@ Scores of the judge are kept in `scores/`, so that a stopped run goes on.
 
 from __future__ import annotations
 
-import gzip
 import json
 import logging
 import os
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -30,8 +28,10 @@ import yaml
 
 from latent_rewards import HFJudge, build_reward
 from latent_rewards.evaluation.benchmarks.local import find
-from latent_rewards.files.outputs import to_json
+from latent_rewards.files.outputs import write_json
 from latent_rewards.files.runs import PACKAGES, as_options, versions
+from latent_rewards.files.sources import open_binary
+from latent_rewards.files.types import JsonObject, Prompt
 from latent_rewards.rewards.response_scores import score_responses
 from latent_rewards.routing.policies import (
     compare_policies,
@@ -42,7 +42,7 @@ from latent_rewards.routing.policies import (
     r_squared_by_model,
 )
 from latent_rewards.routing.router import EMBEDDER, Router, embed_prompts
-from recipes.route_report import draw_quality_cost, draw_r2, write_markdown
+from recipes.route_report import Costs, Signal, draw_quality_cost, draw_r2, write_markdown
 
 logger = logging.getLogger(__name__)
 
@@ -80,9 +80,9 @@ class RouteArguments:
 class Data:
     """P prompts, their M models' responses (None where there is none) and gold scores (P, M; NaN there)."""
 
-    prompts: list[Any]
+    prompts: list[Prompt]
     models: list[str]
-    responses: list[list[Any]]
+    responses: list[list[Prompt | None]]
     gold: np.ndarray
 
     def part(self, rows: np.ndarray, models: list[str]) -> Data:
@@ -109,8 +109,7 @@ def load_lists(data: str | Path) -> Data:
             f"({os.environ.get('LATENT_REWARDS_DATA', 'not set')}); give --data a .jsonl or .jsonl.gz file, one prompt "
             'a line: {"prompt": ..., "models": [...], "responses": [...], "gold": [...]}'
         )
-    opener: Any = gzip.open if str(path).endswith(".gz") else open
-    with opener(path, "rt", encoding="utf-8") as file:
+    with open_binary(path, "rb") as file:
         rows = [json.loads(line) for line in file if line.strip()]
     for number, row in enumerate(rows, 1):
         lacking = [key for key in ("prompt", "models", "responses", "gold") if key not in row]
@@ -119,7 +118,7 @@ def load_lists(data: str | Path) -> Data:
         if len({len(row[key]) for key in ("models", "responses", "gold")}) != 1:
             raise ValueError(f"{path}, line {number}: models, responses and gold differ in length")
     models = sorted({m for row in rows for m in row["models"]})
-    responses: list[list[Any]] = [[None] * len(models) for _ in rows]
+    responses: list[list[Prompt | None]] = [[None] * len(models) for _ in rows]
     gold = np.full((len(rows), len(models)), np.nan)
     for i, row in enumerate(rows):
         for model, text, score in zip(row["models"], row["responses"], row["gold"], strict=True):
@@ -128,7 +127,7 @@ def load_lists(data: str | Path) -> Data:
     return Data([row["prompt"] for row in rows], models, responses, gold)
 
 
-def evaluate_signal(args: RouteArguments, data: Data, embeddings: np.ndarray, signal: np.ndarray) -> dict[str, Any]:
+def evaluate_signal(args: RouteArguments, data: Data, embeddings: np.ndarray, signal: np.ndarray) -> Signal:
     """Routers trained on one signal (P, M): R2 on that signal, and gold quality of what they choose."""
     fold = fold_numbers(len(data.prompts), args.folds, args.seed)
     mean = mean_out_of_fold(signal, fold)
@@ -143,7 +142,7 @@ def evaluate_signal(args: RouteArguments, data: Data, embeddings: np.ndarray, si
     return {"r2": r2, "policies": policies, "predicted": predicted, "prompts": len(data.prompts), "models": data.models}
 
 
-def read_judge(args: RouteArguments, data: Data) -> tuple[np.ndarray, Data, dict[str, np.ndarray], dict[str, Any]]:
+def read_judge(args: RouteArguments, data: Data) -> tuple[np.ndarray, Data, dict[str, np.ndarray], JsonObject]:
     """The subset the judge reads (row numbers and data), its scores, and what that took."""
     assert args.judge is not None
     judge = HFJudge(**as_options(args.judge, "model"))
@@ -161,7 +160,7 @@ def read_judge(args: RouteArguments, data: Data) -> tuple[np.ndarray, Data, dict
     return rows, part, found.scores, facts
 
 
-def cost_curve(args: RouteArguments, data: Data, predicted: dict[str, np.ndarray]) -> dict[str, Any] | None:
+def cost_curve(args: RouteArguments, data: Data, predicted: dict[str, np.ndarray]) -> Costs | None:
     """Quality against price for every router, and the single models on the same axes."""
     if args.prices is None:
         return None
@@ -189,7 +188,7 @@ def main(argv: list[str] | None = None) -> int:
     data = load_lists(args.data)
     embeddings = embed_prompts(data.prompts, args.embedder)
     signals = {"gold": evaluate_signal(args, data, embeddings, data.gold)}
-    facts: dict[str, Any] = {}
+    facts: JsonObject = {}
     if args.judge not in (None, "none"):
         rows, part, scores, facts = read_judge(args, data)
         signals["gold, judge's subset"] = evaluate_signal(args, part, embeddings[rows], part.gold)
@@ -198,7 +197,7 @@ def main(argv: list[str] | None = None) -> int:
     router = Router(data.models, k=args.k, embedder=args.embedder)
     router.fit(data.prompts, data.gold, embeddings=embeddings).save(out / "router")
     record = {"config": asdict(args), "versions": versions(*PACKAGES), "judge": facts, "command": " ".join(sys.argv)}
-    (out / "run.json").write_text(to_json(record, indent=2) + "\n", encoding="utf-8")
+    write_json(out / "run.json", record)
     text = write_markdown(out, args, signals, facts, costs)
     draw_r2(out / "r2.png", signals["gold"]["r2"])
     if costs is not None:

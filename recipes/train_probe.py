@@ -15,11 +15,14 @@ import dataclasses
 import logging
 import sys
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 
+from matplotlib.figure import Figure
+
 from latent_rewards import HFJudge, JudgePrompt
-from latent_rewards.files.outputs import to_json
+from latent_rewards.files.outputs import write_json
+from latent_rewards.files.runs import versions
+from latent_rewards.files.types import Row
 from latent_rewards.judge.layouts import BadRow
 from latent_rewards.probes.card import table
 from latent_rewards.probes.examples import gather, sources
@@ -73,25 +76,21 @@ def main(args: ProbeArguments) -> None:
         fit=fit, run=run, training=training,
     )  # fmt: skip
     probe.save(out)
-    (out / "sweep.json").write_text(to_json(rows, indent=1))
-    packages = {p: version(p) for p in ("torch", "transformers", "scikit-learn")}
+    write_json(out / "sweep.json", rows)
+    packages = versions("torch", "transformers", "scikit-learn")
     about = {"judge_revision": judge.revision, "prompt_hash": probe.prompt.hash, "packages": packages}
-    (out / "run.json").write_text(to_json({"arguments": dataclasses.asdict(args), **about}, indent=1))
+    write_json(out / "run.json", {"arguments": dataclasses.asdict(args), **about})
     if rows:
         draw(rows, out / "layers.png", judge.name)
     print(table(probe.config.training["metrics"]))
     print(f"layer {probe.config.layers}, saved in {out}: ProbeReward(HFJudge({args.judge!r}), {str(out)!r})")
 
 
-def draw(rows: list[dict], path: Path, judge: str) -> None:
+def draw(rows: list[Row], path: Path, judge: str) -> None:
     """Cross-validated accuracy by layer with its 95 % interval, each layer at its best strength."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     layers = sorted({r["layer"] for r in rows})
-    fig, ax = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    fig = Figure(figsize=(8, 4.5), layout="constrained")
+    ax = fig.subplots()
     if "r" in rows[0]:
         ax.plot(layers, [max(r["r"] for r in rows if r["layer"] == k) for k in layers], "o-", label="Pearson r")
     else:
@@ -116,7 +115,6 @@ def draw(rows: list[dict], path: Path, judge: str) -> None:
     ax.set_title(f"Probe on {judge} by layer, cross-validated by prompt")
     fig.legend(loc="outside lower center", ncols=3, frameon=False)
     fig.savefig(path, dpi=150)
-    plt.close(fig)
 
 
 if __name__ == "__main__":

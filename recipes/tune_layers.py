@@ -20,10 +20,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
 from latent_rewards import HFJudge, JudgePrompt
-from latent_rewards.files.outputs import to_json
+from latent_rewards.files.outputs import write_json
 from latent_rewards.judge.layouts import BadRow
 from latent_rewards.probes.card import table
 from latent_rewards.probes.examples import gather, sources
@@ -82,7 +83,7 @@ def main(args: TuneArguments) -> None:
     )
     kept.save(out)
     about = {"arguments": dataclasses.asdict(args), "judge_revision": judge.revision, "lens": lens, "figures": rows}
-    (out / "results.json").write_text(to_json(about, indent=1))
+    write_json(out / "results.json", about)
     draw({k: v[1] for k, v in found.items()}, out / "weights.png", judge.name)
     print(table(rows))
     print(f"{lens} lens kept{' (uniform: tuning did not help)' if facts['uniform'] else ''}, saved in {out}")
@@ -99,19 +100,14 @@ def rescaled(rating: np.ndarray, source: np.ndarray, values: Sequence[float]) ->
 
 def draw(weights: dict[str, torch.Tensor], path: Path, judge: str) -> None:
     """The tuned weights by layer, beside the uniform weight."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    fig, ax = plt.subplots(figsize=(8, 4), layout="constrained")
+    fig = Figure(figsize=(8, 4), layout="constrained")
+    ax = fig.subplots()
     for lens, w in weights.items():
         ax.plot(range(len(w)), w, "o-", label=f"{lens} lens")
     ax.axhline(1 / len(w), color="0.5", ls="--", label="uniform")
     ax.set(xlabel="layer (0 is the embedding)", ylabel="weight", title=f"Layer weights of {judge}")
     ax.legend(frameon=False)
     fig.savefig(path, dpi=150)
-    plt.close(fig)
 
 
 def _share(group: np.ndarray, args: TuneArguments) -> int:

@@ -21,20 +21,13 @@ _SAME = (
 )  # fmt: skip
 
 
+@options.takes(options.REWARDS, options.JUDGE)
 def evaluate(
     ctx: typer.Context,
     benchmarks: Annotated[
         str, typer.Option(help="Comma-separated files, names under $LATENT_REWARDS_DATA ('pairwise/*'), or 'hub/...'.")
     ] = "open_ended",
     output: Annotated[Path, typer.Option(help="Folder of the report and the cache.")] = Path("runs/eval"),
-    reward: options.Rewards = None,
-    reward_option: options.RewardOption = None,
-    prompt: options.Prompt = None,
-    judge: options.Judge = "embedded",
-    judge_option: options.JudgeOption = None,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
-    revision: options.Revision = None,
     cache: Annotated[Path | None, typer.Option(help="Folder of the cache; default OUTPUT/cache.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Most items of a benchmark.")] = None,
     max_chars: Annotated[int | None, typer.Option(min=1, help="Leave out items with longer texts.")] = None,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,17 +24,6 @@ NAMES = (  # as in `latent_rewards.rewards.build`, which `--help` should not wai
     "rubric_list", "reasoned", "calibrated",
 )  # fmt: skip
 
-Rewards = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--reward", metavar="NAME[:PROMPT]",
-        help=f"Of {', '.join(NAMES)}; likert10:bare, probe:PATH, or a YAML file of rewards; may be repeated.",
-    ),
-]  # fmt: skip
-RewardOption = Annotated[
-    list[str] | None, typer.Option(metavar="[REWARD.]KEY=VALUE", help="Argument of every reward, or of one; as YAML.")
-]
-Prompt = Annotated[str | None, typer.Option(help="Judge prompt: name of a shipped one, or a file.")]
 Judge = Annotated[str, typer.Option(help="Hub id or folder of the judge, or 'embedded' (for trials).")]
 JudgeOption = Annotated[
     list[str] | None, typer.Option(metavar="KEY=VALUE", help="Any argument of HFJudge, such as quantization=4bit.")
@@ -40,9 +31,59 @@ JudgeOption = Annotated[
 Device = Annotated[str | None, typer.Option(help="Such as cuda:1; default the first accelerator, else cpu.")]
 Dtype = Annotated[str | None, typer.Option(help="auto (the default), float32, bfloat16 or float16.")]
 Revision = Annotated[str | None, typer.Option(help="Hub commit, tag or branch of the judge.")]
-Limit = Annotated[int | None, typer.Option(min=1, help="Take only the first so many rows.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
 Config = Annotated[Path | None, typer.Option(help="YAML file of settings; what flags say comes first.")]
+
+Group = Mapping[str, tuple[object, object]]  # parameter -> its annotation and its default
+
+REWARDS: Group = {
+    "reward": (Annotated[list[str] | None, typer.Option(
+        "--reward", metavar="NAME[:PROMPT]",
+        help=f"Of {', '.join(NAMES)}; likert10:bare, probe:PATH, or a YAML file of rewards; may be repeated.",
+    )], None),
+    "reward_option": (Annotated[list[str] | None, typer.Option(
+        metavar="[REWARD.]KEY=VALUE", help="Argument of every reward, or of one; as YAML.",
+    )], None),
+    "prompt": (Annotated[str | None, typer.Option(help="Judge prompt: name of a shipped one, or a file.")], None),
+}  # fmt: skip
+JUDGE: Group = {
+    "judge": (Judge, "embedded"), "judge_option": (JudgeOption, None), "device": (Device, None), "dtype": (Dtype, None),
+    "revision": (Revision, None),
+}  # fmt: skip
+INPUT: Group = {
+    "input": (Annotated[str | None, typer.Option(
+        help="JSONL[.gz] or Parquet file, datasets folder, or hub data set[:config]; required.",
+    )], None),
+    "split": (Annotated[str | None, typer.Option(help="Split of a data set.")], None),
+    "limit": (Annotated[int | None, typer.Option(min=1, help="Take only the first so many rows.")], None),
+    "prompt_column": (Annotated[str, typer.Option(help="Column with the prompt, text or messages.")], "prompt"),
+    "completion_column": (Annotated[str, typer.Option(help="Column with one completion.")], "completion"),
+    "batch_size": (Annotated[int, typer.Option(min=1, help="Completions per call of the judge.")], 64),
+}  # fmt: skip
+
+
+def takes(*groups: Group) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the options of some groups, before its own; it finds them in `ctx.params`."""
+    shared = {name: of for group in groups for name, of in group.items()}
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = inspect.signature(command, eval_str=True)
+        ctx, *others = own.parameters.values()
+        extra = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
+            for name, (annotation, default) in shared.items()
+        ]
+
+        @functools.wraps(command)
+        def run(**given: object) -> None:
+            command(**{name: value for name, value in given.items() if name not in shared})
+
+        vars(run)["__signature__"] = own.replace(
+            parameters=[ctx, *extra, *(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in others)]
+        )
+        return run
+
+    return decorate
+
 
 _OLD = {"--rewards": "--reward", "--judge-prompt": "--prompt", "--out": "--output"}
 
@@ -121,8 +162,6 @@ def judge_arguments(
     Raises:
         ValueError: no such argument (names those there are), or one that is given twice.
     """
-    from inspect import signature
-
     from latent_rewards.judge.hf import HFJudge
 
     base = {"model": file} if isinstance(file, str) else dict(file or {})
@@ -134,7 +173,7 @@ def judge_arguments(
     if twice:
         raise ValueError(f"--{twice[0].replace('_', '-')} and --judge-option {twice[0]}=...: give one of the two")
     out = {"model": "embedded", **defaults, **base, **flags, **options}
-    known = list(signature(HFJudge).parameters)
+    known = list(inspect.signature(HFJudge).parameters)
     if unknown := sorted(set(out) - set(known)):
         raise ValueError(f"unknown judge options {unknown}; known are {known}")
     return out

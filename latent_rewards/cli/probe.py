@@ -24,15 +24,11 @@ app = typer.Typer(help="Train, look at and publish probes.", no_args_is_help=Tru
 
 
 @app.command(cls=options.Command)
+@options.takes(options.JUDGE)
 def train(
     ctx: typer.Context,
     data: Annotated[list[Path], typer.Argument(help="JSON Lines or Parquet files: pairs, lists or ratings.")],
     output: Annotated[Path, typer.Option(help="Folder of the probe; features go into it too.")],
-    judge: options.Judge = "embedded",
-    judge_option: options.JudgeOption = None,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
-    revision: options.Revision = None,
     prompt: Annotated[str, typer.Option(help="Judge prompt: name of a shipped one, or a file.")] = "weighted",
     aspects: Annotated[
         str, typer.Option(help="Columns of ratings, e.g. 'accuracy,clarity', for a probe with one output for each.")
@@ -80,7 +76,7 @@ def train(
             outputs=names or ("score",),
         )  # fmt: skip
         _write(probe, rows, output)
-    typer.echo(f"ProbeReward(HFJudge({judge!r}), {str(output)!r})")
+    typer.echo(f"ProbeReward(HFJudge({ctx.params['judge']!r}), {str(output)!r})")
 
 
 def _write(probe: Probe, rows: list[Row], output: Path) -> None:

@@ -23,18 +23,12 @@ TOKEN = "LATENT_REWARDS_TOKEN"
 logger = logging.getLogger(__name__)
 
 
+@options.takes(options.REWARDS, {name: of for name, of in options.JUDGE.items() if name != "device"})
 def serve(
     ctx: typer.Context,
-    reward: options.Rewards = None,
-    reward_option: options.RewardOption = None,
-    prompt: options.Prompt = None,
-    judge: options.Judge = "embedded",
-    judge_option: options.JudgeOption = None,
     device: Annotated[
         list[str] | None, typer.Option(help="Such as cuda:1; repeat it for one replica per device behind one port.")
     ] = None,
-    dtype: options.Dtype = None,
-    revision: options.Revision = None,
     config: Annotated[
         Path | None, typer.Option(help="YAML with 'judge' and 'rewards'; what flags say comes first.")
     ] = None,

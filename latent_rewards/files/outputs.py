@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from latent_rewards.files.atomic import publish, publish_folder
+from latent_rewards.files.atomic import publish, publish_folder, write_text
 from latent_rewards.files.sources import Chunk, InputError, Source, format_of, need_pyarrow, open_binary
 from latent_rewards.files.types import Row
 
@@ -43,6 +43,11 @@ def to_json(value: object, *, indent: int | None = None, sort_keys: bool = False
         value = _finite(value)
         text = dumps(value, ensure_ascii=False)
     return text if not _SURROGATE.search(text) else dumps(value)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write a value as `to_json` has it; the file is there as a whole or not at all."""
+    write_text(path, to_json(value, indent=1) + "\n")
 
 
 def _plain(value: object) -> object:
