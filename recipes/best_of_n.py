@@ -16,10 +16,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from transformers.hf_argparser import HfArg
 from trl import TrlParser
 
 from latent_rewards.best_of_n import BestOfNConfig, Selection, best_of_n
@@ -37,27 +38,23 @@ _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 class Arguments:
     """Knobs of the measurement."""
 
-    judge: str = field(default="embedded", metadata={"help": "Hub id or folder of the judge, or 'embedded'."})
-    judge_kwargs: dict[str, Any] | str | None = field(default=None, metadata={"help": "Of HFJudge, as JSON."})
-    rewards: list[str] = field(
-        default_factory=lambda: ["weighted", "verifier"], metadata={"help": "Latent rewards to compare."}
-    )
-    samples: int = field(default=10, metadata={"help": "Ratings behind the Likert mean; 0 leaves Likert out."})
-    policy: str = field(default="embedded", metadata={"help": "Model that writes the completions of tasks."})
-    backend: str = field(default="hf", metadata={"help": "hf, vllm or server."})
-    n: int = field(default=8, metadata={"help": "Completions per task."})
-    max_new_tokens: int = field(default=60, metadata={"help": "Longest completion."})
-    temperature: float = field(default=0.8, metadata={"help": "Of the policy."})
-    tasks: list[str] = field(
-        default_factory=list, metadata={"help": "reasoning-gym tasks, 'name' or 'name {options}'."}
-    )
-    per_task: int = field(default=25, metadata={"help": "Prompts of each task."})
-    lists: list[str] = field(default_factory=list, metadata={"help": "Benchmarks of lists, 'name' or 'name#limit'."})
-    max_chars: int | None = field(default=None, metadata={"help": "Leave out lists with longer texts than this."})
-    batch_size: int = field(default=64, metadata={"help": "Completions per call of the judge."})
-    seed: int = field(default=0, metadata={"help": "Of tasks and sampling."})
-    output: str = field(default="runs/best-of-n", metadata={"help": "Folder of runs and results."})
-    publish: str | None = field(default=None, metadata={"help": "Path without suffix for a copy of the results."})
+    judge: str = HfArg(default="embedded", help="Hub id or folder of the judge, or 'embedded'.")
+    judge_kwargs: dict[str, Any] | str | None = HfArg(default=None, help="Of HFJudge, as JSON.")
+    rewards: list[str] = HfArg(default_factory=lambda: ["weighted", "verifier"], help="Latent rewards to compare.")
+    samples: int = HfArg(default=10, help="Ratings behind the Likert mean; 0 leaves Likert out.")
+    policy: str = HfArg(default="embedded", help="Model that writes the completions of tasks.")
+    backend: str = HfArg(default="hf", help="hf, vllm or server.")
+    n: int = HfArg(default=8, help="Completions per task.")
+    max_new_tokens: int = HfArg(default=60, help="Longest completion.")
+    temperature: float = HfArg(default=0.8, help="Of the policy.")
+    tasks: list[str] = HfArg(default_factory=list, help="reasoning-gym tasks, 'name' or 'name {options}'.")
+    per_task: int = HfArg(default=25, help="Prompts of each task.")
+    lists: list[str] = HfArg(default_factory=list, help="Benchmarks of lists, 'name' or 'name#limit'.")
+    max_chars: int | None = HfArg(default=None, help="Leave out lists with longer texts than this.")
+    batch_size: int = HfArg(default=64, help="Completions per call of the judge.")
+    seed: int = HfArg(default=0, help="Of tasks and sampling.")
+    output: str = HfArg(default="runs/best-of-n", help="Folder of runs and results.")
+    publish: str | None = HfArg(default=None, help="Path without suffix for a copy of the results.")
 
 
 def main() -> None:

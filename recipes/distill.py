@@ -22,7 +22,7 @@ import dataclasses
 import gc
 import json
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +30,7 @@ import torch
 from accelerate import PartialState
 from datasets import Dataset
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.hf_argparser import HfArg
 from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import ModelConfig, SFTConfig, SFTTrainer, TrlParser, get_peft_config
 from trl.experimental.gkd import GKDConfig
@@ -60,47 +61,38 @@ from recipes.distill_report import Measured, Runs, draw, examples, write_report
 class DistillArguments:
     """What this recipe adds to TRL's `GKDConfig` and `ModelConfig`; on the command line mappings are quoted YAML."""
 
-    student: str = field(
-        default=EMBEDDED, metadata={"help": "Model, or a mapping: model, layers (keep so many), dtype."}
-    )
-    teachers: list[str] = field(
+    student: str = HfArg(default=EMBEDDED, help="Model, or a mapping: model, layers (keep so many), dtype.")
+    teachers: list[str] = HfArg(
         default_factory=list,
-        metadata={
-            "help": "Mappings: name, and model (with adapter, noise, dtype) or nothing where responses are given."
-        },
+        help="Mappings: name, and model (with adapter, noise, dtype) or nothing where responses are given.",
     )
-    judge: str = field(default=EMBEDDED, metadata={"help": "Judge, or a mapping of `HFJudge` options."})
-    reward: str = field(default="weighted", metadata={"help": "Latent reward that chooses, or a mapping with options."})
-    likert: str = field(
-        default="{reward: likert10, feedback: false}",
-        metadata={"help": "Sampled rating that chooses, to compare with."},
+    judge: str = HfArg(default=EMBEDDED, help="Judge, or a mapping of `HFJudge` options.")
+    reward: str = HfArg(default="weighted", help="Latent reward that chooses, or a mapping with options.")
+    likert: str = HfArg(
+        default="{reward: likert10, feedback: false}", help="Sampled rating that chooses, to compare with."
     )
-    also: list[str] = field(default_factory=list, metadata={"help": "Further rewards to score held-out answers with."})
-    choices: list[str] = field(
-        default_factory=lambda: ["latent"],
-        metadata={"help": "Ways of choosing to train with: latent, likert, random, single."},
+    also: list[str] = HfArg(default_factory=list, help="Further rewards to score held-out answers with.")
+    choices: list[str] = HfArg(
+        default_factory=lambda: ["latent"], help="Ways of choosing to train with: latent, likert, random, single."
     )
-    single: str | None = field(
-        default=None, metadata={"help": "Teacher of 'single' and of the margin's fallback; default first."}
+    single: str | None = HfArg(default=None, help="Teacher of 'single' and of the margin's fallback; default first.")
+    method: str = HfArg(default="argmax", help="From scores to teachers: argmax, softmax or margin.")
+    choice_temperature: float = HfArg(default=1.0, help="Of softmax, in score units.")
+    margin: float = HfArg(default=0.0, help="Of margin, in score units.")
+    weigh_by_score: bool = HfArg(default=False, help="Weigh each prompt by its chosen score over 10.")
+    responses: str | None = HfArg(
+        default=None, help="JSON Lines of prompt, responses and perhaps gold ({teacher: ...}), instead of sampling."
     )
-    method: str = field(default="argmax", metadata={"help": "From scores to teachers: argmax, softmax or margin."})
-    choice_temperature: float = field(default=1.0, metadata={"help": "Of softmax, in score units."})
-    margin: float = field(default=0.0, metadata={"help": "Of margin, in score units."})
-    weigh_by_score: bool = field(default=False, metadata={"help": "Weigh each prompt by its chosen score over 10."})
-    responses: str | None = field(
-        default=None,
-        metadata={"help": "JSON Lines of prompt, responses and perhaps gold ({teacher: ...}), instead of sampling."},
-    )
-    responses_temperature: float = field(default=0.7, metadata={"help": "At which teachers respond; 0 is greedy."})
-    trainer: str = field(default="gkd", metadata={"help": "gkd: whole distributions; sft: chosen responses only."})
-    loss: str = field(default="{}", metadata={"help": "Mapping of `LossOptions`; beta is GKD's unless given here."})
-    seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "One training run each."})
-    dataset_name: str = field(default="open_ended", metadata={"help": "As in recipes/grpo.py."})
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a hub dataset."})
-    dataset_split: str = field(default="train", metadata={"help": "Split of a hub dataset."})
-    held_out: int = field(default=16, metadata={"help": "Prompts kept out of training."})
-    limit: int | None = field(default=None, metadata={"help": "Most training prompts."})
-    threads: int | None = field(default=None, metadata={"help": "CPU threads of torch."})
+    responses_temperature: float = HfArg(default=0.7, help="At which teachers respond; 0 is greedy.")
+    trainer: str = HfArg(default="gkd", help="gkd: whole distributions; sft: chosen responses only.")
+    loss: str = HfArg(default="{}", help="Mapping of `LossOptions`; beta is GKD's unless given here.")
+    seeds: list[int] = HfArg(default_factory=lambda: [0], help="One training run each.")
+    dataset_name: str = HfArg(default="open_ended", help="As in recipes/grpo.py.")
+    dataset_config: str | None = HfArg(default=None, help="Configuration of a hub dataset.")
+    dataset_split: str = HfArg(default="train", help="Split of a hub dataset.")
+    held_out: int = HfArg(default=16, help="Prompts kept out of training.")
+    limit: int | None = HfArg(default=None, help="Most training prompts.")
+    threads: int | None = HfArg(default=None, help="CPU threads of torch.")
 
 
 @dataclass

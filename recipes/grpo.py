@@ -18,7 +18,7 @@ from __future__ import annotations
 import sys
 import time
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +32,7 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.hf_argparser import HfArg
 from trl import GRPOConfig, GRPOTrainer, ModelConfig, TrlParser, get_peft_config, get_quantization_config
 from trl.data_utils import is_conversational
 from trl.models import unwrap_model_for_generation
@@ -60,31 +61,24 @@ from recipes.grpo_report import (
 class ScriptArguments:
     """What this recipe adds to TRL's `GRPOConfig` and `ModelConfig`; on the command line mappings are quoted YAML."""
 
-    dataset_name: str = field(
-        default="open_ended",
-        metadata={"help": "open_ended (built in), a .jsonl, .json, .parquet or .csv file, or a hub dataset."},
+    dataset_name: str = HfArg(
+        default="open_ended", help="open_ended (built in), a .jsonl, .json, .parquet or .csv file, or a hub dataset."
     )
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a hub dataset."})
-    dataset_split: str = field(default="train", metadata={"help": "Split of a hub dataset."})
-    judge: str = field(
-        default=EMBEDDED, metadata={"help": "Judge model, or a mapping of `HFJudge` options with the key `model`."}
-    )
-    rewards: list[str] = field(
+    dataset_config: str | None = HfArg(default=None, help="Configuration of a hub dataset.")
+    dataset_split: str = HfArg(default="train", help="Split of a hub dataset.")
+    judge: str = HfArg(default=EMBEDDED, help="Judge model, or a mapping of `HFJudge` options with the key `model`.")
+    rewards: list[str] = HfArg(
         default_factory=lambda: ["weighted"],
-        metadata={"help": "Rewards: names, or mappings with the key `reward` and that reward's options."},
+        help="Rewards: names, or mappings with the key `reward` and that reward's options.",
     )
-    baseline: str | None = field(
+    baseline: str | None = HfArg(
         default="{reward: likert10, feedback: false}",
-        metadata={"help": "Sampled rating to compare with on the held-out answers, never trained on; 'none' for none."},
+        help="Sampled rating to compare with on the held-out answers, never trained on; 'none' for none.",
     )
-    held_out: int = field(default=16, metadata={"help": "Prompts kept out of training, for before and after."})
-    held_out_completions: int = field(default=8, metadata={"help": "Answers to each held-out prompt."})
-    graded: int = field(
-        default=0, metadata={"help": "Built-in graded prompts on which every score is checked against the grades."}
-    )
-    threads: int | None = field(
-        default=None, metadata={"help": "CPU threads of torch. The last bits of a CPU run depend on it."}
-    )
+    held_out: int = HfArg(default=16, help="Prompts kept out of training, for before and after.")
+    held_out_completions: int = HfArg(default=8, help="Answers to each held-out prompt.")
+    graded: int = HfArg(default=0, help="Built-in graded prompts on which every score is checked against the grades.")
+    threads: int | None = HfArg(default=None, help="CPU threads of torch. The last bits of a CPU run depend on it.")
 
 
 class PrintSteps(TrainerCallback):

@@ -19,12 +19,13 @@ import json
 import logging
 import os
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 import yaml
+from transformers.hf_argparser import HfArg
 
 from latent_rewards import HFJudge, build_reward
 from latent_rewards.evaluation.benchmarks.local import find
@@ -51,29 +52,22 @@ logger = logging.getLogger(__name__)
 class RouteArguments:
     """What to route and how; on the command line mappings are quoted YAML."""
 
-    data: str = field(
-        default="",
-        metadata={
-            "help": "JSON Lines (.gz) of prompt, models, responses, gold; or its name under LATENT_REWARDS_DATA."
-        },
+    data: str = HfArg(
+        default="", help="JSON Lines (.gz) of prompt, models, responses, gold; or its name under LATENT_REWARDS_DATA."
     )
-    output_dir: str = field(default="runs/route", metadata={"help": "Folder of the report and the router."})
-    embedder: str = field(default=EMBEDDER, metadata={"help": "Model of sentence-transformers."})
-    kinds: list[str] = field(default_factory=lambda: ["knn", "ridge", "boosted"], metadata={"help": "Predictors."})
-    k: int = field(default=50, metadata={"help": "Neighbours of knn."})
-    folds: int = field(default=10, metadata={"help": "Of the cross-validation over prompts."})
-    seed: int = field(default=0, metadata={"help": "Of the folds and of the subset that the judge reads."})
-    judge: str | None = field(
-        default=None, metadata={"help": "Judge, or a mapping of `HFJudge` options; 'none' for gold alone."}
-    )
-    rewards: list[str] = field(default_factory=lambda: ["weighted"], metadata={"help": "Rewards read from the judge."})
-    judge_models: list[str] = field(
-        default_factory=list, metadata={"help": "Models whose responses it reads; none: all."}
-    )
-    judge_prompts: int | None = field(default=None, metadata={"help": "Number of prompts it reads; none: all."})
-    prices: str | None = field(default=None, metadata={"help": "Mapping of model to price of a response."})
-    resamples: int = field(default=1000, metadata={"help": "Bootstrap draws of every interval."})
-    threads: int | None = field(default=None, metadata={"help": "CPU threads of torch."})
+    output_dir: str = HfArg(default="runs/route", help="Folder of the report and the router.")
+    embedder: str = HfArg(default=EMBEDDER, help="Model of sentence-transformers.")
+    kinds: list[str] = HfArg(default_factory=lambda: ["knn", "ridge", "boosted"], help="Predictors.")
+    k: int = HfArg(default=50, help="Neighbours of knn.")
+    folds: int = HfArg(default=10, help="Of the cross-validation over prompts.")
+    seed: int = HfArg(default=0, help="Of the folds and of the subset that the judge reads.")
+    judge: str | None = HfArg(default=None, help="Judge, or a mapping of `HFJudge` options; 'none' for gold alone.")
+    rewards: list[str] = HfArg(default_factory=lambda: ["weighted"], help="Rewards read from the judge.")
+    judge_models: list[str] = HfArg(default_factory=list, help="Models whose responses it reads; none: all.")
+    judge_prompts: int | None = HfArg(default=None, help="Number of prompts it reads; none: all.")
+    prices: str | None = HfArg(default=None, help="Mapping of model to price of a response.")
+    resamples: int = HfArg(default=1000, help="Bootstrap draws of every interval.")
+    threads: int | None = HfArg(default=None, help="CPU threads of torch.")
 
 
 @dataclass

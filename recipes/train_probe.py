@@ -14,10 +14,11 @@ from __future__ import annotations
 import dataclasses
 import logging
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from transformers.hf_argparser import HfArg
 
 from latent_rewards import HFJudge, JudgePrompt
 from latent_rewards.files.outputs import write_json
@@ -35,25 +36,25 @@ from latent_rewards.stats.pairs import PROBE_LENGTH_TOLERANCE
 class ProbeArguments:
     """What to train on."""
 
-    data: list[str] = field(default_factory=list, metadata={"help": "JSON Lines files: pairs, lists or ratings."})
-    output_dir: str = field(default="runs/probe", metadata={"help": "Folder of the probe."})
-    judge: str = field(default="embedded", metadata={"help": "Hub id, folder or 'embedded'."})
-    prompt: str = field(default="weighted", metadata={"help": "Judge prompt: shipped name or file."})
-    dtype: str = field(default="auto", metadata={"help": "Of the judge."})
-    max_length: int | None = field(default=None, metadata={"help": "Most tokens the judge reads."})
-    limit: int | None = field(default=None, metadata={"help": "Most rows of each file."})
-    licence: str = field(default="other", metadata={"help": "Of the data, for the card."})
-    layers: list[int] = field(default_factory=list, metadata={"help": "Layers to try; none is all."})
-    strengths: list[float] = field(default_factory=lambda: [1e-4, 1e-3, 1e-2], metadata={"help": "L2 strengths."})
-    folds: int = field(default=5, metadata={"help": "Of the cross-validation, grouped by prompt."})
-    select: str = field(default="balanced", metadata={"help": "accuracy, matched, balanced or r."})
-    test_share: float = field(default=0.2, metadata={"help": "Share of prompts for the final figures."})
-    architecture: str = field(default="linear", metadata={"help": "linear, mlp or orthogonal."})
-    objective: str = field(default="bradley_terry", metadata={"help": "bce, kto, bradley_terry, regression, ordinal."})
-    guards: list[str] = field(default_factory=lambda: ["erase", "balance"], metadata={"help": "Against length."})
-    balance_sources: bool = field(default=False, metadata={"help": "Each data file weighs the same."})
-    mix_layers: bool = field(default=False, metadata={"help": "One probe on a learnt mixture of all layers."})
-    seed: int = field(default=42, metadata={"help": "Of everything random."})
+    data: list[str] = HfArg(default_factory=list, help="JSON Lines files: pairs, lists or ratings.")
+    output_dir: str = HfArg(default="runs/probe", help="Folder of the probe.")
+    judge: str = HfArg(default="embedded", help="Hub id, folder or 'embedded'.")
+    prompt: str = HfArg(default="weighted", help="Judge prompt: shipped name or file.")
+    dtype: str = HfArg(default="auto", help="Of the judge.")
+    max_length: int | None = HfArg(default=None, help="Most tokens the judge reads.")
+    limit: int | None = HfArg(default=None, help="Most rows of each file.")
+    licence: str = HfArg(default="other", help="Of the data, for the card.")
+    layers: list[int] = HfArg(default_factory=list, help="Layers to try; none is all.")
+    strengths: list[float] = HfArg(default_factory=lambda: [1e-4, 1e-3, 1e-2], help="L2 strengths.")
+    folds: int = HfArg(default=5, help="Of the cross-validation, grouped by prompt.")
+    select: str = HfArg(default="balanced", help="accuracy, matched, balanced or r.")
+    test_share: float = HfArg(default=0.2, help="Share of prompts for the final figures.")
+    architecture: str = HfArg(default="linear", help="linear, mlp or orthogonal.")
+    objective: str = HfArg(default="bradley_terry", help="bce, kto, bradley_terry, regression, ordinal.")
+    guards: list[str] = HfArg(default_factory=lambda: ["erase", "balance"], help="Against length.")
+    balance_sources: bool = HfArg(default=False, help="Each data file weighs the same.")
+    mix_layers: bool = HfArg(default=False, help="One probe on a learnt mixture of all layers.")
+    seed: int = HfArg(default=42, help="Of everything random.")
 
 
 def main(args: ProbeArguments) -> None:

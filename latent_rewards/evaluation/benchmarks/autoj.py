@@ -1,7 +1,5 @@
 """Auto-J: 1,392 pairs of 58 scenarios with human preference; ties are left out. No licence file in the repository."""
 
-from __future__ import annotations
-
 from latent_rewards.evaluation.benchmarks.remote import GitHub
 from latent_rewards.evaluation.benchmarks.rows import LeftOut
 from latent_rewards.files.types import Row

@@ -1,7 +1,5 @@
 """BiGGen Bench: responses with human scores 1-5 and a rubric per instance (Kim et al. 2024; CC-BY-SA-4.0)."""
 
-from __future__ import annotations
-
 from latent_rewards.evaluation.benchmarks.remote import Hub
 from latent_rewards.files.types import Row
 

@@ -1,7 +1,5 @@
 """HelpSteer, validation: human helpfulness 0-4 (Wang et al. 2023; CC-BY-4.0)."""
 
-from __future__ import annotations
-
 from latent_rewards.evaluation.benchmarks.remote import Hub
 from latent_rewards.files.types import Row
 

@@ -1,7 +1,5 @@
 """HelpSteer2, validation: 1,038 responses with human helpfulness 0-4 (Wang et al. 2024; CC-BY-4.0)."""
 
-from __future__ import annotations
-
 from latent_rewards.evaluation.benchmarks.remote import Hub
 from latent_rewards.files.types import Row
 

@@ -1,7 +1,5 @@
 """JudgeBench: hard pairs with verifiable answers, of GPT-4o and Claude 3.5 (Tan et al. 2025; MIT)."""
 
-from __future__ import annotations
-
 from latent_rewards.evaluation.benchmarks.remote import Hub
 from latent_rewards.files.types import Row
 

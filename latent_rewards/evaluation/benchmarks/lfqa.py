@@ -1,7 +1,5 @@
 """LFQA: experts' preferences between long-form answers; ties are left out (Xu et al. 2023)."""
 
-from __future__ import annotations
-
 from latent_rewards.evaluation.benchmarks.remote import GitHub
 from latent_rewards.evaluation.benchmarks.rows import LeftOut
 from latent_rewards.files.types import Row

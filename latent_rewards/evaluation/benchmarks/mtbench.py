@@ -1,7 +1,5 @@
 """MT-Bench human judgments: pairs of six models over two turns; ties are left out (Zheng et al. 2023; CC-BY-4.0)."""
 
-from __future__ import annotations
-
 from latent_rewards.evaluation.benchmarks.remote import Hub
 from latent_rewards.evaluation.benchmarks.rows import LeftOut
 from latent_rewards.files.types import Row

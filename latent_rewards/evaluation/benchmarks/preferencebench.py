@@ -1,7 +1,5 @@
 """Preference Bench: 2,000 pairs of the Prometheus 2 authors, judged by GPT-4 (Kim et al. 2024; Apache-2.0)."""
 
-from __future__ import annotations
-
 from latent_rewards.evaluation.benchmarks.remote import Hub
 from latent_rewards.files.types import Row
 

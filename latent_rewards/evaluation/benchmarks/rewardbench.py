@@ -1,7 +1,5 @@
 """RewardBench: 2,985 pairs on chat, safety and reasoning (Lambert et al. 2024; ODC-BY)."""
 
-from __future__ import annotations
-
 from latent_rewards.evaluation.benchmarks.remote import Hub
 from latent_rewards.files.types import Row
 

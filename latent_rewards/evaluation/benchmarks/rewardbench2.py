@@ -1,7 +1,5 @@
 """RewardBench 2: one right answer among four (more in Ties) on six subjects (Malik et al. 2025; ODC-BY)."""
 
-from __future__ import annotations
-
 from latent_rewards.evaluation.benchmarks.remote import Hub
 from latent_rewards.files.types import Row
 

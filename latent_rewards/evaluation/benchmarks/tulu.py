@@ -1,7 +1,5 @@
 """Tulu 3 preference mixture: on-policy and public pairs judged by GPT-4o (Lambert et al. 2024; ODC-BY)."""
 
-from __future__ import annotations
-
 from latent_rewards.evaluation.benchmarks.remote import Hub
 from latent_rewards.files.types import Row
 

@@ -1,7 +1,5 @@
 """UltraFeedback, binarised test pairs: GPT-4 preferences; equal scores are left out (Cui et al. 2023; MIT)."""
 
-from __future__ import annotations
-
 from latent_rewards.evaluation.benchmarks.remote import Hub
 from latent_rewards.evaluation.benchmarks.rows import LeftOut
 from latent_rewards.files.types import Row

@@ -1,7 +1,5 @@
 """UltraFeedback, the rejected responses with their overall GPT-4 score 1-10 (Cui et al. 2023; MIT)."""
 
-from __future__ import annotations
-
 from latent_rewards.evaluation.benchmarks.remote import Hub
 from latent_rewards.files.types import Row
 

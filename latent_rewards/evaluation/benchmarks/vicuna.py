@@ -1,17 +1,10 @@
 """Vicuna Bench: 320 responses with three GPT-4 scores 1-5 each, as prepared for Prometheus (Apache-2.0)."""
 
-from __future__ import annotations
-
-from latent_rewards.evaluation.benchmarks.prometheus import rating
-from latent_rewards.evaluation.benchmarks.remote import GitHub
+from latent_rewards.evaluation.benchmarks.prometheus import rating, source
 from latent_rewards.files.types import Row
 
 KIND = "rating"
-SOURCE = GitHub(
-    "prometheus-eval/prometheus-eval",
-    "8536c6d6f69f492fb364a2173e522d4dad034488",
-    "eval/benchmark/data/vicuna_eval.json",
-)
+SOURCE = source("vicuna")
 
 
 def convert(row: Row) -> Row:
