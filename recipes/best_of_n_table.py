@@ -14,6 +14,7 @@ from matplotlib.figure import Figure as Picture
 
 from latent_rewards.best_of_n.choice_of_n import choose_n, expected_gold
 from latent_rewards.evaluation.report.plots import COLOURS
+from latent_rewards.files.markdown import figure, table
 from latent_rewards.files.outputs import write_json
 from latent_rewards.files.types import JsonObject, Row
 from latent_rewards.judge.prompts import to_text
@@ -95,36 +96,33 @@ def _choice(scores: list[np.ndarray], gold: list[np.ndarray]) -> JsonObject:
 
 def markdown(results: JsonObject) -> str:
     """One table per set."""
-    lines = [f"`{results['command']}` at {results['commit']}", ""]
-    lines += [
-        f"Judge {results['judge']}, policy {results['policy']}. Gold of the picked completion, mean over prompts;",
-        "",
-    ]
-    lines[-2] += " differences with paired 95 % bootstrap intervals over prompts; ties count with their mean gold."
+    lines = [
+        f"`{results['command']}` at {results['commit']}", "",
+        f"Judge {results['judge']}, policy {results['policy']}. Gold of the picked completion, mean over prompts; "
+        "differences with paired 95 % bootstrap intervals over prompts; ties count with their mean gold.", "",
+    ]  # fmt: skip
+    head = ["pick by", "gold", "minus random", "minus longest", "minus Likert mean", "best n, temperature", "regret"]
     for name, s in results["sets"].items():
         low, high = s["completions"]
         missing = "".join(f"; without a score by {c}: {n}" for c, n in s["without_score"].items() if n)
-        lines += [f"## {name}", ""]
         lines += [
+            f"## {name}", "",
             f"{s['measured']} of {s['prompts']} prompts (the others' completions are all of one gold), {low} to {high} "
-            f"completions each{missing}.", "",
-            "| pick by | gold | minus random | minus longest | minus Likert mean | best n, temperature | regret |",
-            "|---|---|---|---|---|---|---|",
+            f"completions each{missing}.", "", *table(head, [_row(*entry) for entry in s["scorers"].items()]), "",
         ]  # fmt: skip
-        for scorer, e in s["scorers"].items():
-            choice = e.get("choice")
-            chosen = f"{choice['n']}, {choice['temperature']:.2g}" if choice else ""
-            down = " (turns down)" if choice and choice["turns_down"] else ""
-            regret = f"{choice['regret']:.3f}" if choice else ""
-            cells = [_interval(e.get(f"minus_{o}")) for o in ("random", "longest", "likert")]
-            gold = f"{e['gold_of_pick']['value']:.3f}"
-            lines.append(f"| {scorer} | {gold} | {' | '.join(cells)} | {chosen}{down} | {regret} |")
-        lines.append("")
     return "\n".join(lines)
 
 
+def _row(scorer: str, e: JsonObject) -> list[str]:
+    choice = e.get("choice")
+    down = " (turns down)" if choice and choice["turns_down"] else ""
+    chosen = [f"{choice['n']}, {choice['temperature']:.2g}{down}", f"{choice['regret']:.3f}"] if choice else ["", ""]
+    minus = [_interval(e.get(f"minus_{other}")) for other in ("random", "longest", "likert")]
+    return [scorer, f"{e['gold_of_pick']['value']:.3f}", *minus, *chosen]
+
+
 def _interval(e: Figure | None) -> str:
-    return f"{e['value']:+.3f} [{e['low']:+.3f}, {e['high']:+.3f}]" if e and e["low"] is not None else ""
+    return figure(e["value"], e["low"], e["high"], sign="+") if e and e["low"] is not None else ""
 
 
 def draw(results: JsonObject, path: Path) -> None:
@@ -135,8 +133,8 @@ def draw(results: JsonObject, path: Path) -> None:
     columns = min(len(shown), 3)
     rows = -(-len(shown) // columns)
     with style.context({"axes.spines.top": False, "axes.spines.right": False, "font.size": 9}):
-        figure = Picture(figsize=(4.0 * columns, 3.1 * rows))
-        axes = figure.subplots(rows, columns, squeeze=False)
+        picture = Picture(figsize=(4.0 * columns, 3.1 * rows))
+        axes = picture.subplots(rows, columns, squeeze=False)
         for ax, (name, s) in zip(axes.flat, shown.items(), strict=False):
             tint = dict(zip([c for c in s["scorers"] if c not in BASELINES], COLOURS, strict=False)) | BASELINES
             for scorer, e in s["scorers"].items():
@@ -150,9 +148,9 @@ def draw(results: JsonObject, path: Path) -> None:
         for ax in axes.flat[len(shown) :]:
             ax.set_visible(False)
         handles, labels = axes.flat[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper center", ncols=min(len(labels), 4), frameon=False)
-        figure.tight_layout(rect=(0, 0, 1, 1 - 0.4 / (3.1 * rows) - 0.05))
-        figure.savefig(path, dpi=150)
+        picture.legend(handles, labels, loc="outside upper center", ncols=min(len(labels), 4), frameon=False)
+        picture.tight_layout(rect=(0, 0, 1, 1 - 0.4 / (3.1 * rows) - 0.05))
+        picture.savefig(path, dpi=150)
 
 
 def _commit() -> str:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, TypedDict
 import numpy as np
 from matplotlib.figure import Figure
 
+from latent_rewards.files import markdown
+from latent_rewards.files.markdown import figure
 from latent_rewards.files.outputs import write_json
 from latent_rewards.files.types import JsonObject, Messages
 from latent_rewards.stats.bootstrap import mean_estimate
@@ -99,9 +101,8 @@ def _both(differences_SP: np.ndarray) -> Both:
     return {"seeds": over_seeds, "prompts": [e.value, e.low, e.high]}
 
 
-def _cell(values: Interval, sign: str = "+") -> str:
-    mean, low, high = values
-    return f"{mean:{sign}.3f}" + ("" if np.isnan(low) else f" [{low:{sign}.3f}, {high:{sign}.3f}]")
+def _cell(values: Interval) -> str:
+    return figure(*values, sign="+")
 
 
 def examples(
@@ -138,12 +139,11 @@ def _example_lines(found: list[JsonObject]) -> list[str]:
 
 def _gold_lines(report: JsonObject) -> list[str]:
     """How good the chosen responses are, where gold is known."""
-    lines = ["", "| chosen by | mean gold score of the chosen | has the best gold score |", "|---|---|---|"]
-    for way, mean in report["gold"].items():
-        lines.append(
-            f"| {way} | - | - |" if mean is None else f"| {way} | {mean:.3f} | {report['gold_best'][way]:.0%} |"
-        )
-    return lines
+    rows = [
+        [way, *(("-", "-") if mean is None else (f"{mean:.3f}", f"{report['gold_best'][way]:.0%}"))]
+        for way, mean in report["gold"].items()
+    ]
+    return ["", *markdown.table(["chosen by", "mean gold score of the chosen", "has the best gold score"], rows)]
 
 
 def write_report(
@@ -153,38 +153,35 @@ def write_report(
     """report.md and results.json; returns the report."""
     rows = table(names, args.choices, before, after)
     report = json.loads((out / "choices.json").read_text(encoding="utf-8"))
-    n = len(next(iter(before.values()))["texts"])
+    n, first = len(next(iter(before.values()))["texts"]), args.choices[0]
+    cells = [
+        [row["metric"], f"{np.mean(row['before']):.3f}", c, f"{np.mean(row['after'][c]):.3f}", _cell(g["seeds"]),
+         _cell(g["prompts"])]
+        for row in rows for c, g in row["gain"].items()
+    ]  # fmt: skip
     lines = [
         f"{n} held-out prompts, seeds {args.seeds}. Divergence: KL(teacher || student), nats per token of the "
         "teacher's own held-out responses. Changes: mean [95 % over seeds, Student's t], mean [95 % over prompts].",
         "",
-        "| metric | before | choice | after | change, over seeds | over prompts |",
-        "|---|---|---|---|---|---|",
+        *markdown.table(["metric", "before", "choice", "after", "change, over seeds", "over prompts"], cells),
     ]
-    for row in rows:
-        for c in args.choices:
-            g = row["gain"][c]
-            lines.append(
-                f"| {row['metric']} | {np.mean(row['before']):.3f} | {c} | {np.mean(row['after'][c]):.3f} | "
-                f"{_cell(g['seeds'])} | {_cell(g['prompts'])} |"
-            )
     if len(args.choices) > 1:
-        first = args.choices[0]
-        lines += ["", f"| metric | {first} minus | over seeds | over prompts |", "|---|---|---|---|"]
-        for row in rows:
-            for c, d in row["versus"].items():
-                lines.append(f"| {row['metric']} | {c} | {_cell(d['seeds'])} | {_cell(d['prompts'])} |")
-    lines += ["", f"| chosen by | {' | '.join(names)} | none |", "|---|" + "---|" * (len(names) + 1)]
-    for c, share in report["share"].items():
-        cells = " | ".join("-" if share[n] is None else f"{share[n]:.0%}" for n in names)
-        lines.append(f"| {c} | {cells} | {report['none'][c]} |")
+        cells = [
+            [row["metric"], c, _cell(d["seeds"]), _cell(d["prompts"])] for row in rows for c, d in row["versus"].items()
+        ]
+        lines += ["", *markdown.table(["metric", f"{first} minus", "over seeds", "over prompts"], cells)]
+    cells = [
+        [c, *("-" if share[n] is None else f"{share[n]:.0%}" for n in names), str(report["none"][c])]
+        for c, share in report["share"].items()
+    ]
+    lines += ["", *markdown.table(["chosen by", *names, "none"], cells)]
     agree = ", ".join(f"{k} {v:.0%}" for k, v in report["agreement"].items() if v is not None)
     lines += ["", f"Same teacher: {agree}." if agree else ""]
     lines += _gold_lines(report) if "gold" in report else []
     known = list(next(iter(teachers.values())))
     if known:
-        lines += ["", f"| mean score of held-out responses | {' | '.join(known)} |", "|---|" + "---|" * len(known)]
-        lines += [f"| {name} | " + " | ".join(f"{s[n]:.3f}" for n in known) + " |" for name, s in teachers.items()]
+        cells = [[name, *(f"{s[n]:.3f}" for n in known)] for name, s in teachers.items()]
+        lines += ["", *markdown.table(["mean score of held-out responses", *known], cells)]
     text = "\n".join(lines + _example_lines(report["examples"]))
     (out / "report.md").write_text(f"# Distillation\n\n{text}\n", encoding="utf-8")
     write_json(out / "results.json", {"metrics": rows, "choices": report})

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypedDict
 import numpy as np
 from matplotlib.figure import Figure
 
+from latent_rewards.files.markdown import figure, table
 from latent_rewards.files.outputs import write_json
 from latent_rewards.files.types import JsonObject
 from latent_rewards.stats.bootstrap import Estimate
@@ -17,13 +18,6 @@ if TYPE_CHECKING:
 
 LABELS = {"knn": "nearest neighbours", "ridge": "linear", "boosted": "boosted trees", "mean": "training mean"}
 COLOURS = {"knn": "#2a78d6", "ridge": "#e34948", "boosted": "#1baf7a", "mean": "#888888"}
-
-
-def cell(e: Estimate, sign: str = "") -> str:
-    """An estimate with its interval."""
-    if np.isnan(e.value):
-        return "-"
-    return f"{e.value:{sign}.3f} [{e.low:{sign}.3f}, {e.high:{sign}.3f}]"
 
 
 class Signal(TypedDict):
@@ -43,26 +37,27 @@ class Costs(TypedDict):
     single: dict[str, tuple[float, float]]
 
 
+def cell(e: Estimate, sign: str = "") -> str:
+    """An estimate with its interval."""
+    return figure(*e[:3], sign=sign)
+
+
 def policy_table(policies: dict[str, dict[str, Estimate]], signal: str) -> list[str]:
     """Gold quality of each policy, best last but for the oracle."""
     names = {"signal itself": f"best response by {signal} (needs every response)", "oracle": "oracle (best by gold)"}
-    lines = ["| policy | gold quality [95 %] | gain over the best single model [95 %] |", "|---|---|---|"]
-    for name, row in policies.items():
-        if name == "signal itself" and signal.startswith("gold"):
-            continue
-        label = names.get(name, LABELS.get(name, name))
-        lines.append(f"| {label} | {cell(row['quality'])} | {cell(row['gain'], '+')} |")
-    return lines
+    rows = [
+        [names.get(name, LABELS.get(name, name)), cell(row["quality"]), cell(row["gain"], "+")]
+        for name, row in policies.items()
+        if name != "signal itself" or not signal.startswith("gold")
+    ]
+    return table(["policy", "gold quality [95 %]", "gain over the best single model [95 %]"], rows)
 
 
 def r2_table(signal: Signal) -> list[str]:
     """R2 of each model and predictor, out of fold."""
-    kinds = list(signal["r2"])
-    lines = [f"| model | n | {' | '.join(LABELS[k] for k in kinds)} |", "|---|---|" + "---|" * len(kinds)]
-    for model in signal["models"]:
-        row = [signal["r2"][k][model] for k in kinds]
-        lines.append(f"| {model} | {row[0].n} | {' | '.join(cell(e) for e in row)} |")
-    return lines
+    kinds = signal["r2"]
+    rows = [[m, str(signal["r2"]["mean"][m].n), *(cell(row[m]) for row in kinds.values())] for m in signal["models"]]
+    return table(["model", "n", *(LABELS[k] for k in kinds)], rows)
 
 
 def write_markdown(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from latent_rewards.files import markdown
 from latent_rewards.files.outputs import to_json
 
 if TYPE_CHECKING:
@@ -63,9 +64,7 @@ def model_card(probe: Probe) -> str:
 def table(rows: Sequence[Mapping[str, object]]) -> str:
     """A Markdown table of rows with the same keys; floats with three digits, (value, low, high) with its interval."""
     keys = list(rows[0])
-    lines = ["| " + " | ".join(keys) + " |", "|" + "---|" * len(keys)]
-    lines += ["| " + " | ".join(_cell(row.get(k)) for k in keys) + " |" for row in rows]
-    return "\n".join(lines) + "\n"
+    return "\n".join(markdown.table(keys, [[_cell(row.get(k)) for k in keys] for row in rows])) + "\n"
 
 
 def _cell(value: object) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from latent_rewards.evaluation.report.html import page
 from latent_rewards.evaluation.report.plots import draw
 from latent_rewards.evaluation.results import BenchmarkResult, ConsistencyFigure, Results, Scorer
+from latent_rewards.files.markdown import figure, table
 from latent_rewards.files.outputs import to_json
 from latent_rewards.stats.bootstrap import Figure
 
@@ -121,11 +122,8 @@ def _stability(s: Scorer) -> list[str]:
 
 
 def _cell(f: Figure) -> str:
-    if f["value"] is None:
-        return "-"
-    return f"{f['value']:.3f}" + ("" if f["low"] is None else f" [{f['low']:.3f}, {f['high']:.3f}]")
+    return figure(f["value"], f["low"], f["high"])
 
 
 def _table(head: list[str], rows: list[list[str]]) -> list[str]:
-    lines = [head, ["---"] * len(head), *rows]
-    return [*("| " + " | ".join(c.replace("|", "\\|") for c in line) + " |" for line in lines), ""]
+    return [*table(head, rows), ""]
