@@ -185,15 +185,10 @@ def report(
     flat = [entry["frac_reward_zero_std"] for entry in state.log_history if "frac_reward_zero_std" in entry]
     results = {
         "scores": [summarise(reward.__name__, *held) for reward in scored],
-        "baseline": baseline.__name__ if baseline else None,
-        "graded": graded,
-        "held_out": len(rows),
-        "completions": completions,
-        "steps": state.global_step,
-        "max_steps": state.max_steps,
-        "interrupted": interrupted,
-        "training_zero_spread": float(np.mean(flat)) if flat else None,
-    }
+        "baseline": baseline.__name__ if baseline else None, "graded": graded, "held_out": len(rows),
+        "completions": completions, "steps": state.global_step, "max_steps": state.max_steps,
+        "interrupted": interrupted, "training_zero_spread": float(np.mean(flat)) if flat else None,
+    }  # fmt: skip
     table = format_table(results, embedded)
     write_json(folder / "results.json", results | {"timing": timing})
     (folder / "table.txt").write_text(table + "\n", encoding="utf-8")
@@ -217,14 +212,10 @@ def build_trainer(training: GRPOConfig, model: ModelConfig, rewards: list[Reward
         **(training.model_init_kwargs or {}),
     }  # fmt: skip
     trainer = GRPOTrainer(
-        model=resolve_model(model.model_name_or_path or EMBEDDED),
-        reward_funcs=rewards,
-        args=training,
-        train_dataset=rows,
-        quantization_config=get_quantization_config(model),
-        peft_config=get_peft_config(model),
+        model=resolve_model(model.model_name_or_path or EMBEDDED), reward_funcs=rewards, args=training,
+        train_dataset=rows, quantization_config=get_quantization_config(model), peft_config=get_peft_config(model),
         callbacks=[PrintSteps([reward.__name__ for reward in rewards])],
-    )
+    )  # fmt: skip
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     return trainer

@@ -102,12 +102,9 @@ def draw(rows: list[Row], path: Path, judge: str) -> None:
         ):
             mean, low, high = zip(*(r[key] for r in top), strict=True)
             ax.plot(
-                layers,
-                mean,
-                "o-",
-                color=colour,
+                layers, mean, "o-", color=colour,
                 label=f"{label}, n = {top[0]['n' if key == 'accuracy' else 'n_matched']}",
-            )
+            )  # fmt: skip
             ax.fill_between(layers, low, high, color=colour, alpha=0.15, linewidth=0)
         ax.axhline(top[0]["length_baseline"][0], color="0.4", ls="--", label="longer wins")
         ax.axhline(0.5, color="0.7", lw=1)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from latent_rewards.best_of_n.selection import Combination, Pairing, Ties
 from latent_rewards.files.atomic import write_first
@@ -22,6 +22,7 @@ ASPECTS = ("accuracy", "consistency", "relevance", "clarity", "length_fit", "div
 
 RewardSpec = str | tuple[str, JsonObject]  # a name, or a name and options
 Method = Literal["best", "top-k", "threshold", "top-fraction", "soft", "pairs", "none"]
+Over = Literal["prompt", "all"]
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Selection:
     k: int = 1
     threshold: float | None = None
     fraction: float = 0.1
-    over: Literal["prompt", "all"] = "prompt"
+    over: Over = "prompt"
     temperature: float = 1.0
     against: Pairing = "worst"
     margin: float = 0.0
@@ -60,13 +61,9 @@ class Selection:
 
     def check(self, n_rewards: int) -> None:
         """Raise InputError for values that cannot work, before anything is scored."""
-        known: dict[str, Sequence[str]] = {
-            "method": ("best", "top-k", "threshold", "top-fraction", "soft", "pairs", "none"),
-            "over": ("prompt", "all"), "against": ("worst", "middling"), "ties": ("first", "shortest", "random"),
-            "combine": ("mean", "z", "rank", "worst"),
-        }  # fmt: skip
-        for name, allowed in known.items():
-            if getattr(self, name) not in allowed:
+        kinds = {"method": Method, "over": Over, "against": Pairing, "ties": Ties, "combine": Combination}
+        for name, kind in kinds.items():
+            if getattr(self, name) not in (allowed := get_args(kind)):
                 raise InputError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
         wrong = {
             "k must be at least 1": self.k < 1,

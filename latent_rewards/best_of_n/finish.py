@@ -22,6 +22,7 @@ from latent_rewards.files.outputs import open_output, to_json
 from latent_rewards.files.sources import open_source
 from latent_rewards.files.types import JsonObject, Prompt, Row
 from latent_rewards.judge.prompts import to_text
+from latent_rewards.stats.bootstrap import none_if_nan
 
 _CHUNK = 65_536
 
@@ -141,7 +142,7 @@ class Finisher:
 
     def _scored_rows(self, group: Scored) -> Iterator[Row]:
         record, name = group.record, self.config.score_column
-        columns = {**{n: record["scores"][n] for n in self.names}, name: _listed(group.combined)}
+        columns = {**{n: record["scores"][n] for n in self.names}, name: list(map(none_if_nan, group.combined))}
         if self.plan.layout == "pairs":
             for i, row in enumerate(record["rows"]):
                 yield {**row, **{k: v[i] for k, v in columns.items()}, "reason": record["reasons"][i]}
@@ -252,10 +253,6 @@ def _reply(prompt: Prompt, completion: Completion) -> Completion:
     if isinstance(prompt, list) and isinstance(completion, str):
         return [{"role": "assistant", "content": completion}]
     return completion
-
-
-def _listed(values: np.ndarray) -> list[float | None]:
-    return [None if np.isnan(v) else float(v) for v in values]
 
 
 _COUNTED = ("prompts", "completions", "scored", "unscored", "prompts_without_score", "selected")

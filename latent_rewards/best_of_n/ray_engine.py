@@ -47,12 +47,9 @@ def do_all(config: BestOfNConfig, plan: Plan, folder: Path, resolved: JsonObject
     try:
         shards = ray.data.from_items(todo, override_num_blocks=min(len(todo), 64 * config.workers))
         done = shards.map_batches(
-            ShardActor,
-            fn_constructor_args=(config, plan, str(folder.resolve()), resolved),
-            batch_size=1,
-            compute=ray.data.ActorPoolStrategy(size=config.workers),
-            num_gpus=config.gpus_per_worker or None,
-        )
+            ShardActor, fn_constructor_args=(config, plan, str(folder.resolve()), resolved), batch_size=1,
+            compute=ray.data.ActorPoolStrategy(size=config.workers), num_gpus=config.gpus_per_worker or None,
+        )  # fmt: skip
         for _ in done.iter_batches(batch_size=None):
             pass
     finally:

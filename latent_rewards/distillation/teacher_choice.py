@@ -12,6 +12,7 @@ import numpy as np
 
 from latent_rewards.files.outputs import to_json
 from latent_rewards.files.types import Prompt, Row
+from latent_rewards.stats.bootstrap import none_if_nan
 
 Method = Literal["argmax", "softmax", "margin", "random", "single"]
 
@@ -198,7 +199,7 @@ def choice_rows(
             "loss_weight": 1.0 if weights is None else float(weights[i]),
         }  # fmt: skip
         if scores is not None:
-            row["scores"] = [None if np.isnan(s) else float(s) for s in scores[i]]
+            row["scores"] = list(map(none_if_nan, scores[i]))
         rows.append(row)
     return rows
 

@@ -25,7 +25,7 @@ from latent_rewards.evaluation.results import Scorer as ScorerResult
 from latent_rewards.evaluation.scorers import Column
 from latent_rewards.rewards.likert import mode_agreement
 from latent_rewards.stats import bootstrap, distributions
-from latent_rewards.stats.bootstrap import Estimate, Figure
+from latent_rewards.stats.bootstrap import Estimate, Figure, none_if_nan
 from latent_rewards.stats.ranking import expected_gold_of_best
 
 BINS = 20
@@ -37,12 +37,9 @@ def estimate(metric: Metric, table: Table, groups: np.ndarray, *, resamples: int
     if isinstance(value, np.ndarray) and value.ndim:
         return bootstrap.mean_estimate(value, groups, resamples=resamples, seed=seed)
     return bootstrap.statistic_estimate(
-        lambda rows: float(metric(table.take(rows))),
-        groups,
-        n=int(table.complete.sum()),
-        resamples=max(resamples // 3, 100),
-        seed=seed,
-    )
+        lambda rows: float(metric(table.take(rows))), groups, n=int(table.complete.sum()),
+        resamples=max(resamples // 3, 100), seed=seed,
+    )  # fmt: skip
 
 
 class Analysis:
@@ -131,8 +128,8 @@ class Analysis:
         known = column.scores[~np.isnan(column.scores)]
         bounds = column.range or ((float(known.min()), float(known.max())) if len(known) else (0.0, 1.0))
         return {
-            "modal_share": _none(distributions.modal_share(known)),
-            "tie_rate": _none(distributions.tie_rate(known)),
+            "modal_share": none_if_nan(distributions.modal_share(known)),
+            "tie_rate": none_if_nan(distributions.tie_rate(known)),
             "histogram": {"range": list(bounds), "counts": distributions.histogram(known, bounds, BINS).tolist()},
         }
 
@@ -176,8 +173,8 @@ class Analysis:
         return [
             {
                 "id": item.id, "prompt": item.prompt, "responses": list(item.responses), "gold": list(item.gold),
-                "scores": {n: [_none(s) for s in self.columns[n].scores[owner == i]] for n in names},
-                "percentiles": {n: [_none(p) for p in order[k][owner == i]] for k, n in enumerate(names)},
+                "scores": {n: [none_if_nan(s) for s in self.columns[n].scores[owner == i]] for n in names},
+                "percentiles": {n: [none_if_nan(p) for p in order[k][owner == i]] for k, n in enumerate(names)},
             }
             for i, item in ((i, self.benchmark.items[i]) for i in picked if per_item[i] > 0)
         ]  # fmt: skip
@@ -188,7 +185,3 @@ def _percentiles(scores: np.ndarray) -> np.ndarray:
     if known.any():
         out[known] = (rankdata(scores[known]) - 0.5) / known.sum()
     return out
-
-
-def _none(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)

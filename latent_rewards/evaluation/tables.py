@@ -28,12 +28,9 @@ def table(benchmark: Benchmark, column: Column) -> Table:
     """Scores, gold and lengths of a benchmark as padded arrays."""
     lengths = [[float(len(to_text(r))) for r in item.responses] for item in benchmark.items]
     return Table(
-        _pad(benchmark, column.scores),
-        _pad(benchmark, [g for item in benchmark.items for g in item.gold]),
-        _pad(benchmark, [n for row in lengths for n in row]),
-        column.range,
-        benchmark.gold_range,
-    )
+        _pad(benchmark, column.scores), _pad(benchmark, [g for item in benchmark.items for g in item.gold]),
+        _pad(benchmark, [n for row in lengths for n in row]), column.range, benchmark.gold_range,
+    )  # fmt: skip
 
 
 def length_column(benchmark: Benchmark) -> Column:

@@ -13,7 +13,7 @@ import numpy as np
 from latent_rewards.files.types import Row
 from latent_rewards.probes.features import Features
 from latent_rewards.probes.fit import Data, FitOptions, check_disjoint, fit_head
-from latent_rewards.probes.networks import head_scores
+from latent_rewards.probes.networks import state_scores
 from latent_rewards.stats.pairs import pair_report
 
 logger = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ def out_of_fold(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             tensors = fit_head(data.take(train), options, n_layers=n_layers)
-        score[test] = head_scores(data.x[test], tensors, options.architecture).mean(1)
+        score[test] = state_scores(data.x[test], tensors, options.architecture).mean(1)
     return score
 
 

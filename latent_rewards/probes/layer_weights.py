@@ -111,12 +111,8 @@ def tune_layers(
     if fallback:
         logger.warning("tuned layer weights do not beat uniform ones (%.3f, %.3f): uniform it is", *errors)
     facts: TuneFacts = {
-        "n": len(x),
-        "mse_tuned": errors[0],
-        "mse_uniform": errors[1],
-        "uniform": fallback,
-        "alpha": alpha,
-    }
+        "n": len(x), "mse_tuned": errors[0], "mse_uniform": errors[1], "uniform": fallback, "alpha": alpha,
+    }  # fmt: skip
     return (uniform if fallback else weights), facts
 
 

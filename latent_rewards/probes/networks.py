@@ -22,6 +22,7 @@ from latent_rewards.probes.guards import (
 )
 from latent_rewards.probes.linear import Direction
 from latent_rewards.probes.losses import kto_loss, ordinal_loss
+from latent_rewards.probes.probe import head_scores
 from latent_rewards.probes.states import States, StoredStates, blocks, moments, read, spans
 from latent_rewards.stats.pairs import pair_indices
 
@@ -237,17 +238,8 @@ def _mean_loss(loss: _Loss, head: _Head, split: _Split) -> float:
     return sum(float(loss(head, window)) * len(window) for window in split.windows()) / len(split)
 
 
-def head_scores(x: States, tensors: dict[str, Tensor], architecture: str) -> np.ndarray:
-    """(N, A) scores of a trained head, as `Probe` computes them."""
-    out = [_head_scores(torch.as_tensor(block, dtype=torch.float32), tensors, architecture) for _, block in blocks(x)]
-    return torch.cat(out).numpy() if out else np.zeros((0, 1), dtype=np.float32)
-
-
 @torch.no_grad()
-def _head_scores(x: Tensor, tensors: dict[str, Tensor], architecture: str) -> Tensor:
-    linear = x @ tensors["weight"].T + tensors["bias"]
-    if architecture == "mlp":
-        linear = torch.relu(linear) @ tensors["out_weight"].T + tensors["out_bias"]
-    if architecture == "orthogonal":
-        linear = (torch.softmax(linear, -1) * linear).sum(-1, keepdim=True)
-    return linear
+def state_scores(x: States, tensors: dict[str, Tensor], architecture: str) -> np.ndarray:
+    """(N, A) scores of a trained head, block by block."""
+    out = [head_scores(torch.as_tensor(block, dtype=torch.float32), tensors, architecture) for _, block in blocks(x)]
+    return torch.cat(out).numpy() if out else np.zeros((0, 1), dtype=np.float32)

@@ -91,13 +91,7 @@ class Probe(ModelHubMixin):
         Returns:
             (B, A) one column per output; NaN where a state is NaN.
         """
-        t = self.tensors
-        linear = states.float() @ t["weight"].T + t["bias"]
-        if self.config.architecture == "linear":
-            return linear
-        if self.config.architecture == "mlp":
-            return torch.relu(linear) @ t["out_weight"].T + t["out_bias"]
-        return (torch.softmax(linear, -1) * linear).sum(-1, keepdim=True)
+        return head_scores(states.float(), self.tensors, self.config.architecture)
 
     def of(self, hidden: Mapping[int, Tensor]) -> Tensor:
         """(B, A) scores from a reading's `hidden`.
@@ -164,6 +158,14 @@ class Probe(ModelHubMixin):
         from latent_rewards.probes.card import model_card
 
         return ModelCard(model_card(self))
+
+
+def head_scores(states: Tensor, tensors: Mapping[str, Tensor], architecture: str) -> Tensor:
+    """(B, A) scores of states (B, P) by a head's tensors; the equations are those of `Probe`."""
+    linear = states @ tensors["weight"].T + tensors["bias"]
+    if architecture == "mlp":
+        return torch.relu(linear) @ tensors["out_weight"].T + tensors["out_bias"]
+    return (torch.softmax(linear, -1) * linear).sum(-1, keepdim=True) if architecture == "orthogonal" else linear
 
 
 def check_revision(judge: Judge, config: ProbeConfig, *, strict: bool) -> None:

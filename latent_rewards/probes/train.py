@@ -23,7 +23,7 @@ from latent_rewards.probes.cross_validation import best, sweep_layers
 from latent_rewards.probes.examples import Example
 from latent_rewards.probes.features import Features, collect_features
 from latent_rewards.probes.fit import Data, FitOptions, check_disjoint, check_pairs, fit_head
-from latent_rewards.probes.networks import head_scores
+from latent_rewards.probes.networks import state_scores
 from latent_rewards.probes.probe import Probe, ProbeConfig
 from latent_rewards.stats.pairs import pair_report
 
@@ -124,7 +124,7 @@ def train_probe(
     unseen = np.isin(data.group, test)
     check_disjoint(data.group[~unseen], data.group[unseen])
     tensors = fit_head(data.take(~unseen), options, n_layers=len(chosen))
-    record = dict(training or {}) | {"settings": _settings(options, run)}
+    record = dict(training or {}) | {"settings": {**options.applied(), **dataclasses.asdict(run)}}
     if unseen.any():
         record["metrics"] = measure(features, data, unseen, tensors, options, prompt, outputs)
     info = features.info
@@ -149,7 +149,7 @@ def measure(
 
     Of a probe with several outputs each has its own, against its own labels.
     """
-    made = head_scores(data.x, tensors, options.architecture)
+    made = state_scores(data.x, tensors, options.architecture)
     others: dict[str, np.ndarray] = {}
     read = features.column("read").astype(bool)
     if prompt.labels is not None:
@@ -187,7 +187,3 @@ def _test_prompts(features: Features, share: float, seed: int) -> np.ndarray:
     groups = np.unique(features.column("group"))
     n = math.floor(len(groups) * share)
     return np.random.default_rng(seed).choice(groups, n, replace=False)
-
-
-def _settings(options: FitOptions, run: RunOptions) -> JsonObject:
-    return {**options.applied(), **dataclasses.asdict(run)}

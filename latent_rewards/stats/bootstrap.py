@@ -33,7 +33,12 @@ class Estimate(NamedTuple):
 
     def to_dict(self) -> Figure:
         """JSON form; NaN becomes None."""
-        return {"value": _none(self.value), "low": _none(self.low), "high": _none(self.high), "n": self.n}
+        return {
+            "value": none_if_nan(self.value),
+            "low": none_if_nan(self.low),
+            "high": none_if_nan(self.high),
+            "n": self.n,
+        }
 
 
 def mean_estimate(
@@ -154,5 +159,6 @@ def _tail(n_groups: int, level: float) -> float:
     return NormalDist().cdf(-t * (n_groups / nu) ** 0.5)
 
 
-def _none(value: float) -> float | None:
+def none_if_nan(value: float) -> float | None:
+    """A number as JSON holds it."""
     return None if np.isnan(value) else float(value)

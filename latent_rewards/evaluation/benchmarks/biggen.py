@@ -14,10 +14,6 @@ def convert(row: Row) -> Row:
     user = {"role": "user", "content": row["input"]}
     return {
         "prompt": [{"role": "system", "content": system}, user] if system else row["input"],
-        "response": row["response"],
-        "score": row["human_score"],
-        "scale": (1, 5),
-        "subset": row.get("capability"),
-        "rubric": "\n".join([rubric["criteria"], *levels]),
-        "reference": row.get("reference_answer"),
-    }
+        "response": row["response"], "score": row["human_score"], "scale": (1, 5), "subset": row.get("capability"),
+        "rubric": "\n".join([rubric["criteria"], *levels]), "reference": row.get("reference_answer"),
+    }  # fmt: skip

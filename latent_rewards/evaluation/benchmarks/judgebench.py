@@ -12,9 +12,6 @@ def convert(row: Row) -> Row:
     a, b = row["response_A"], row["response_B"]
     chosen, rejected = {"A>B": (a, b), "B>A": (b, a)}[row["label"]]
     return {
-        "id": row["pair_id"],
-        "prompt": row["question"],
-        "chosen": chosen,
-        "rejected": rejected,
+        "id": row["pair_id"], "prompt": row["question"], "chosen": chosen, "rejected": rejected,
         "subset": row["source"].split("-")[0],
-    }
+    }  # fmt: skip

@@ -12,9 +12,6 @@ def convert(row: Row) -> Row:
     a, b = row["orig_response_A"], row["orig_response_B"]
     chosen, rejected = {"A": (a, b), "B": (b, a)}[row["orig_preference"]]
     return {
-        "prompt": row["orig_instruction"],
-        "chosen": chosen,
-        "rejected": rejected,
-        "rubric": row.get("orig_criteria"),
+        "prompt": row["orig_instruction"], "chosen": chosen, "rejected": rejected, "rubric": row.get("orig_criteria"),
         "reference": row.get("orig_reference_answer"),
-    }
+    }  # fmt: skip

@@ -11,9 +11,6 @@ def convert(row: Row) -> Row:
     """Both dialogues end with the response; what comes before is the prompt."""
     chosen, rejected = row["chosen"], row["rejected"]
     return {
-        "id": row["id"],
-        "prompt": chosen[:-1],
-        "chosen": chosen[-1]["content"],
-        "rejected": rejected[-1]["content"],
+        "id": row["id"], "prompt": chosen[:-1], "chosen": chosen[-1]["content"], "rejected": rejected[-1]["content"],
         "subset": row.get("source"),
-    }
+    }  # fmt: skip

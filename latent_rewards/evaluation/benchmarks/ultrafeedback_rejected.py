@@ -11,9 +11,6 @@ def convert(row: Row) -> Row:
     """The rejected dialogue ends with the response."""
     dialogue = row["rejected"]
     return {
-        "id": row["prompt_id"],
-        "prompt": dialogue[:-1],
-        "response": dialogue[-1]["content"],
-        "score": row["score_rejected"],
-        "scale": (1, 10),
-    }
+        "id": row["prompt_id"], "prompt": dialogue[:-1], "response": dialogue[-1]["content"],
+        "score": row["score_rejected"], "scale": (1, 10),
+    }  # fmt: skip

@@ -5,13 +5,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypedDict
 
 import jinja2
 from markupsafe import Markup
 
 from latent_rewards.evaluation.report import plots
 from latent_rewards.evaluation.results import BenchmarkResult, Difference, Results
+from latent_rewards.files.types import JsonObject
 from latent_rewards.judge.prompts import to_text
 from latent_rewards.stats.bootstrap import Figure
 
@@ -43,28 +43,9 @@ def page(results: Results) -> str:
     )  # fmt: skip
 
 
-class _Headline(TypedDict):
-    kind: str
-    metric: str
-    best: str
-    figure: Figure
-    length: Figure
-
-
-class _TableRow(TypedDict):
-    name: str
-    kinds: dict[str, dict[str, Figure]]
-    items: int
-    modal: float | None
-    agreement: float | None
-    ece: float | None
-    parsed: float | None
-    missing: int
-
-
-def _headlines(results: Results) -> list[_Headline]:
+def _headlines(results: Results) -> list[JsonObject]:
     """Per kind the best of the scorers that have all items, its figure, and what length alone gets."""
-    out: list[_Headline] = []
+    out: list[JsonObject] = []
     for kind, s in results["summary"].items():
         metric = s["metrics"][0]
         rated = {n: f[metric] for n, f in s["scorers"].items() if n != "length" and f[metric]["value"] is not None}
@@ -77,9 +58,9 @@ def _headlines(results: Results) -> list[_Headline]:
     return out
 
 
-def _table(results: Results, names: list[str]) -> list[_TableRow]:
+def _table(results: Results, names: list[str]) -> list[JsonObject]:
     """One row per scorer: a summary of every kind, and what all benchmarks together say of its scale."""
-    rows: list[_TableRow] = []
+    rows: list[JsonObject] = []
     agreement = plots.pool_agreement(results)
     for name in names:
         scorers = [b["scorers"][name] for b in results["benchmarks"]]
