@@ -34,6 +34,7 @@ from latent_rewards.files.runs import PACKAGES, as_options, versions
 from latent_rewards.files.sources import open_binary
 from latent_rewards.files.types import JsonObject, Prompt
 from latent_rewards.rewards.response_scores import score_responses
+from latent_rewards.routing.embeddings import EMBEDDER, embed_prompts
 from latent_rewards.routing.policies import (
     compare_policies,
     fold_numbers,
@@ -42,7 +43,7 @@ from latent_rewards.routing.policies import (
     quality_cost_curve,
     r_squared_by_model,
 )
-from latent_rewards.routing.router import EMBEDDER, Router, embed_prompts
+from latent_rewards.routing.router import Router
 from recipes.route_report import Costs, Signal, draw_quality_cost, draw_r2, write_markdown
 
 logger = logging.getLogger(__name__)

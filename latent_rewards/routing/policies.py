@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from latent_rewards.routing.router import Kind, choose, fit_predict
+from latent_rewards.routing.predictors import Kind, choose, fit_predict
 from latent_rewards.stats.bootstrap import Estimate, mean_estimate, statistic_estimate
 
 
