@@ -26,8 +26,9 @@ from latent_rewards.files.outputs import to_json
 from latent_rewards.files.seal import sealed
 from latent_rewards.judge.hf import Reading
 from latent_rewards.probes import states as probe_states
+from latent_rewards.probes.collect import write_shard
 from latent_rewards.probes.examples import Example
-from latent_rewards.probes.features import FeatureInfo, Features, write_shard
+from latent_rewards.probes.features import FeatureInfo, Features
 from latent_rewards.probes.fit import Data, FitOptions, fit_head
 
 SHARD = 512

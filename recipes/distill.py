@@ -36,15 +36,9 @@ from trl import ModelConfig, SFTConfig, SFTTrainer, TrlParser, get_peft_config
 from trl.experimental.gkd import GKDConfig
 
 from latent_rewards import HFJudge, Reward, build_reward
-from latent_rewards.distillation.loss import LossOptions
-from latent_rewards.distillation.teacher_choice import (
-    TeacherChoice,
-    choice_report,
-    choice_rows,
-    choose_teachers,
-    loss_weights,
-    write_rows,
-)
+from latent_rewards.distillation.choice_rows import choice_report, choice_rows, write_rows
+from latent_rewards.distillation.options import LossOptions
+from latent_rewards.distillation.teacher_choice import TeacherChoice, choose_teachers, loss_weights
 from latent_rewards.distillation.trainer import MultiTeacherGKDTrainer
 from latent_rewards.engine.loading import EMBEDDED, resolve_model
 from latent_rewards.files.outputs import write_json

@@ -12,10 +12,9 @@ import yaml
 from accelerate import PartialState
 
 from latent_rewards.data.prompts import load_prompts
-from latent_rewards.distillation.teacher_choice import as_messages
 from latent_rewards.files.keys import prompt_key
 from latent_rewards.files.outputs import write_json
-from latent_rewards.files.types import JsonObject, Messages
+from latent_rewards.files.types import JsonObject, Messages, as_messages
 from recipes.distill_models import sample_responses
 
 if TYPE_CHECKING:

@@ -10,7 +10,9 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM
 
-from latent_rewards.distillation.loss import LossOptions, TeacherStates, distillation_loss
+from latent_rewards.distillation.loss import distillation_loss
+from latent_rewards.distillation.mixture import TeacherStates
+from latent_rewards.distillation.options import LossOptions
 from latent_rewards.distillation.teachers import backbone_states, head_of
 from latent_rewards.engine.loading import freeze, resolve_model
 from latent_rewards.engine.pretrained import load_causal_lm

@@ -28,8 +28,8 @@ from latent_rewards import HFJudge, JudgePrompt
 from latent_rewards.files.outputs import write_json
 from latent_rewards.judge.layouts import BadRow
 from latent_rewards.probes.card import table
+from latent_rewards.probes.collect import collect_features
 from latent_rewards.probes.examples import gather, sources
-from latent_rewards.probes.features import collect_features
 from latent_rewards.probes.layer_weights import TuneOptions, tune_layers
 from latent_rewards.readouts import cross_layer, expected_rating
 from latent_rewards.rewards.layer_weights import LayerWeights

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -15,7 +14,9 @@ import numpy as np
 
 from latent_rewards.best_of_n import selection as rules
 from latent_rewards.best_of_n.config import BestOfNConfig, Selection, selection_dict
-from latent_rewards.best_of_n.groups import Completion, Plan, Record
+from latent_rewards.best_of_n.groups import Completion, Record
+from latent_rewards.best_of_n.picks import pick, smallest_kept
+from latent_rewards.best_of_n.plan import Plan
 from latent_rewards.best_of_n.shards import ShardStore, dump
 from latent_rewards.files.atomic import publish, write_text
 from latent_rewards.files.outputs import open_output, to_json
@@ -23,8 +24,6 @@ from latent_rewards.files.sources import open_source
 from latent_rewards.files.types import JsonObject, Prompt, Row
 from latent_rewards.judge.prompts import to_text
 from latent_rewards.stats.bootstrap import none_if_nan
-
-_CHUNK = 65_536
 
 
 @dataclass
@@ -197,22 +196,6 @@ class Finisher:
         return row
 
 
-def pick(scores: np.ndarray, chosen: Selection, *, lengths: list[int], key: str) -> list[int]:
-    """Positions of what a method other than "pairs" keeps of one prompt's completions, best first."""
-    rule: rules.Rule = {"ties": chosen.ties, "lengths": lengths, "key": key}
-    if chosen.method in ("best", "top-k"):
-        return rules.top_k(scores, chosen.k if chosen.method == "top-k" else 1, **rule).tolist()
-    if chosen.method == "threshold":
-        assert chosen.threshold is not None
-        return rules.above(scores, chosen.threshold).tolist()
-    if chosen.method == "top-fraction":
-        return rules.top_fraction(scores, chosen.fraction, **rule).tolist()
-    if chosen.method == "soft":
-        drawn = rules.softmax_choice(scores, chosen.temperature, key=key)
-        return [] if drawn is None else [drawn]
-    return []
-
-
 def _is_global(chosen: Selection) -> bool:
     return chosen.method == "top-fraction" and chosen.over == "all"
 
@@ -224,28 +207,6 @@ def _tie_keys(group: Scored, chosen: Selection) -> np.ndarray:
     if chosen.ties == "random":
         return rules.draws(f"{chosen.seed}:{group.record['row']}", n)
     return np.zeros(n)
-
-
-def smallest_kept(path: Path, k: int) -> Iterator[bool]:
-    """For every key in a file, in order, whether it is among the k smallest; of equal ones the first.
-
-    The k-th is found in a copy beside it, on disk: memory does not grow with the file but for a byte a key.
-
-    Args:
-        path: complex128 keys without NaN: by real part, then by imaginary part.
-        k: how many are kept; 0 keeps none.
-    """
-    edge, left = complex(-np.inf), 0
-    if k:
-        ranked = np.memmap(shutil.copyfile(path, path.with_name("ranked")), np.complex128, "r+")
-        ranked.partition(k - 1)
-        edge = ranked[k - 1]
-        left = int(np.count_nonzero(ranked[:k] == edge))
-    with path.open("rb") as file:
-        while len(chunk := np.fromfile(file, np.complex128, _CHUNK)):
-            same = chunk == edge
-            yield from ((chunk < edge) | (same & (np.cumsum(same) <= left))).tolist()
-            left -= int(same.sum())
 
 
 def _reply(prompt: Prompt, completion: Completion) -> Completion:

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from latent_rewards.best_of_n.config import BestOfNConfig
-from latent_rewards.best_of_n.groups import Plan, open_input
+from latent_rewards.best_of_n.groups import open_input
+from latent_rewards.best_of_n.plan import Plan
 from latent_rewards.best_of_n.shards import ShardStore
 from latent_rewards.best_of_n.work import Engine, Worker
 from latent_rewards.files.sources import InputError

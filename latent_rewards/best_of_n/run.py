@@ -11,8 +11,9 @@ from tqdm import tqdm
 
 from latent_rewards.best_of_n.config import BestOfNConfig, Manifest
 from latent_rewards.best_of_n.finish import Finisher
-from latent_rewards.best_of_n.generation import Sampling
-from latent_rewards.best_of_n.groups import Plan, layout_of, make_plan, open_input
+from latent_rewards.best_of_n.groups import layout_of, open_input
+from latent_rewards.best_of_n.plan import Plan, make_plan
+from latent_rewards.best_of_n.sampling import Sampling
 from latent_rewards.best_of_n.shards import ShardStore
 from latent_rewards.best_of_n.work import Engine, Worker, is_main
 from latent_rewards.files.sources import InputError

@@ -10,8 +10,10 @@ from collections.abc import Callable, Iterator
 import torch
 
 from latent_rewards.best_of_n.config import BestOfNConfig
-from latent_rewards.best_of_n.generation import Generator, Sampling, build_generator
-from latent_rewards.best_of_n.groups import ForwardReader, Group, Plan, Record, batches
+from latent_rewards.best_of_n.generation import build_generator
+from latent_rewards.best_of_n.groups import Group, Record, batches
+from latent_rewards.best_of_n.plan import ForwardReader, Plan
+from latent_rewards.best_of_n.sampling import Generator, Sampling
 from latent_rewards.best_of_n.shards import ShardStore
 from latent_rewards.engine.loading import default_device
 from latent_rewards.files.outputs import Scores

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from latent_rewards.distillation.loss import Head, TeacherStates
+from latent_rewards.distillation.mixture import Head, TeacherStates
 from latent_rewards.engine.head import same_logits, shape_logits
 from latent_rewards.files.types import Row
 

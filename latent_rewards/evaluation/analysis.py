@@ -12,7 +12,7 @@ from scipy.stats import rankdata
 from latent_rewards.evaluation import tables
 from latent_rewards.evaluation.benchmarks.rows import Benchmark
 from latent_rewards.evaluation.calibrate import Calibrated, cross_fitted
-from latent_rewards.evaluation.metrics import METRICS, Metric, Table
+from latent_rewards.evaluation.metrics import METRICS, Metric
 from latent_rewards.evaluation.results import (
     BenchmarkResult,
     BestOfN,
@@ -23,6 +23,7 @@ from latent_rewards.evaluation.results import (
 )
 from latent_rewards.evaluation.results import Scorer as ScorerResult
 from latent_rewards.evaluation.scorers import Column
+from latent_rewards.evaluation.table import Table
 from latent_rewards.rewards.likert import mode_agreement
 from latent_rewards.stats import bootstrap, distributions
 from latent_rewards.stats.bootstrap import Estimate, Figure, none_if_nan

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from latent_rewards.evaluation.benchmarks.rows import Benchmark, Item
-from latent_rewards.evaluation.metrics import Table
 from latent_rewards.evaluation.scorers import Column
+from latent_rewards.evaluation.table import Table
 from latent_rewards.files.types import Row
 from latent_rewards.judge.prompts import to_text
 from latent_rewards.rewards.base import Reward

@@ -195,7 +195,8 @@ def _parquet_source(path: Path) -> Source:
             with pq.ParquetFile(path, page_checksum_verification=True) as file:
                 for batch in file.iter_batches(batch_size=size):
                     seen += len(batch)
-                    yield _arrow_chunk(pa.Table.from_batches([batch], schema=schema))
+                    table = pa.Table.from_batches([batch], schema=schema)
+                    yield Chunk(table.to_pylist(), [None] * len(table), table)
             if seen != total:
                 raise ValueError(f"it holds {seen} rows, but says {total}")
         except (OSError, ValueError, pa.ArrowException) as err:
@@ -215,7 +216,7 @@ def _dataset_source(name: str, split: str | None) -> Source:
 
     def chunks(size: int) -> Iterator[Chunk]:
         for table in data.with_format("arrow").iter(batch_size=size):
-            yield _arrow_chunk(table)
+            yield Chunk(table.to_pylist(), [None] * len(table), table)
 
     return Source(len(data), list(data.column_names), chunks, data.features.arrow_schema, data.features)
 
@@ -233,10 +234,6 @@ def _load_dataset(name: str, split: str | None) -> datasets.Dataset | datasets.D
     except (OSError, ValueError, RuntimeError) as err:
         what = "a datasets folder" if Path(name).is_dir() else "a file here or a data set that the hub gives"
         raise InputError(f"{name!r} is not {what}: {err}") from err
-
-
-def _arrow_chunk(table: pyarrow.Table) -> Chunk:
-    return Chunk(table.to_pylist(), [None] * len(table), table)
 
 
 def need_pyarrow() -> tuple[ModuleType, ModuleType]:

@@ -13,3 +13,8 @@ NumberedRow = tuple[str, int, Any]  # file, number from 1, and the row, or the e
 
 Messages = Sequence[Mapping[str, Any]]  # of role and content
 Prompt = str | Messages
+
+
+def as_messages(said: Prompt, role: str = "user") -> list[dict[str, Any]]:
+    """A text as its role's message; messages as they are."""
+    return [{"role": role, "content": said}] if isinstance(said, str) else [dict(message) for message in said]

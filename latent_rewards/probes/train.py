@@ -19,9 +19,10 @@ from latent_rewards import readouts
 from latent_rewards.files.types import JsonObject, Row
 from latent_rewards.judge.hf import HFJudge, Lens
 from latent_rewards.judge.prompts import JudgePrompt
+from latent_rewards.probes.collect import collect_features
 from latent_rewards.probes.cross_validation import best, sweep_layers
 from latent_rewards.probes.examples import Example
-from latent_rewards.probes.features import Features, collect_features
+from latent_rewards.probes.features import Features
 from latent_rewards.probes.fit import Data, FitOptions, check_disjoint, check_pairs, fit_head
 from latent_rewards.probes.networks import state_scores
 from latent_rewards.probes.probe import Probe, ProbeConfig

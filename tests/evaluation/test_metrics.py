@@ -6,7 +6,8 @@ from scipy import stats
 from sklearn.metrics import brier_score_loss, ndcg_score
 
 from latent_rewards.evaluation import metrics
-from latent_rewards.evaluation.metrics import METRICS, Table
+from latent_rewards.evaluation.metrics import METRICS
+from latent_rewards.evaluation.table import Table
 from latent_rewards.stats import bootstrap, distributions
 from latent_rewards.stats.correlation import kendall_tau_b, partial_spearman, pearson, spearman
 from latent_rewards.stats.ranking import expected_gold_of_best

@@ -16,9 +16,10 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from latent_rewards.files.seal import sealed
 from latent_rewards.judge.hf import Reading
 from latent_rewards.probes import states as probe_states
+from latent_rewards.probes.collect import write_shard
 from latent_rewards.probes.cross_validation import sweep_layers
 from latent_rewards.probes.examples import Example
-from latent_rewards.probes.features import FeatureInfo, Features, write_shard
+from latent_rewards.probes.features import FeatureInfo, Features
 from latent_rewards.probes.fit import Data, FitOptions, fit_head
 from latent_rewards.probes.guards import log_length, pair_weights, row_weights
 from latent_rewards.probes.networks import _Head, _Loss, _mean_loss, _Split, state_scores

@@ -15,9 +15,9 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from latent_rewards import HFJudge, JudgePrompt, ProbeReward
+from latent_rewards.probes.collect import collect_features
 from latent_rewards.probes.cross_validation import best, cross_validate, sweep_layers
 from latent_rewards.probes.examples import pair_examples
-from latent_rewards.probes.features import collect_features
 from latent_rewards.probes.fit import Data, FitOptions, check_disjoint, fit_head
 from latent_rewards.probes.networks import kto_loss, ordinal_loss, state_scores
 from latent_rewards.probes.probe import Probe, ProbeConfig
