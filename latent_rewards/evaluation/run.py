@@ -20,7 +20,7 @@ from latent_rewards.evaluation.analysis import Analysis
 from latent_rewards.evaluation.benchmarks.rows import Benchmark
 from latent_rewards.evaluation.config import EvaluateConfig
 from latent_rewards.evaluation.readings import Readings
-from latent_rewards.evaluation.results import Results
+from latent_rewards.evaluation.results import Cost, Results
 from latent_rewards.evaluation.scorers import Column
 from latent_rewards.evaluation.stability import drift
 from latent_rewards.files.cache import Cache
@@ -69,7 +69,6 @@ def evaluate(config: EvaluateConfig, judge: Judge | None = None) -> Results | No
     if rank != 0:
         cache.close()
         return None
-    memory, gpu_memory = _memory()
     analyses = [
         Analysis(b, _columns(config, readings, rewards, b), resamples=config.resamples, seed=config.seed) for b in sets
     ]
@@ -81,12 +80,7 @@ def evaluate(config: EvaluateConfig, judge: Judge | None = None) -> Results | No
         "stability": {name: drift(reward, readings, sets) for name, reward in _smooth(rewards).items()},
         "robustness": checks.robustness_results(config, readings, _latent(rewards), sets),
         "consistency": checks.consistency_results(config, readings, _smooth(rewards), sets),
-        "cost": {
-            "stages": cache.cost(),
-            "wall_seconds": time.perf_counter() - started,
-            "peak_memory_mib": memory,
-            "peak_gpu_memory_mib": gpu_memory,
-        },
+        "cost": _cost(cache, started),
     }
     cache.close()
     return results
@@ -154,10 +148,11 @@ def _facts(config: EvaluateConfig, judge: Judge, rewards: Mapping[str, Reward]) 
     }
 
 
-def _memory() -> tuple[float, float]:
-    """Peak of this process and of its GPU, MiB."""
+def _cost(cache: Cache, started: float) -> Cost:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return peak, torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else 0.0
+    gpu = torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else 0.0
+    seconds = time.perf_counter() - started
+    return {"stages": cache.cost(), "wall_seconds": seconds, "peak_memory_mib": peak, "peak_gpu_memory_mib": gpu}
 
 
 def _processes() -> tuple[int, int]:
