@@ -28,8 +28,8 @@ from latent_rewards.evaluation import benchmarks
 from latent_rewards.evaluation.attacks import best_response
 from latent_rewards.evaluation.benchmarks.rows import Item
 from latent_rewards.files.outputs import to_json
+from latent_rewards.probes.collect import collect_features
 from latent_rewards.probes.examples import Example
-from latent_rewards.probes.features import collect_features
 from latent_rewards.probes.fit import Data, FitOptions, fit_head
 from latent_rewards.probes.negatives import PHRASES, attack_examples
 from latent_rewards.probes.networks import head_scores

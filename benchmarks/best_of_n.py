@@ -26,7 +26,8 @@ from latent_rewards import HFJudge, Request
 from latent_rewards.best_of_n import BestOfNConfig, Selection
 from latent_rewards.best_of_n.config import Manifest
 from latent_rewards.best_of_n.finish import Finisher
-from latent_rewards.best_of_n.groups import ForwardReader, batches, layout_of, make_plan, open_input
+from latent_rewards.best_of_n.groups import batches, layout_of, open_input
+from latent_rewards.best_of_n.plan import ForwardReader, make_plan
 from latent_rewards.best_of_n.run import make_folder, specs
 from latent_rewards.best_of_n.shards import ShardStore
 from latent_rewards.best_of_n.work import Engine, Worker

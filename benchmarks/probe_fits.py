@@ -12,7 +12,7 @@ from latent_rewards.probes.cross_validation import out_of_fold
 from latent_rewards.probes.features import Features
 from latent_rewards.probes.fit import Data, FitOptions, fit_head
 from latent_rewards.probes.networks import head_scores
-from latent_rewards.stats.pairs import length_matched, pair_indices, wins
+from latent_rewards.stats.pairs import PROBE_LENGTH_TOLERANCE, length_matched, pair_indices, wins
 
 OPEN = ("MIT", "Apache-2.0")
 PROBE, INSIDE, LENGTH, PROMPTED = "probe, benchmark left out", "probe, in distribution", "length", "prompted"
@@ -74,7 +74,9 @@ class Bench:
         self.unseen = ~self.sample.dev[self.read][self.better]
         self.random = self.sample.random[self.read][self.better]
         self.adversarial = np.char.startswith(self.sample.subset[self.read][self.better], "Adversarial")
-        self.matched = length_matched(*(self.column("length")[rows] for rows in (self.better, self.worse)))
+        self.matched = length_matched(
+            *(self.column("length")[rows] for rows in (self.better, self.worse)), tolerance=PROBE_LENGTH_TOLERANCE
+        )
         self.longer = np.sign(self.column("length")[self.better] - self.column("length")[self.worse])
 
     @property

@@ -26,8 +26,9 @@ from latent_rewards.files.outputs import to_json
 from latent_rewards.files.seal import sealed
 from latent_rewards.judge.hf import Reading
 from latent_rewards.probes import states as probe_states
+from latent_rewards.probes.collect import write_shard
 from latent_rewards.probes.examples import Example
-from latent_rewards.probes.features import FeatureInfo, Features, write_shard
+from latent_rewards.probes.features import FeatureInfo, Features
 from latent_rewards.probes.fit import Data, FitOptions, fit_head
 
 SHARD = 512
@@ -75,12 +76,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 40_000, 160_000, 640_000])
     parser.add_argument("--width", type=int, default=576)
-    parser.add_argument("--most", type=int, default=probe_states.MOST // 2**20, help="MiB of states held as a whole")
+    parser.add_argument(
+        "--most", type=int, default=probe_states.WHOLE_BYTES // 2**20, help="MiB of states held as a whole"
+    )
     parser.add_argument("--json", action="store_true", help="print the figures instead of writing the file")
     parser.add_argument("--train", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    probe_states.MOST = args.most * 2**20
+    probe_states.WHOLE_BYTES = args.most * 2**20
     if args.train:
         print(json.dumps(train(args.train)))
         return

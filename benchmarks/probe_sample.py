@@ -30,8 +30,9 @@ from latent_rewards.data import open_ended
 from latent_rewards.evaluation.kept import KeptJudge
 from latent_rewards.judge.hf import Judge, Lens
 from latent_rewards.judge.prompts import to_text
+from latent_rewards.probes.collect import collect_features
 from latent_rewards.probes.examples import Example, list_examples, pair_examples, prompt_group, rating_examples
-from latent_rewards.probes.features import Features, collect_features
+from latent_rewards.probes.features import Features
 
 DEV_SHARE = 0.4
 

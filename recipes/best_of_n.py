@@ -16,15 +16,18 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from transformers.hf_argparser import HfArg
 from trl import TrlParser
 
 from latent_rewards.best_of_n import BestOfNConfig, Selection, best_of_n
+from latent_rewards.best_of_n.config import RewardSpec
 from latent_rewards.evaluation import benchmarks
 from latent_rewards.files.outputs import to_json
+from latent_rewards.files.types import JsonObject, Row
 from latent_rewards.judge.prompts import to_text
 from recipes import best_of_n_table
 
@@ -35,27 +38,23 @@ _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 class Arguments:
     """Knobs of the measurement."""
 
-    judge: str = field(default="embedded", metadata={"help": "Hub id or folder of the judge, or 'embedded'."})
-    judge_kwargs: dict[str, Any] | str | None = field(default=None, metadata={"help": "Of HFJudge, as JSON."})
-    rewards: list[str] = field(
-        default_factory=lambda: ["weighted", "verifier"], metadata={"help": "Latent rewards to compare."}
-    )
-    samples: int = field(default=10, metadata={"help": "Ratings behind the Likert mean; 0 leaves Likert out."})
-    policy: str = field(default="embedded", metadata={"help": "Model that writes the completions of tasks."})
-    backend: str = field(default="hf", metadata={"help": "hf, vllm or server."})
-    n: int = field(default=8, metadata={"help": "Completions per task."})
-    max_new_tokens: int = field(default=60, metadata={"help": "Longest completion."})
-    temperature: float = field(default=0.8, metadata={"help": "Of the policy."})
-    tasks: list[str] = field(
-        default_factory=list, metadata={"help": "reasoning-gym tasks, 'name' or 'name {options}'."}
-    )
-    per_task: int = field(default=25, metadata={"help": "Prompts of each task."})
-    lists: list[str] = field(default_factory=list, metadata={"help": "Benchmarks of lists, 'name' or 'name#limit'."})
-    max_chars: int | None = field(default=None, metadata={"help": "Leave out lists with longer texts than this."})
-    batch_size: int = field(default=64, metadata={"help": "Completions per call of the judge."})
-    seed: int = field(default=0, metadata={"help": "Of tasks and sampling."})
-    output: str = field(default="runs/best-of-n", metadata={"help": "Folder of runs and results."})
-    publish: str | None = field(default=None, metadata={"help": "Path without suffix for a copy of the results."})
+    judge: str = HfArg(default="embedded", help="Hub id or folder of the judge, or 'embedded'.")
+    judge_kwargs: dict[str, Any] | str | None = HfArg(default=None, help="Of HFJudge, as JSON.")
+    rewards: list[str] = HfArg(default_factory=lambda: ["weighted", "verifier"], help="Latent rewards to compare.")
+    samples: int = HfArg(default=10, help="Ratings behind the Likert mean; 0 leaves Likert out.")
+    policy: str = HfArg(default="embedded", help="Model that writes the completions of tasks.")
+    backend: str = HfArg(default="hf", help="hf, vllm or server.")
+    n: int = HfArg(default=8, help="Completions per task.")
+    max_new_tokens: int = HfArg(default=60, help="Longest completion.")
+    temperature: float = HfArg(default=0.8, help="Of the policy.")
+    tasks: list[str] = HfArg(default_factory=list, help="reasoning-gym tasks, 'name' or 'name {options}'.")
+    per_task: int = HfArg(default=25, help="Prompts of each task.")
+    lists: list[str] = HfArg(default_factory=list, help="Benchmarks of lists, 'name' or 'name#limit'.")
+    max_chars: int | None = HfArg(default=None, help="Leave out lists with longer texts than this.")
+    batch_size: int = HfArg(default=64, help="Completions per call of the judge.")
+    seed: int = HfArg(default=0, help="Of tasks and sampling.")
+    output: str = HfArg(default="runs/best-of-n", help="Folder of runs and results.")
+    publish: str | None = HfArg(default=None, help="Path without suffix for a copy of the results.")
 
 
 def main() -> None:
@@ -87,9 +86,9 @@ def main() -> None:
         print(path)
 
 
-def rewards(args: Arguments) -> list[Any]:
+def rewards(args: Arguments) -> list[RewardSpec]:
     """Specs of the latent rewards and of Likert ratings, asked once and averaged."""
-    out: list[Any] = list(args.rewards)
+    out: list[RewardSpec] = list(args.rewards)
     if args.samples:
         for column, statistic in (("likert10 once", "one"), (f"likert10 mean of {args.samples}", "mean")):
             options = {"n_samples": args.samples, "statistic": statistic, "column": column}
@@ -97,11 +96,11 @@ def rewards(args: Arguments) -> list[Any]:
     return out
 
 
-def sampling(args: Arguments) -> dict[str, Any]:
+def sampling(args: Arguments) -> JsonObject:
     return {"n": args.n, "temperature": args.temperature, "max_new_tokens": args.max_new_tokens, "seed": args.seed}
 
 
-def inputs(args: Arguments) -> Iterator[tuple[str, list[dict[str, Any]], bool]]:
+def inputs(args: Arguments) -> Iterator[tuple[str, list[Row], bool]]:
     """Name, rows, and whether completions are to be generated."""
     if args.tasks:
         yield "reasoning_gym", [row for task in args.tasks for row in task_rows(task, args)], True
@@ -114,7 +113,7 @@ def inputs(args: Arguments) -> Iterator[tuple[str, list[dict[str, Any]], bool]]:
         yield Path(spec.partition("#")[0]).stem, rows, False
 
 
-def task_rows(task: str, args: Arguments) -> list[dict[str, Any]]:
+def task_rows(task: str, args: Arguments) -> list[Row]:
     """Prompts of a reasoning-gym task, with the entry that its verifier needs."""
     import reasoning_gym
     import yaml
@@ -127,7 +126,7 @@ def task_rows(task: str, args: Arguments) -> list[dict[str, Any]]:
     ]
 
 
-def score_tasks(row: dict[str, Any]) -> dict[str, Any]:
+def score_tasks(row: Row) -> Row:
     """Gold of every completion: 1 where the task's verifier fully accepts the text, or the last number in it."""
     import reasoning_gym
 
@@ -139,7 +138,7 @@ def score_tasks(row: dict[str, Any]) -> dict[str, Any]:
     return {**row, "gold": gold}
 
 
-def read(path: Path) -> list[dict[str, Any]]:
+def read(path: Path) -> list[Row]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 

@@ -22,84 +22,71 @@ import dataclasses
 import gc
 import json
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from accelerate import PartialState
 from datasets import Dataset
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.hf_argparser import HfArg
 from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import ModelConfig, SFTConfig, SFTTrainer, TrlParser, get_peft_config
 from trl.experimental.gkd import GKDConfig
 
 from latent_rewards import HFJudge, Reward, build_reward
-from latent_rewards.distillation.loss import LossOptions
-from latent_rewards.distillation.teacher_choice import (
-    TeacherChoice,
-    choice_report,
-    choice_rows,
-    choose_teachers,
-    loss_weights,
-    write_rows,
-)
+from latent_rewards.distillation.choice_rows import choice_report, choice_rows, write_rows
+from latent_rewards.distillation.options import LossOptions
+from latent_rewards.distillation.teacher_choice import TeacherChoice, choose_teachers, loss_weights
 from latent_rewards.distillation.trainer import MultiTeacherGKDTrainer
 from latent_rewards.engine.loading import EMBEDDED, resolve_model
+from latent_rewards.files.outputs import write_json
 from latent_rewards.files.runs import PACKAGES, as_options, versions
+from latent_rewards.files.types import JsonObject, Messages, Row
 from latent_rewards.rewards.response_scores import score_responses
 from latent_rewards.stats.distributions import row_means
-from recipes.distill_data import given_responses, kept, mapping, read_prompts, respond, write_json
+from recipes.distill_data import given_responses, kept, mapping, read_prompts, respond
 from recipes.distill_models import HeldOutText, load_student, load_teacher, sample_responses
-from recipes.distill_report import draw, examples, write_report
+from recipes.distill_report import Measured, Runs, draw, examples, write_report
 
 
 @dataclass
 class DistillArguments:
     """What this recipe adds to TRL's `GKDConfig` and `ModelConfig`; on the command line mappings are quoted YAML."""
 
-    student: str = field(
-        default=EMBEDDED, metadata={"help": "Model, or a mapping: model, layers (keep so many), dtype."}
-    )
-    teachers: list[str] = field(
+    student: str = HfArg(default=EMBEDDED, help="Model, or a mapping: model, layers (keep so many), dtype.")
+    teachers: list[str] = HfArg(
         default_factory=list,
-        metadata={
-            "help": "Mappings: name, and model (with adapter, noise, dtype) or nothing where responses are given."
-        },
+        help="Mappings: name, and model (with adapter, noise, dtype) or nothing where responses are given.",
     )
-    judge: str = field(default=EMBEDDED, metadata={"help": "Judge, or a mapping of `HFJudge` options."})
-    reward: str = field(default="weighted", metadata={"help": "Latent reward that chooses, or a mapping with options."})
-    likert: str = field(
-        default="{reward: likert10, feedback: false}",
-        metadata={"help": "Sampled rating that chooses, to compare with."},
+    judge: str = HfArg(default=EMBEDDED, help="Judge, or a mapping of `HFJudge` options.")
+    reward: str = HfArg(default="weighted", help="Latent reward that chooses, or a mapping with options.")
+    likert: str = HfArg(
+        default="{reward: likert10, feedback: false}", help="Sampled rating that chooses, to compare with."
     )
-    also: list[str] = field(default_factory=list, metadata={"help": "Further rewards to score held-out answers with."})
-    choices: list[str] = field(
-        default_factory=lambda: ["latent"],
-        metadata={"help": "Ways of choosing to train with: latent, likert, random, single."},
+    also: list[str] = HfArg(default_factory=list, help="Further rewards to score held-out answers with.")
+    choices: list[str] = HfArg(
+        default_factory=lambda: ["latent"], help="Ways of choosing to train with: latent, likert, random, single."
     )
-    single: str | None = field(
-        default=None, metadata={"help": "Teacher of 'single' and of the margin's fallback; default first."}
+    single: str | None = HfArg(default=None, help="Teacher of 'single' and of the margin's fallback; default first.")
+    method: str = HfArg(default="argmax", help="From scores to teachers: argmax, softmax or margin.")
+    choice_temperature: float = HfArg(default=1.0, help="Of softmax, in score units.")
+    margin: float = HfArg(default=0.0, help="Of margin, in score units.")
+    weigh_by_score: bool = HfArg(default=False, help="Weigh each prompt by its chosen score over 10.")
+    responses: str | None = HfArg(
+        default=None, help="JSON Lines of prompt, responses and perhaps gold ({teacher: ...}), instead of sampling."
     )
-    method: str = field(default="argmax", metadata={"help": "From scores to teachers: argmax, softmax or margin."})
-    choice_temperature: float = field(default=1.0, metadata={"help": "Of softmax, in score units."})
-    margin: float = field(default=0.0, metadata={"help": "Of margin, in score units."})
-    weigh_by_score: bool = field(default=False, metadata={"help": "Weigh each prompt by its chosen score over 10."})
-    responses: str | None = field(
-        default=None,
-        metadata={"help": "JSON Lines of prompt, responses and perhaps gold ({teacher: ...}), instead of sampling."},
-    )
-    responses_temperature: float = field(default=0.7, metadata={"help": "At which teachers respond; 0 is greedy."})
-    trainer: str = field(default="gkd", metadata={"help": "gkd: whole distributions; sft: chosen responses only."})
-    loss: str = field(default="{}", metadata={"help": "Mapping of `LossOptions`; beta is GKD's unless given here."})
-    seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "One training run each."})
-    dataset_name: str = field(default="open_ended", metadata={"help": "As in recipes/grpo.py."})
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a hub dataset."})
-    dataset_split: str = field(default="train", metadata={"help": "Split of a hub dataset."})
-    held_out: int = field(default=16, metadata={"help": "Prompts kept out of training."})
-    limit: int | None = field(default=None, metadata={"help": "Most training prompts."})
-    threads: int | None = field(default=None, metadata={"help": "CPU threads of torch."})
+    responses_temperature: float = HfArg(default=0.7, help="At which teachers respond; 0 is greedy.")
+    trainer: str = HfArg(default="gkd", help="gkd: whole distributions; sft: chosen responses only.")
+    loss: str = HfArg(default="{}", help="Mapping of `LossOptions`; beta is GKD's unless given here.")
+    seeds: list[int] = HfArg(default_factory=lambda: [0], help="One training run each.")
+    dataset_name: str = HfArg(default="open_ended", help="As in recipes/grpo.py.")
+    dataset_config: str | None = HfArg(default=None, help="Configuration of a hub dataset.")
+    dataset_split: str = HfArg(default="train", help="Split of a hub dataset.")
+    held_out: int = HfArg(default=16, help="Prompts kept out of training.")
+    limit: int | None = HfArg(default=None, help="Most training prompts.")
+    threads: int | None = HfArg(default=None, help="CPU threads of torch.")
 
 
 @dataclass
@@ -107,10 +94,10 @@ class Material:
     """All that the runs share."""
 
     names: list[str]
-    teachers: dict[str, Any]
-    tokenizer: Any
-    prompts: list[Any]
-    held: list[Any]
+    teachers: dict[str, PreTrainedModel]
+    tokenizer: PreTrainedTokenizerBase
+    prompts: list[Messages]
+    held: list[Messages]
     responses: list[list[str | None]]
     held_text: dict[str, HeldOutText]
     reward: Reward
@@ -147,7 +134,7 @@ def prepare(args: DistillArguments, training: GKDConfig) -> Material:
     responses = [list(row) for row in zip(*(texts[n] for n in names), strict=True)]
     judge = HFJudge(**as_options(args.judge, "model"))
 
-    def build(entry: Any) -> Reward:
+    def build(entry: object) -> Reward:
         options = as_options(entry, "reward")
         return build_reward(options.pop("reward"), judge, **options)
 
@@ -186,7 +173,7 @@ def choose_all(
 ) -> dict[str, TeacherChoice]:
     """Each way of choosing. Prompts without any response have no teacher."""
     fallback = names.index(args.single) if args.single is not None else 0
-    scored: dict[str, Any] = {
+    scored: JsonObject = {
         "method": args.method, "temperature": args.choice_temperature, "margin": args.margin, "fallback": fallback,
     }  # fmt: skip
     out = {}
@@ -207,13 +194,15 @@ def choose_all(
     return out
 
 
-def training_rows(args: DistillArguments, m: Material, choice: TeacherChoice) -> list[dict[str, Any]]:
+def training_rows(args: DistillArguments, m: Material, choice: TeacherChoice) -> list[Row]:
     """Rows of one way of choosing."""
     weights = loss_weights(m.scores, choice.index) if args.weigh_by_score else None
     return choice_rows(m.prompts, m.responses, m.names, choice, scores=m.scores, weights=weights)
 
 
-def build_trainer(args: DistillArguments, config: GKDConfig, model: ModelConfig, m: Material, rows: list[Any]) -> Any:
+def build_trainer(
+    args: DistillArguments, config: GKDConfig, model: ModelConfig, m: Material, rows: list[Row]
+) -> SFTTrainer:
     """A fresh student and its trainer."""
     torch.manual_seed(config.seed)
     student = load_student(as_options(args.student, "model"))
@@ -239,7 +228,7 @@ def build_trainer(args: DistillArguments, config: GKDConfig, model: ModelConfig,
     )
 
 
-def measure(args: DistillArguments, config: GKDConfig, m: Material, student: Any, seed: int) -> dict[str, Any]:
+def measure(args: DistillArguments, config: GKDConfig, m: Material, student: PreTrainedModel, seed: int) -> Measured:
     """A student on the held-out prompts: divergence from each teacher, and scores of its own responses."""
     texts = sample_responses(
         student, m.tokenizer, m.held, max_new_tokens=config.max_new_tokens, temperature=args.responses_temperature,
@@ -253,14 +242,14 @@ def measure(args: DistillArguments, config: GKDConfig, m: Material, student: Any
     }
 
 
-def untrained(args: DistillArguments, training: GKDConfig, m: Material, seed: int) -> dict[str, Any]:
+def untrained(args: DistillArguments, training: GKDConfig, m: Material, seed: int) -> Measured:
     """The student before any training, measured."""
     return measure(args, training, m, load_student(as_options(args.student, "model")).to(training.device), seed)
 
 
 def run(
     args: DistillArguments, training: GKDConfig, model: ModelConfig, m: Material, choice: str, seed: int
-) -> dict[str, Any]:
+) -> Measured:
     """One student: trained with one way of choosing and one seed, then measured."""
     out = Path(training.output_dir)
     config = dataclasses.replace(training, seed=seed, output_dir=str(out / "runs" / f"{choice}-{seed}"))
@@ -278,7 +267,7 @@ def run(
     return found
 
 
-def finish(args: DistillArguments, out: Path, m: Material, before: Any, after: Any) -> None:
+def finish(args: DistillArguments, out: Path, m: Material, before: dict[int, Measured], after: Runs) -> None:
     """Report and picture."""
     held = json.loads((out / "held_out.json").read_text(encoding="utf-8"))
     responses = [[held[name][i] for name in m.teachers] for i in range(len(m.held))]

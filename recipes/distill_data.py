@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import yaml
 from accelerate import PartialState
 
 from latent_rewards.data.prompts import load_prompts
-from latent_rewards.files.atomic import write_text
 from latent_rewards.files.keys import prompt_key
-from latent_rewards.files.outputs import to_json
+from latent_rewards.files.outputs import write_json
+from latent_rewards.files.types import JsonObject, Messages, as_messages
 from recipes.distill_models import sample_responses
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-def mapping(entry: Any) -> dict[str, Any]:
+    from recipes.distill import DistillArguments
+
+T = TypeVar("T")
+
+
+def mapping(entry: object) -> JsonObject:
     """A mapping given as such or as YAML text."""
     value = yaml.safe_load(entry) if isinstance(entry, str) else entry
     if not isinstance(value, dict):
@@ -25,12 +33,7 @@ def mapping(entry: Any) -> dict[str, Any]:
     return dict(value)
 
 
-def as_messages(prompt: Any) -> list[dict[str, str]]:
-    """A prompt as messages."""
-    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-
-
-def read_prompts(args: Any, seed: int) -> tuple[list[Any], list[Any]]:
+def read_prompts(args: DistillArguments, seed: int) -> tuple[list[Messages], list[Messages]]:
     """Training and held-out prompts, as messages."""
     train, held = load_prompts(
         args.dataset_name, args.dataset_config, args.dataset_split, held_out=args.held_out, seed=seed
@@ -39,7 +42,7 @@ def read_prompts(args: Any, seed: int) -> tuple[list[Any], list[Any]]:
     return found[: args.limit], [as_messages(p) for p in held["prompt"]]
 
 
-def kept(path: Path, make: Any) -> Any:
+def kept(path: Path, make: Callable[[], T]) -> T:
     """JSON of `path`, made once: by every process, since training needs them all; what the first one made is kept."""
     state = PartialState()
     if not path.is_file():
@@ -50,14 +53,15 @@ def kept(path: Path, make: Any) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write a file that is there as a whole or not at all."""
-    write_text(path, to_json(value, indent=1) + "\n")
-
-
 def respond(
-    args: Any, m: dict[str, Any], tokenizer: Any, prompts: list[Any], tokens: int, seed: int, what: str
-) -> dict[str, list[str]]:
+    args: DistillArguments,
+    m: dict[str, PreTrainedModel],
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[Messages],
+    tokens: int,
+    seed: int,
+    what: str,
+) -> dict[str, list[str | None]]:
     """Every teacher's response to every prompt; an empty one counts as none."""
     return {
         name: [
@@ -71,7 +75,9 @@ def respond(
     }  # fmt: skip
 
 
-def given_responses(path: str, names: list[str], prompts: list[Any]) -> tuple[dict[str, list[Any]], np.ndarray | None]:
+def given_responses(
+    path: str, names: list[str], prompts: list[Messages]
+) -> tuple[dict[str, list[str | None]], np.ndarray | None]:
     """What a file holds, in the order of the prompts.
 
     Returns:

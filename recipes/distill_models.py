@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM
 
-from latent_rewards.distillation.loss import LossOptions, TeacherStates, distillation_loss
+from latent_rewards.distillation.loss import distillation_loss
+from latent_rewards.distillation.mixture import TeacherStates
+from latent_rewards.distillation.options import LossOptions
 from latent_rewards.distillation.teachers import backbone_states, head_of
 from latent_rewards.engine.loading import freeze, resolve_model
 from latent_rewards.engine.pretrained import load_causal_lm
+from latent_rewards.files.types import JsonObject, Messages
+
+if TYPE_CHECKING:
+    from transformers import DataCollator, PreTrainedModel, PreTrainedTokenizerBase
 
 
-def load_student(options: dict[str, Any]) -> Any:
+def load_student(options: JsonObject) -> PreTrainedModel:
     """A student: `model`, and `layers` to keep only that many blocks of it, evenly spaced with first and last."""
     options = dict(options)
     layers = options.pop("layers", None)
@@ -24,7 +30,7 @@ def load_student(options: dict[str, Any]) -> Any:
     return model if layers is None else keep_layers(model, layers)
 
 
-def keep_layers(model: Any, n: int) -> Any:
+def keep_layers(model: PreTrainedModel, n: int) -> PreTrainedModel:
     """The same model with n of its blocks.
 
     Raises:
@@ -44,7 +50,7 @@ def keep_layers(model: Any, n: int) -> Any:
     return model
 
 
-def load_teacher(options: dict[str, Any]) -> Any:
+def load_teacher(options: JsonObject) -> PreTrainedModel:
     """A frozen teacher: `model`, `adapter` (PEFT), and `noise` for a worse copy of it.
 
     `noise` is the standard deviation of what is added to the matrices of the blocks, as a share of each one's own.
@@ -67,9 +73,9 @@ def load_teacher(options: dict[str, Any]) -> Any:
 
 @torch.no_grad()
 def sample_responses(
-    model: Any,
-    tokenizer: Any,
-    prompts: Sequence[Any],
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Messages],
     *,
     max_new_tokens: int,
     temperature: float,
@@ -80,7 +86,7 @@ def sample_responses(
     """One response to each prompt (messages); the same seed gives the same responses. Temperature 0 is greedy."""
     training, out = model.training, []
     model.eval()
-    sampling: dict[str, Any] = {"do_sample": bool(temperature)}
+    sampling: JsonObject = {"do_sample": bool(temperature)}
     if temperature:
         sampling |= {"temperature": temperature, "top_p": 1.0, "top_k": 0}
     devices = [model.device] if model.device.type == "cuda" else []
@@ -104,7 +110,7 @@ def sample_responses(
 class HeldOutText:
     """A teacher's responses to held-out prompts with its states at their tokens, to measure students against."""
 
-    def __init__(self, model: Any, collator: Any, dialogues: Sequence[Any]) -> None:
+    def __init__(self, model: PreTrainedModel, collator: DataCollator, dialogues: Sequence[Messages]) -> None:
         self.head, self.batches, self.states = head_of(model), [], []
         for messages in dialogues:
             batch = collator([{"messages": messages}])
@@ -114,12 +120,12 @@ class HeldOutText:
 
     @staticmethod
     @torch.no_grad()
-    def _states(model: Any, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    def _states(model: PreTrainedModel, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         ids, mask, keep = (x.to(model.device) for x in batch)
         return backbone_states(model, ids, mask)[:, :-1][keep]
 
     @torch.no_grad()
-    def divergence(self, student: Any) -> list[float]:
+    def divergence(self, student: PreTrainedModel) -> list[float]:
         """Of each held-out prompt, KL(teacher || student) in nats per completion token; NaN for an empty completion."""
         training = student.training
         student.eval()

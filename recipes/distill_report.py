@@ -3,20 +3,58 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
+from matplotlib.figure import Figure
 
-from latent_rewards.files.outputs import to_json
+from latent_rewards.files import markdown
+from latent_rewards.files.markdown import figure
+from latent_rewards.files.outputs import write_json
+from latent_rewards.files.types import JsonObject, Messages
 from latent_rewards.stats.bootstrap import mean_estimate
+
+if TYPE_CHECKING:
+    from latent_rewards.distillation.teacher_choice import TeacherChoice
+    from recipes.distill import DistillArguments
 
 COLOURS = {"latent": "#2a78d6", "likert": "#e34948", "random": "#888888", "single": "#1baf7a"}
 
-Runs = dict[tuple[str, int], dict[str, Any]]
+Interval = Sequence[float]  # value, low, high
 
 
-def metrics(names: list[str], found: dict[str, Any]) -> dict[str, np.ndarray]:
+class Measured(TypedDict, total=False):
+    """A student on the held-out prompts; `loss` where it was trained."""
+
+    divergence: dict[str, list[float]]
+    scores: dict[str, list[float | None]]
+    texts: list[str]
+    loss: list[float]
+
+
+class Both(TypedDict):
+    """A difference with two intervals: over seeds, and over prompts."""
+
+    seeds: Interval
+    prompts: Interval
+
+
+class MetricRow(TypedDict):
+    """One metric: means by seed before and after, changes, and the first way of choosing against the others."""
+
+    metric: str
+    before: list[float]
+    after: dict[str, list[float]]
+    gain: dict[str, Both]
+    versus: dict[str, Both]
+
+
+Runs = dict[tuple[str, int], Measured]
+
+
+def metrics(names: list[str], found: Measured) -> dict[str, np.ndarray]:
     """Per held-out prompt: divergence from each teacher, their mean where all responded, and scores."""
     out = {f"KL from {n}": np.array(found["divergence"][n], float) for n in names if n in found["divergence"]}
     if len({len(v) for v in out.values()}) == 1 and len(out) > 1:
@@ -35,16 +73,18 @@ def seed_interval(values: np.ndarray) -> tuple[float, float, float]:
     return mean, mean - half, mean + half
 
 
-def table(names: list[str], choices: list[str], before: dict[int, Any], after: Runs) -> list[dict[str, Any]]:
+def table(names: list[str], choices: list[str], before: dict[int, Measured], after: Runs) -> list[MetricRow]:
     """One entry per metric: before, and each way of choosing after, as means over held-out prompts per seed."""
     seeds = list(before)
     rows = []
     start = {seed: metrics(names, before[seed]) for seed in seeds}
     end = {key: metrics(names, found) for key, found in after.items()}
     for name in start[seeds[0]]:
-        row: dict[str, Any] = {"metric": name, "before": [float(np.nanmean(start[s][name])) for s in seeds]}
-        row["after"] = {c: [float(np.nanmean(end[c, s][name])) for s in seeds] for c in choices}
-        row["gain"], row["versus"] = {}, {}
+        row: MetricRow = {
+            "metric": name, "before": [float(np.nanmean(start[s][name])) for s in seeds],
+            "after": {c: [float(np.nanmean(end[c, s][name])) for s in seeds] for c in choices},
+            "gain": {}, "versus": {},
+        }  # fmt: skip
         for c in choices:
             change = np.stack([end[c, s][name] - start[s][name] for s in seeds])
             row["gain"][c] = _both(change)
@@ -54,21 +94,21 @@ def table(names: list[str], choices: list[str], before: dict[int, Any], after: R
     return rows
 
 
-def _both(differences_SP: np.ndarray) -> dict[str, Any]:
+def _both(differences_SP: np.ndarray) -> Both:
     """Interval over seeds of the mean over prompts, and over prompts of the mean over seeds."""
     e = mean_estimate(differences_SP.mean(0), np.arange(differences_SP.shape[1]))
     over_seeds = seed_interval(np.nanmean(differences_SP, 1))
     return {"seeds": over_seeds, "prompts": [e.value, e.low, e.high]}
 
 
-def _cell(values: Any, sign: str = "+") -> str:
-    mean, low, high = values
-    return f"{mean:{sign}.3f}" + ("" if np.isnan(low) else f" [{low:{sign}.3f}, {high:{sign}.3f}]")
+def _cell(values: Interval) -> str:
+    return figure(*values, sign="+")
 
 
 def examples(
-    names: list[str], prompts: list[Any], responses: Any, scores: dict[str, np.ndarray], choices: Any
-) -> list[Any]:
+    names: list[str], prompts: list[Messages], responses: list[list[str | None]], scores: dict[str, np.ndarray],
+    choices: dict[str, TeacherChoice],
+) -> list[JsonObject]:  # fmt: skip
     """Three prompts with all responses, scores and choices."""
     return [
         {
@@ -86,7 +126,7 @@ def _short(text: str | None, most: int = 120) -> str:
     return line if len(line) <= most else line[: most - 3] + "..."
 
 
-def _example_lines(found: list[dict[str, Any]]) -> list[str]:
+def _example_lines(found: list[JsonObject]) -> list[str]:
     lines = ["", "Examples, with each teacher's scores and who chose it:" if found else ""]
     for e in found:
         lines.append(f"- {_short(e['prompt'])}")
@@ -97,71 +137,64 @@ def _example_lines(found: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def _gold_lines(report: dict[str, Any]) -> list[str]:
+def _gold_lines(report: JsonObject) -> list[str]:
     """How good the chosen responses are, where gold is known."""
-    lines = ["", "| chosen by | mean gold score of the chosen | has the best gold score |", "|---|---|---|"]
-    for way, mean in report["gold"].items():
-        lines.append(
-            f"| {way} | - | - |" if mean is None else f"| {way} | {mean:.3f} | {report['gold_best'][way]:.0%} |"
-        )
-    return lines
+    rows = [
+        [way, *(("-", "-") if mean is None else (f"{mean:.3f}", f"{report['gold_best'][way]:.0%}"))]
+        for way, mean in report["gold"].items()
+    ]
+    return ["", *markdown.table(["chosen by", "mean gold score of the chosen", "has the best gold score"], rows)]
 
 
 def write_report(
-    out: Path, args: Any, names: list[str], before: dict[int, Any], after: Runs, teachers: dict[str, dict[str, float]]
-) -> str:
+    out: Path, args: DistillArguments, names: list[str], before: dict[int, Measured], after: Runs,
+    teachers: dict[str, dict[str, float]],
+) -> str:  # fmt: skip
     """report.md and results.json; returns the report."""
     rows = table(names, args.choices, before, after)
     report = json.loads((out / "choices.json").read_text(encoding="utf-8"))
-    n = len(next(iter(before.values()))["texts"])
+    n, first = len(next(iter(before.values()))["texts"]), args.choices[0]
+    cells = [
+        [row["metric"], f"{np.mean(row['before']):.3f}", c, f"{np.mean(row['after'][c]):.3f}", _cell(g["seeds"]),
+         _cell(g["prompts"])]
+        for row in rows for c, g in row["gain"].items()
+    ]  # fmt: skip
     lines = [
         f"{n} held-out prompts, seeds {args.seeds}. Divergence: KL(teacher || student), nats per token of the "
         "teacher's own held-out responses. Changes: mean [95 % over seeds, Student's t], mean [95 % over prompts].",
         "",
-        "| metric | before | choice | after | change, over seeds | over prompts |",
-        "|---|---|---|---|---|---|",
+        *markdown.table(["metric", "before", "choice", "after", "change, over seeds", "over prompts"], cells),
     ]
-    for row in rows:
-        for c in args.choices:
-            g = row["gain"][c]
-            lines.append(
-                f"| {row['metric']} | {np.mean(row['before']):.3f} | {c} | {np.mean(row['after'][c]):.3f} | "
-                f"{_cell(g['seeds'])} | {_cell(g['prompts'])} |"
-            )
     if len(args.choices) > 1:
-        first = args.choices[0]
-        lines += ["", f"| metric | {first} minus | over seeds | over prompts |", "|---|---|---|---|"]
-        for row in rows:
-            for c, d in row["versus"].items():
-                lines.append(f"| {row['metric']} | {c} | {_cell(d['seeds'])} | {_cell(d['prompts'])} |")
-    lines += ["", f"| chosen by | {' | '.join(names)} | none |", "|---|" + "---|" * (len(names) + 1)]
-    for c, share in report["share"].items():
-        cells = " | ".join("-" if share[n] is None else f"{share[n]:.0%}" for n in names)
-        lines.append(f"| {c} | {cells} | {report['none'][c]} |")
+        cells = [
+            [row["metric"], c, _cell(d["seeds"]), _cell(d["prompts"])] for row in rows for c, d in row["versus"].items()
+        ]
+        lines += ["", *markdown.table(["metric", f"{first} minus", "over seeds", "over prompts"], cells)]
+    cells = [
+        [c, *("-" if share[n] is None else f"{share[n]:.0%}" for n in names), str(report["none"][c])]
+        for c, share in report["share"].items()
+    ]
+    lines += ["", *markdown.table(["chosen by", *names, "none"], cells)]
     agree = ", ".join(f"{k} {v:.0%}" for k, v in report["agreement"].items() if v is not None)
     lines += ["", f"Same teacher: {agree}." if agree else ""]
     lines += _gold_lines(report) if "gold" in report else []
     known = list(next(iter(teachers.values())))
     if known:
-        lines += ["", f"| mean score of held-out responses | {' | '.join(known)} |", "|---|" + "---|" * len(known)]
-        lines += [f"| {name} | " + " | ".join(f"{s[n]:.3f}" for n in known) + " |" for name, s in teachers.items()]
+        cells = [[name, *(f"{s[n]:.3f}" for n in known)] for name, s in teachers.items()]
+        lines += ["", *markdown.table(["mean score of held-out responses", *known], cells)]
     text = "\n".join(lines + _example_lines(report["examples"]))
     (out / "report.md").write_text(f"# Distillation\n\n{text}\n", encoding="utf-8")
-    (out / "results.json").write_text(to_json({"metrics": rows, "choices": report}, indent=1) + "\n", encoding="utf-8")
+    write_json(out / "results.json", {"metrics": rows, "choices": report})
     return text
 
 
-def draw(path: Path, args: Any, names: list[str], before: dict[int, Any], after: Runs) -> None:
+def draw(path: Path, args: DistillArguments, names: list[str], before: dict[int, Measured], after: Runs) -> None:
     """Held-out metrics before and after by way of choosing, every seed a dot; and the training loss."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
-
     rows = [
         r for r in table(names, args.choices, before, after) if not r["metric"].startswith("KL from") or len(names) < 4
     ]
-    figure, axes = plt.subplots(1, len(rows) + 1, figsize=(2.9 * (len(rows) + 1), 3.8), layout="constrained")
+    figure = Figure(figsize=(2.9 * (len(rows) + 1), 3.8), layout="constrained")
+    axes = figure.subplots(1, len(rows) + 1)
     for ax, row in zip(axes, rows, strict=False):
         columns = {"before": row["before"], **row["after"]}
         for i, (name, values) in enumerate(columns.items()):
@@ -180,4 +213,3 @@ def draw(path: Path, args: Any, names: list[str], before: dict[int, Any], after:
     axes[-1].legend(frameon=False, fontsize=8)
     figure.suptitle("Held-out prompts, before and after; bars are means, dots are seeds")
     figure.savefig(path, dpi=150)
-    plt.close(figure)

@@ -15,9 +15,10 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
+from transformers.hf_argparser import HfArg
 from trl import TrlParser
 
 from latent_rewards.evaluation.benchmarks import expand
@@ -30,12 +31,10 @@ class Arguments(EvaluateConfig):
     """As `EvaluateConfig`, in a form that a command line can hold."""
 
     judge: str = "embedded"
-    judge_kwargs: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "Further arguments of HFJudge, as JSON."}
-    )
-    rewards: list[str] = field(
+    judge_kwargs: dict[str, Any] | str | None = HfArg(default=None, help="Further arguments of HFJudge, as JSON.")
+    rewards: list[str] = HfArg(
         default_factory=lambda: list(EvaluateConfig().specs()),
-        metadata={"help": "Names; 'probe:PATH' for a saved probe, 'weighted:PROMPT' for another prompt."},
+        help="Names; 'probe:PATH' for a saved probe, 'weighted:PROMPT' for another prompt.",
     )
 
 

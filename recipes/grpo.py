@@ -18,14 +18,21 @@ from __future__ import annotations
 import sys
 import time
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset
-from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+from transformers import (
+    PrinterCallback,
+    ProgressCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.hf_argparser import HfArg
 from trl import GRPOConfig, GRPOTrainer, ModelConfig, TrlParser, get_peft_config, get_quantization_config
 from trl.data_utils import is_conversational
 from trl.models import unwrap_model_for_generation
@@ -34,8 +41,9 @@ from latent_rewards import HFJudge, Reward, build_reward
 from latent_rewards.data import open_ended
 from latent_rewards.data.prompts import load_prompts
 from latent_rewards.engine.loading import EMBEDDED, resolve_model
-from latent_rewards.files.outputs import to_json
+from latent_rewards.files.outputs import write_json
 from latent_rewards.files.runs import as_options
+from latent_rewards.files.types import JsonObject
 from recipes.grpo_report import (
     HeldOut,
     draw_curves,
@@ -53,31 +61,24 @@ from recipes.grpo_report import (
 class ScriptArguments:
     """What this recipe adds to TRL's `GRPOConfig` and `ModelConfig`; on the command line mappings are quoted YAML."""
 
-    dataset_name: str = field(
-        default="open_ended",
-        metadata={"help": "open_ended (built in), a .jsonl, .json, .parquet or .csv file, or a hub dataset."},
+    dataset_name: str = HfArg(
+        default="open_ended", help="open_ended (built in), a .jsonl, .json, .parquet or .csv file, or a hub dataset."
     )
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a hub dataset."})
-    dataset_split: str = field(default="train", metadata={"help": "Split of a hub dataset."})
-    judge: str = field(
-        default=EMBEDDED, metadata={"help": "Judge model, or a mapping of `HFJudge` options with the key `model`."}
-    )
-    rewards: list[str] = field(
+    dataset_config: str | None = HfArg(default=None, help="Configuration of a hub dataset.")
+    dataset_split: str = HfArg(default="train", help="Split of a hub dataset.")
+    judge: str = HfArg(default=EMBEDDED, help="Judge model, or a mapping of `HFJudge` options with the key `model`.")
+    rewards: list[str] = HfArg(
         default_factory=lambda: ["weighted"],
-        metadata={"help": "Rewards: names, or mappings with the key `reward` and that reward's options."},
+        help="Rewards: names, or mappings with the key `reward` and that reward's options.",
     )
-    baseline: str | None = field(
+    baseline: str | None = HfArg(
         default="{reward: likert10, feedback: false}",
-        metadata={"help": "Sampled rating to compare with on the held-out answers, never trained on; 'none' for none."},
+        help="Sampled rating to compare with on the held-out answers, never trained on; 'none' for none.",
     )
-    held_out: int = field(default=16, metadata={"help": "Prompts kept out of training, for before and after."})
-    held_out_completions: int = field(default=8, metadata={"help": "Answers to each held-out prompt."})
-    graded: int = field(
-        default=0, metadata={"help": "Built-in graded prompts on which every score is checked against the grades."}
-    )
-    threads: int | None = field(
-        default=None, metadata={"help": "CPU threads of torch. The last bits of a CPU run depend on it."}
-    )
+    held_out: int = HfArg(default=16, help="Prompts kept out of training, for before and after.")
+    held_out_completions: int = HfArg(default=8, help="Answers to each held-out prompt.")
+    graded: int = HfArg(default=0, help="Built-in graded prompts on which every score is checked against the grades.")
+    threads: int | None = HfArg(default=None, help="CPU threads of torch. The last bits of a CPU run depend on it.")
 
 
 class PrintSteps(TrainerCallback):
@@ -86,10 +87,15 @@ class PrintSteps(TrainerCallback):
     def __init__(self, names: list[str]) -> None:
         self.names, self.started = names, time.perf_counter()
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         self.started = time.perf_counter()
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
+        logs: dict[str, float] | None = None, **kwargs: object,
+    ) -> None:  # fmt: skip
         if not state.is_world_process_zero or not logs or "reward" not in logs:
             return
         each = "  ".join(f"{n} {logs[f'rewards/{n}/mean']:.3f}" for n in self.names if f"rewards/{n}/mean" in logs)
@@ -110,7 +116,7 @@ def build_rewards(options: ScriptArguments) -> tuple[HFJudge, list[Reward], Rewa
     """The judge, the rewards to train on, and the baseline; all share the judge."""
     judge = HFJudge(**as_options(options.judge, "model"))
 
-    def build(entry: Any) -> Reward:
+    def build(entry: object) -> Reward:
         settings = as_options(entry, "reward")
         return build_reward(settings.pop("reward"), judge, **settings)
 
@@ -160,7 +166,7 @@ def score_answers(rewards: list[Reward], rows: Dataset, texts: list[str], n: int
     return HeldOut(texts, scores)
 
 
-def check_grades(rewards: list[Reward], n: int) -> list[dict[str, Any]]:
+def check_grades(rewards: list[Reward], n: int) -> list[JsonObject]:
     """How each reward orders the answers of n built-in prompts, whose grades are known."""
     rows = open_ended()[:n]
     prompts = [row["prompt"] for row in rows for _ in row["responses"]]
@@ -171,7 +177,7 @@ def check_grades(rewards: list[Reward], n: int) -> list[dict[str, Any]]:
 
 def report(
     trainer: GRPOTrainer, rewards: list[Reward], baseline: Reward | None, rows: Dataset, held: list[HeldOut | None],
-    graded: list[dict[str, Any]], *, completions: int, interrupted: bool, timing: dict[str, float], embedded: bool,
+    graded: list[JsonObject], *, completions: int, interrupted: bool, timing: dict[str, float], embedded: bool,
 ) -> None:  # fmt: skip
     """Write results, table and pictures, and print the table."""
     folder, state = Path(trainer.args.output_dir), trainer.state
@@ -179,17 +185,12 @@ def report(
     flat = [entry["frac_reward_zero_std"] for entry in state.log_history if "frac_reward_zero_std" in entry]
     results = {
         "scores": [summarise(reward.__name__, *held) for reward in scored],
-        "baseline": baseline.__name__ if baseline else None,
-        "graded": graded,
-        "held_out": len(rows),
-        "completions": completions,
-        "steps": state.global_step,
-        "max_steps": state.max_steps,
-        "interrupted": interrupted,
-        "training_zero_spread": float(np.mean(flat)) if flat else None,
-    }
+        "baseline": baseline.__name__ if baseline else None, "graded": graded, "held_out": len(rows),
+        "completions": completions, "steps": state.global_step, "max_steps": state.max_steps,
+        "interrupted": interrupted, "training_zero_spread": float(np.mean(flat)) if flat else None,
+    }  # fmt: skip
     table = format_table(results, embedded)
-    (folder / "results.json").write_text(to_json(results | {"timing": timing}, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / "results.json", results | {"timing": timing})
     (folder / "table.txt").write_text(table + "\n", encoding="utf-8")
     write_answers(folder / "held_out.jsonl", rows["prompt"], *held)
     units = {reward.__name__: unit_of(reward) for reward in scored}
@@ -211,14 +212,10 @@ def build_trainer(training: GRPOConfig, model: ModelConfig, rewards: list[Reward
         **(training.model_init_kwargs or {}),
     }  # fmt: skip
     trainer = GRPOTrainer(
-        model=resolve_model(model.model_name_or_path or EMBEDDED),
-        reward_funcs=rewards,
-        args=training,
-        train_dataset=rows,
-        quantization_config=get_quantization_config(model),
-        peft_config=get_peft_config(model),
+        model=resolve_model(model.model_name_or_path or EMBEDDED), reward_funcs=rewards, args=training,
+        train_dataset=rows, quantization_config=get_quantization_config(model), peft_config=get_peft_config(model),
         callbacks=[PrintSteps([reward.__name__ for reward in rewards])],
-    )
+    )  # fmt: skip
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     return trainer
@@ -249,7 +246,7 @@ def main(argv: list[str] | None = None) -> int:
         return score_answers(scored, held_rows, texts, n)
 
     before = after = None
-    graded: list[dict[str, Any]] = []
+    graded: list[JsonObject] = []
     interrupted = False
     scored = [*rewards, *([baseline] if baseline else [])]
     try:

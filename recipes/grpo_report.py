@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 
 from latent_rewards import HFJudge, LikertReward, Reward, VerifierReward
-from latent_rewards.files.outputs import to_json
+from latent_rewards.files.outputs import to_json, write_json
 from latent_rewards.files.runs import PACKAGES, versions
+from latent_rewards.files.types import JsonObject, Prompt
 from latent_rewards.stats.bootstrap import mean_estimate
 from latent_rewards.stats.distributions import row_means
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+    from trl import GRPOConfig, ModelConfig
 
 EMBEDDED_NOTE = (
     "The embedded judge is tiny: on real pairs its prompted scores are at chance, and its probe knows little beyond\n"
@@ -54,7 +60,7 @@ def graded_accuracy(scores: np.ndarray, gold: np.ndarray) -> np.ndarray:
     return row_means(right)
 
 
-def summarise_graded(name: str, scores: np.ndarray, gold: np.ndarray) -> dict[str, Any]:
+def summarise_graded(name: str, scores: np.ndarray, gold: np.ndarray) -> JsonObject:
     """How well one score orders the built-in graded answers, with a bootstrap interval over prompts."""
     per_prompt = graded_accuracy(scores, gold)
     known = per_prompt[~np.isnan(per_prompt)]
@@ -67,11 +73,11 @@ def summarise_graded(name: str, scores: np.ndarray, gold: np.ndarray) -> dict[st
     }
 
 
-def summarise(name: str, before: HeldOut | None, after: HeldOut | None) -> dict[str, Any]:
+def summarise(name: str, before: HeldOut | None, after: HeldOut | None) -> JsonObject:
     """One row of the table; None for what was not measured."""
     seen = [held.scores[name] for held in (before, after) if held is not None]
     means = [None if held is None else row_means(held.scores[name]) for held in (before, after)]
-    row: dict[str, Any] = {"score": name, "before": None, "after": None, "difference": None, "interval": None}
+    row: JsonObject = {"score": name, "before": None, "after": None, "difference": None, "interval": None}
     for key, value in zip(("before", "after"), means, strict=True):
         if value is not None and not np.isnan(value).all():
             row[key] = float(np.nanmean(value))
@@ -91,7 +97,7 @@ def summarise(name: str, before: HeldOut | None, after: HeldOut | None) -> dict[
     return row
 
 
-def format_table(results: dict[str, Any], embedded: bool) -> str:
+def format_table(results: JsonObject, embedded: bool) -> str:
     """The closing table as text."""
     lines = [
         f"{results['held_out']} held-out prompts, {results['completions']} answers each, same seeds; "
@@ -132,7 +138,7 @@ def format_table(results: dict[str, Any], embedded: bool) -> str:
     return "\n".join([*lines, *([EMBEDDED_NOTE] if embedded else [])])
 
 
-def training_curves(history: list[dict[str, Any]], names: list[str]) -> dict[str, list[tuple[int, float, float]]]:
+def training_curves(history: list[JsonObject], names: list[str]) -> dict[str, list[tuple[int, float, float]]]:
     """Of each reward, (step, mean, standard deviation) of the completions of every logged step."""
     return {
         name: [
@@ -144,15 +150,11 @@ def training_curves(history: list[dict[str, Any]], names: list[str]) -> dict[str
     }
 
 
-def draw_curves(path: Path, history: list[dict[str, Any]], rows: list[dict[str, Any]], units: dict[str, str]) -> None:
+def draw_curves(path: Path, history: list[JsonObject], rows: list[JsonObject], units: dict[str, str]) -> None:
     """Training reward over steps, with the held-out means before and after and the interval of their difference."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
-
     curves = training_curves(history, list(units))
-    figure, axes = plt.subplots(1, len(units), figsize=(5.2 * len(units), 3.8), squeeze=False, layout="constrained")
+    figure = Figure(figsize=(5.2 * len(units), 3.8), layout="constrained")
+    axes = figure.subplots(1, len(units), squeeze=False)
     for axis, (name, unit), row in zip(axes[0], units.items(), rows, strict=False):
         if curves[name]:
             step, mean, std = (np.array(column, dtype=float) for column in zip(*curves[name], strict=True))
@@ -175,19 +177,14 @@ def draw_curves(path: Path, history: list[dict[str, Any]], rows: list[dict[str, 
         figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
     figure.suptitle("Rewards read from the frozen judge")
     figure.savefig(path, dpi=150)
-    plt.close(figure)
 
 
 def draw_histograms(
-    path: Path, before: HeldOut | None, after: HeldOut | None, rows: list[dict[str, Any]], units: dict[str, str]
+    path: Path, before: HeldOut | None, after: HeldOut | None, rows: list[JsonObject], units: dict[str, str]
 ) -> None:
     """Scores of the held-out answers, one panel per score; a sampled rating falls on whole numbers only."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, len(units), figsize=(4.6 * len(units), 3.8), squeeze=False, layout="constrained")
+    figure = Figure(figsize=(4.6 * len(units), 3.8), layout="constrained")
+    axes = figure.subplots(1, len(units), squeeze=False)
     found = [(label, held) for label, held in (("before", before), ("after", after)) if held is not None]
     for axis, (name, unit), row in zip(axes[0], units.items(), rows, strict=True):
         pool = np.concatenate([held.scores[name].ravel() for _, held in found]) if found else np.zeros(0)
@@ -209,10 +206,9 @@ def draw_histograms(
             axis.legend(fontsize=8, frameon=False)
     figure.suptitle("Scores of the held-out answers: the same answers in every panel")
     figure.savefig(path, dpi=150)
-    plt.close(figure)
 
 
-def write_answers(path: Path, prompts: list[Any], before: HeldOut | None, after: HeldOut | None) -> None:
+def write_answers(path: Path, prompts: list[Prompt], before: HeldOut | None, after: HeldOut | None) -> None:
     """One JSON line per held-out answer with all its scores; null where there is none."""
     with path.open("w", encoding="utf-8") as file:
         for stage, held in (("before", before), ("after", after)):
@@ -236,8 +232,9 @@ def unit_of(reward: Reward) -> str:
 
 
 def write_record(
-    folder: Path, given: tuple[Any, ...], judge: HFJudge, rewards: list[Reward], baseline: Reward | None
-) -> None:
+    folder: Path, given: tuple[DataclassInstance, GRPOConfig, ModelConfig], judge: HFJudge, rewards: list[Reward],
+    baseline: Reward | None,
+) -> None:  # fmt: skip
     """run.json: everything needed to run this again. Loads the judge."""
     options, training, model = given
     everything = [*rewards, *([baseline] if baseline else [])]
@@ -251,4 +248,4 @@ def write_record(
     }
     if isinstance(baseline, LikertReward):
         record["seeds"]["baseline"] = baseline.seed
-    (folder / "run.json").write_text(to_json(record, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / "run.json", record)

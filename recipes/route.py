@@ -15,24 +15,26 @@ Scores of the judge are kept in `scores/`, so that a stopped run goes on.
 
 from __future__ import annotations
 
-import gzip
 import json
 import logging
 import os
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 import yaml
+from transformers.hf_argparser import HfArg
 
 from latent_rewards import HFJudge, build_reward
 from latent_rewards.evaluation.benchmarks.local import find
-from latent_rewards.files.outputs import to_json
+from latent_rewards.files.outputs import write_json
 from latent_rewards.files.runs import PACKAGES, as_options, versions
+from latent_rewards.files.sources import open_binary
+from latent_rewards.files.types import JsonObject, Prompt
 from latent_rewards.rewards.response_scores import score_responses
+from latent_rewards.routing.embeddings import EMBEDDER, embed_prompts
 from latent_rewards.routing.policies import (
     compare_policies,
     fold_numbers,
@@ -41,8 +43,8 @@ from latent_rewards.routing.policies import (
     quality_cost_curve,
     r_squared_by_model,
 )
-from latent_rewards.routing.router import EMBEDDER, Router, embed_prompts
-from recipes.route_report import draw_quality_cost, draw_r2, write_markdown
+from latent_rewards.routing.router import Router
+from recipes.route_report import Costs, Signal, draw_quality_cost, draw_r2, write_markdown
 
 logger = logging.getLogger(__name__)
 
@@ -51,38 +53,31 @@ logger = logging.getLogger(__name__)
 class RouteArguments:
     """What to route and how; on the command line mappings are quoted YAML."""
 
-    data: str = field(
-        default="",
-        metadata={
-            "help": "JSON Lines (.gz) of prompt, models, responses, gold; or its name under LATENT_REWARDS_DATA."
-        },
+    data: str = HfArg(
+        default="", help="JSON Lines (.gz) of prompt, models, responses, gold; or its name under LATENT_REWARDS_DATA."
     )
-    output_dir: str = field(default="runs/route", metadata={"help": "Folder of the report and the router."})
-    embedder: str = field(default=EMBEDDER, metadata={"help": "Model of sentence-transformers."})
-    kinds: list[str] = field(default_factory=lambda: ["knn", "ridge", "boosted"], metadata={"help": "Predictors."})
-    k: int = field(default=50, metadata={"help": "Neighbours of knn."})
-    folds: int = field(default=10, metadata={"help": "Of the cross-validation over prompts."})
-    seed: int = field(default=0, metadata={"help": "Of the folds and of the subset that the judge reads."})
-    judge: str | None = field(
-        default=None, metadata={"help": "Judge, or a mapping of `HFJudge` options; 'none' for gold alone."}
-    )
-    rewards: list[str] = field(default_factory=lambda: ["weighted"], metadata={"help": "Rewards read from the judge."})
-    judge_models: list[str] = field(
-        default_factory=list, metadata={"help": "Models whose responses it reads; none: all."}
-    )
-    judge_prompts: int | None = field(default=None, metadata={"help": "Number of prompts it reads; none: all."})
-    prices: str | None = field(default=None, metadata={"help": "Mapping of model to price of a response."})
-    resamples: int = field(default=1000, metadata={"help": "Bootstrap draws of every interval."})
-    threads: int | None = field(default=None, metadata={"help": "CPU threads of torch."})
+    output_dir: str = HfArg(default="runs/route", help="Folder of the report and the router.")
+    embedder: str = HfArg(default=EMBEDDER, help="Model of sentence-transformers.")
+    kinds: list[str] = HfArg(default_factory=lambda: ["knn", "ridge", "boosted"], help="Predictors.")
+    k: int = HfArg(default=50, help="Neighbours of knn.")
+    folds: int = HfArg(default=10, help="Of the cross-validation over prompts.")
+    seed: int = HfArg(default=0, help="Of the folds and of the subset that the judge reads.")
+    judge: str | None = HfArg(default=None, help="Judge, or a mapping of `HFJudge` options; 'none' for gold alone.")
+    rewards: list[str] = HfArg(default_factory=lambda: ["weighted"], help="Rewards read from the judge.")
+    judge_models: list[str] = HfArg(default_factory=list, help="Models whose responses it reads; none: all.")
+    judge_prompts: int | None = HfArg(default=None, help="Number of prompts it reads; none: all.")
+    prices: str | None = HfArg(default=None, help="Mapping of model to price of a response.")
+    resamples: int = HfArg(default=1000, help="Bootstrap draws of every interval.")
+    threads: int | None = HfArg(default=None, help="CPU threads of torch.")
 
 
 @dataclass
 class Data:
     """P prompts, their M models' responses (None where there is none) and gold scores (P, M; NaN there)."""
 
-    prompts: list[Any]
+    prompts: list[Prompt]
     models: list[str]
-    responses: list[list[Any]]
+    responses: list[list[Prompt | None]]
     gold: np.ndarray
 
     def part(self, rows: np.ndarray, models: list[str]) -> Data:
@@ -109,8 +104,7 @@ def load_lists(data: str | Path) -> Data:
             f"({os.environ.get('LATENT_REWARDS_DATA', 'not set')}); give --data a .jsonl or .jsonl.gz file, one prompt "
             'a line: {"prompt": ..., "models": [...], "responses": [...], "gold": [...]}'
         )
-    opener: Any = gzip.open if str(path).endswith(".gz") else open
-    with opener(path, "rt", encoding="utf-8") as file:
+    with open_binary(path, "rb") as file:
         rows = [json.loads(line) for line in file if line.strip()]
     for number, row in enumerate(rows, 1):
         lacking = [key for key in ("prompt", "models", "responses", "gold") if key not in row]
@@ -119,7 +113,7 @@ def load_lists(data: str | Path) -> Data:
         if len({len(row[key]) for key in ("models", "responses", "gold")}) != 1:
             raise ValueError(f"{path}, line {number}: models, responses and gold differ in length")
     models = sorted({m for row in rows for m in row["models"]})
-    responses: list[list[Any]] = [[None] * len(models) for _ in rows]
+    responses: list[list[Prompt | None]] = [[None] * len(models) for _ in rows]
     gold = np.full((len(rows), len(models)), np.nan)
     for i, row in enumerate(rows):
         for model, text, score in zip(row["models"], row["responses"], row["gold"], strict=True):
@@ -128,7 +122,7 @@ def load_lists(data: str | Path) -> Data:
     return Data([row["prompt"] for row in rows], models, responses, gold)
 
 
-def evaluate_signal(args: RouteArguments, data: Data, embeddings: np.ndarray, signal: np.ndarray) -> dict[str, Any]:
+def evaluate_signal(args: RouteArguments, data: Data, embeddings: np.ndarray, signal: np.ndarray) -> Signal:
     """Routers trained on one signal (P, M): R2 on that signal, and gold quality of what they choose."""
     fold = fold_numbers(len(data.prompts), args.folds, args.seed)
     mean = mean_out_of_fold(signal, fold)
@@ -143,7 +137,7 @@ def evaluate_signal(args: RouteArguments, data: Data, embeddings: np.ndarray, si
     return {"r2": r2, "policies": policies, "predicted": predicted, "prompts": len(data.prompts), "models": data.models}
 
 
-def read_judge(args: RouteArguments, data: Data) -> tuple[np.ndarray, Data, dict[str, np.ndarray], dict[str, Any]]:
+def read_judge(args: RouteArguments, data: Data) -> tuple[np.ndarray, Data, dict[str, np.ndarray], JsonObject]:
     """The subset the judge reads (row numbers and data), its scores, and what that took."""
     assert args.judge is not None
     judge = HFJudge(**as_options(args.judge, "model"))
@@ -161,7 +155,7 @@ def read_judge(args: RouteArguments, data: Data) -> tuple[np.ndarray, Data, dict
     return rows, part, found.scores, facts
 
 
-def cost_curve(args: RouteArguments, data: Data, predicted: dict[str, np.ndarray]) -> dict[str, Any] | None:
+def cost_curve(args: RouteArguments, data: Data, predicted: dict[str, np.ndarray]) -> Costs | None:
     """Quality against price for every router, and the single models on the same axes."""
     if args.prices is None:
         return None
@@ -189,7 +183,7 @@ def main(argv: list[str] | None = None) -> int:
     data = load_lists(args.data)
     embeddings = embed_prompts(data.prompts, args.embedder)
     signals = {"gold": evaluate_signal(args, data, embeddings, data.gold)}
-    facts: dict[str, Any] = {}
+    facts: JsonObject = {}
     if args.judge not in (None, "none"):
         rows, part, scores, facts = read_judge(args, data)
         signals["gold, judge's subset"] = evaluate_signal(args, part, embeddings[rows], part.gold)
@@ -198,7 +192,7 @@ def main(argv: list[str] | None = None) -> int:
     router = Router(data.models, k=args.k, embedder=args.embedder)
     router.fit(data.prompts, data.gold, embeddings=embeddings).save(out / "router")
     record = {"config": asdict(args), "versions": versions(*PACKAGES), "judge": facts, "command": " ".join(sys.argv)}
-    (out / "run.json").write_text(to_json(record, indent=2) + "\n", encoding="utf-8")
+    write_json(out / "run.json", record)
     text = write_markdown(out, args, signals, facts, costs)
     draw_r2(out / "r2.png", signals["gold"]["r2"])
     if costs is not None:

@@ -3,48 +3,65 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
+from matplotlib.figure import Figure
 
-from latent_rewards.files.outputs import to_json
+from latent_rewards.files.markdown import figure, table
+from latent_rewards.files.outputs import write_json
+from latent_rewards.files.types import JsonObject
 from latent_rewards.stats.bootstrap import Estimate
+
+if TYPE_CHECKING:
+    from recipes.route import RouteArguments
 
 LABELS = {"knn": "nearest neighbours", "ridge": "linear", "boosted": "boosted trees", "mean": "training mean"}
 COLOURS = {"knn": "#2a78d6", "ridge": "#e34948", "boosted": "#1baf7a", "mean": "#888888"}
 
 
+class Signal(TypedDict):
+    """What routers trained on one signal are worth; `r2` by predictor and model, `policies` by name and figure."""
+
+    r2: dict[str, dict[str, Estimate]]
+    policies: dict[str, dict[str, Estimate]]
+    predicted: dict[str, np.ndarray]
+    prompts: int
+    models: list[str]
+
+
+class Costs(TypedDict):
+    """Curves by predictor, and (price, quality) of each single model."""
+
+    curves: dict[str, list[dict[str, float]]]
+    single: dict[str, tuple[float, float]]
+
+
 def cell(e: Estimate, sign: str = "") -> str:
     """An estimate with its interval."""
-    if np.isnan(e.value):
-        return "-"
-    return f"{e.value:{sign}.3f} [{e.low:{sign}.3f}, {e.high:{sign}.3f}]"
+    return figure(*e[:3], sign=sign)
 
 
-def policy_table(policies: dict[str, Any], signal: str) -> list[str]:
+def policy_table(policies: dict[str, dict[str, Estimate]], signal: str) -> list[str]:
     """Gold quality of each policy, best last but for the oracle."""
     names = {"signal itself": f"best response by {signal} (needs every response)", "oracle": "oracle (best by gold)"}
-    lines = ["| policy | gold quality [95 %] | gain over the best single model [95 %] |", "|---|---|---|"]
-    for name, row in policies.items():
-        if name == "signal itself" and signal.startswith("gold"):
-            continue
-        label = names.get(name, LABELS.get(name, name))
-        lines.append(f"| {label} | {cell(row['quality'])} | {cell(row['gain'], '+')} |")
-    return lines
+    rows = [
+        [names.get(name, LABELS.get(name, name)), cell(row["quality"]), cell(row["gain"], "+")]
+        for name, row in policies.items()
+        if name != "signal itself" or not signal.startswith("gold")
+    ]
+    return table(["policy", "gold quality [95 %]", "gain over the best single model [95 %]"], rows)
 
 
-def r2_table(signal: dict[str, Any]) -> list[str]:
+def r2_table(signal: Signal) -> list[str]:
     """R2 of each model and predictor, out of fold."""
-    kinds = list(signal["r2"])
-    lines = [f"| model | n | {' | '.join(LABELS[k] for k in kinds)} |", "|---|---|" + "---|" * len(kinds)]
-    for model in signal["models"]:
-        row = [signal["r2"][k][model] for k in kinds]
-        lines.append(f"| {model} | {row[0].n} | {' | '.join(cell(e) for e in row)} |")
-    return lines
+    kinds = signal["r2"]
+    rows = [[m, str(signal["r2"]["mean"][m].n), *(cell(row[m]) for row in kinds.values())] for m in signal["models"]]
+    return table(["model", "n", *(LABELS[k] for k in kinds)], rows)
 
 
 def write_markdown(
-    out: Path, args: Any, signals: dict[str, Any], facts: dict[str, Any], costs: dict[str, Any] | None
+    out: Path, args: RouteArguments, signals: dict[str, Signal], facts: JsonObject, costs: Costs | None
 ) -> str:
     """report.md and results.json; returns the tables of policies as text."""
     head = [
@@ -74,17 +91,16 @@ def write_markdown(
         }
         for name, s in signals.items()
     }
-    results = {"signals": plain, "costs": costs}
-    (out / "results.json").write_text(to_json(results, indent=1) + "\n", encoding="utf-8")
+    write_json(out / "results.json", {"signals": plain, "costs": costs})
     return "\n".join(policies)
 
 
 def draw_r2(path: Path, r2: dict[str, dict[str, Estimate]]) -> None:
     """R2 per model with its 95 % interval, one colour per predictor."""
-    plt = _pyplot()
     kinds = [k for k in r2 if k != "mean"]
     models = sorted(r2[kinds[0]], key=lambda m: r2[kinds[0]][m].value)
-    figure, ax = plt.subplots(figsize=(7.5, 1.2 + 0.3 * len(models)), layout="constrained")
+    figure = Figure(figsize=(7.5, 1.2 + 0.3 * len(models)), layout="constrained")
+    ax = figure.subplots()
     for i, kind in enumerate(kinds):
         y = np.arange(len(models)) + 0.22 * (i - (len(kinds) - 1) / 2)
         e = [r2[kind][m] for m in models]
@@ -97,13 +113,12 @@ def draw_r2(path: Path, r2: dict[str, dict[str, Estimate]]) -> None:
     ax.legend(frameon=False, fontsize=8, loc="lower right")
     figure.suptitle("How well the prompt alone predicts each model's gold score, 95 % intervals")
     figure.savefig(path, dpi=150)
-    plt.close(figure)
 
 
-def draw_quality_cost(path: Path, costs: dict[str, Any]) -> None:
+def draw_quality_cost(path: Path, costs: Costs) -> None:
     """Gold quality against mean price: routers at all price weights, single models, and their upper hull."""
-    plt = _pyplot()
-    figure, ax = plt.subplots(figsize=(7.5, 4.8), layout="constrained")
+    figure = Figure(figsize=(7.5, 4.8), layout="constrained")
+    ax = figure.subplots()
     points = sorted(costs["single"].values())
     ax.plot(*zip(*points, strict=True), "x", color="0.5", ms=5, label="one model for all prompts")
     hull = upper_hull(points)
@@ -122,7 +137,6 @@ def draw_quality_cost(path: Path, costs: dict[str, Any]) -> None:
     ax.grid(alpha=0.25)
     figure.suptitle("Quality and price, with 95 % intervals over prompts")
     figure.savefig(path, dpi=150)
-    plt.close(figure)
 
 
 def upper_hull(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -137,12 +151,3 @@ def upper_hull(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
             best.pop()
         best.append((x, y))
     return best
-
-
-def _pyplot() -> Any:
-    import matplotlib
-
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
-
-    return plt

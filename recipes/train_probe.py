@@ -14,42 +14,47 @@ from __future__ import annotations
 import dataclasses
 import logging
 import sys
-from dataclasses import dataclass, field
-from importlib.metadata import version
+from dataclasses import dataclass
 from pathlib import Path
 
+from matplotlib.figure import Figure
+from transformers.hf_argparser import HfArg
+
 from latent_rewards import HFJudge, JudgePrompt
-from latent_rewards.files.outputs import to_json
+from latent_rewards.files.outputs import write_json
+from latent_rewards.files.runs import versions
+from latent_rewards.files.types import Row
 from latent_rewards.judge.layouts import BadRow
 from latent_rewards.probes.card import table
 from latent_rewards.probes.examples import gather, sources
 from latent_rewards.probes.fit import FitOptions
 from latent_rewards.probes.train import RunOptions, train_probe
+from latent_rewards.stats.pairs import PROBE_LENGTH_TOLERANCE
 
 
 @dataclass
 class ProbeArguments:
     """What to train on."""
 
-    data: list[str] = field(default_factory=list, metadata={"help": "JSON Lines files: pairs, lists or ratings."})
-    output_dir: str = field(default="runs/probe", metadata={"help": "Folder of the probe."})
-    judge: str = field(default="embedded", metadata={"help": "Hub id, folder or 'embedded'."})
-    prompt: str = field(default="weighted", metadata={"help": "Judge prompt: shipped name or file."})
-    dtype: str = field(default="auto", metadata={"help": "Of the judge."})
-    max_length: int | None = field(default=None, metadata={"help": "Most tokens the judge reads."})
-    limit: int | None = field(default=None, metadata={"help": "Most rows of each file."})
-    licence: str = field(default="other", metadata={"help": "Of the data, for the card."})
-    layers: list[int] = field(default_factory=list, metadata={"help": "Layers to try; none is all."})
-    strengths: list[float] = field(default_factory=lambda: [1e-4, 1e-3, 1e-2], metadata={"help": "L2 strengths."})
-    folds: int = field(default=5, metadata={"help": "Of the cross-validation, grouped by prompt."})
-    select: str = field(default="balanced", metadata={"help": "accuracy, matched, balanced or r."})
-    test_share: float = field(default=0.2, metadata={"help": "Share of prompts for the final figures."})
-    architecture: str = field(default="linear", metadata={"help": "linear, mlp or orthogonal."})
-    objective: str = field(default="bradley_terry", metadata={"help": "bce, kto, bradley_terry, regression, ordinal."})
-    guards: list[str] = field(default_factory=lambda: ["erase", "balance"], metadata={"help": "Against length."})
-    balance_sources: bool = field(default=False, metadata={"help": "Each data file weighs the same."})
-    mix_layers: bool = field(default=False, metadata={"help": "One probe on a learnt mixture of all layers."})
-    seed: int = field(default=42, metadata={"help": "Of everything random."})
+    data: list[str] = HfArg(default_factory=list, help="JSON Lines files: pairs, lists or ratings.")
+    output_dir: str = HfArg(default="runs/probe", help="Folder of the probe.")
+    judge: str = HfArg(default="embedded", help="Hub id, folder or 'embedded'.")
+    prompt: str = HfArg(default="weighted", help="Judge prompt: shipped name or file.")
+    dtype: str = HfArg(default="auto", help="Of the judge.")
+    max_length: int | None = HfArg(default=None, help="Most tokens the judge reads.")
+    limit: int | None = HfArg(default=None, help="Most rows of each file.")
+    licence: str = HfArg(default="other", help="Of the data, for the card.")
+    layers: list[int] = HfArg(default_factory=list, help="Layers to try; none is all.")
+    strengths: list[float] = HfArg(default_factory=lambda: [1e-4, 1e-3, 1e-2], help="L2 strengths.")
+    folds: int = HfArg(default=5, help="Of the cross-validation, grouped by prompt.")
+    select: str = HfArg(default="balanced", help="accuracy, matched, balanced or r.")
+    test_share: float = HfArg(default=0.2, help="Share of prompts for the final figures.")
+    architecture: str = HfArg(default="linear", help="linear, mlp or orthogonal.")
+    objective: str = HfArg(default="bradley_terry", help="bce, kto, bradley_terry, regression, ordinal.")
+    guards: list[str] = HfArg(default_factory=lambda: ["erase", "balance"], help="Against length.")
+    balance_sources: bool = HfArg(default=False, help="Each data file weighs the same.")
+    mix_layers: bool = HfArg(default=False, help="One probe on a learnt mixture of all layers.")
+    seed: int = HfArg(default=42, help="Of everything random.")
 
 
 def main(args: ProbeArguments) -> None:
@@ -72,38 +77,34 @@ def main(args: ProbeArguments) -> None:
         fit=fit, run=run, training=training,
     )  # fmt: skip
     probe.save(out)
-    (out / "sweep.json").write_text(to_json(rows, indent=1))
-    packages = {p: version(p) for p in ("torch", "transformers", "scikit-learn")}
+    write_json(out / "sweep.json", rows)
+    packages = versions("torch", "transformers", "scikit-learn")
     about = {"judge_revision": judge.revision, "prompt_hash": probe.prompt.hash, "packages": packages}
-    (out / "run.json").write_text(to_json({"arguments": dataclasses.asdict(args), **about}, indent=1))
+    write_json(out / "run.json", {"arguments": dataclasses.asdict(args), **about})
     if rows:
         draw(rows, out / "layers.png", judge.name)
     print(table(probe.config.training["metrics"]))
     print(f"layer {probe.config.layers}, saved in {out}: ProbeReward(HFJudge({args.judge!r}), {str(out)!r})")
 
 
-def draw(rows: list[dict], path: Path, judge: str) -> None:
+def draw(rows: list[Row], path: Path, judge: str) -> None:
     """Cross-validated accuracy by layer with its 95 % interval, each layer at its best strength."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     layers = sorted({r["layer"] for r in rows})
-    fig, ax = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    fig = Figure(figsize=(8, 4.5), layout="constrained")
+    ax = fig.subplots()
     if "r" in rows[0]:
         ax.plot(layers, [max(r["r"] for r in rows if r["layer"] == k) for k in layers], "o-", label="Pearson r")
     else:
         top = [max((r for r in rows if r["layer"] == k), key=lambda r: r["balanced"]) for k in layers]
-        for key, label, colour in (("accuracy", "all pairs", "C0"), ("matched", "equal length (within 20 %)", "C1")):
+        for key, label, colour in (
+            ("accuracy", "all pairs", "C0"),
+            ("matched", f"equal length (within {PROBE_LENGTH_TOLERANCE:.0%})", "C1"),
+        ):
             mean, low, high = zip(*(r[key] for r in top), strict=True)
             ax.plot(
-                layers,
-                mean,
-                "o-",
-                color=colour,
+                layers, mean, "o-", color=colour,
                 label=f"{label}, n = {top[0]['n' if key == 'accuracy' else 'n_matched']}",
-            )
+            )  # fmt: skip
             ax.fill_between(layers, low, high, color=colour, alpha=0.15, linewidth=0)
         ax.axhline(top[0]["length_baseline"][0], color="0.4", ls="--", label="longer wins")
         ax.axhline(0.5, color="0.7", lw=1)
@@ -112,7 +113,6 @@ def draw(rows: list[dict], path: Path, judge: str) -> None:
     ax.set_title(f"Probe on {judge} by layer, cross-validated by prompt")
     fig.legend(loc="outside lower center", ncols=3, frameon=False)
     fig.savefig(path, dpi=150)
-    plt.close(fig)
 
 
 if __name__ == "__main__":

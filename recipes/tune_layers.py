@@ -15,19 +15,21 @@ import dataclasses
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from scipy.stats import spearmanr
+from transformers.hf_argparser import HfArg
 
 from latent_rewards import HFJudge, JudgePrompt
-from latent_rewards.files.outputs import to_json
+from latent_rewards.files.outputs import write_json
 from latent_rewards.judge.layouts import BadRow
 from latent_rewards.probes.card import table
+from latent_rewards.probes.collect import collect_features
 from latent_rewards.probes.examples import gather, sources
-from latent_rewards.probes.features import collect_features
 from latent_rewards.probes.layer_weights import TuneOptions, tune_layers
 from latent_rewards.readouts import cross_layer, expected_rating
 from latent_rewards.rewards.layer_weights import LayerWeights
@@ -37,17 +39,17 @@ from latent_rewards.rewards.layer_weights import LayerWeights
 class TuneArguments:
     """What to tune on."""
 
-    data: list[str] = field(default_factory=list, metadata={"help": "JSON Lines files with prompt, response, score."})
-    output_dir: str = field(default="runs/tune_layers", metadata={"help": "Folder of the weights."})
-    judge: str = field(default="embedded", metadata={"help": "Hub id, folder or 'embedded'."})
-    prompt: str = field(default="weighted", metadata={"help": "Judge prompt with labels."})
-    dtype: str = field(default="auto", metadata={"help": "Of the judge."})
-    max_length: int | None = field(default=None, metadata={"help": "Most tokens the judge reads."})
-    limit: int | None = field(default=None, metadata={"help": "Most rows of each file."})
-    test_share: float = field(default=0.3, metadata={"help": "Share of prompts for the figures."})
-    epochs: int = field(default=1, metadata={"help": "1; the paper takes 2 for Qwen2.5."})
-    drop_last: bool = field(default=False, metadata={"help": "Leave out the last layer, as the published code does."})
-    seed: int = field(default=42, metadata={"help": "Of the order and the splits."})
+    data: list[str] = HfArg(default_factory=list, help="JSON Lines files with prompt, response, score.")
+    output_dir: str = HfArg(default="runs/tune_layers", help="Folder of the weights.")
+    judge: str = HfArg(default="embedded", help="Hub id, folder or 'embedded'.")
+    prompt: str = HfArg(default="weighted", help="Judge prompt with labels.")
+    dtype: str = HfArg(default="auto", help="Of the judge.")
+    max_length: int | None = HfArg(default=None, help="Most tokens the judge reads.")
+    limit: int | None = HfArg(default=None, help="Most rows of each file.")
+    test_share: float = HfArg(default=0.3, help="Share of prompts for the figures.")
+    epochs: int = HfArg(default=1, help="1; the paper takes 2 for Qwen2.5.")
+    drop_last: bool = HfArg(default=False, help="Leave out the last layer, as the published code does.")
+    seed: int = HfArg(default=42, help="Of the order and the splits.")
 
 
 def main(args: TuneArguments) -> None:
@@ -82,7 +84,7 @@ def main(args: TuneArguments) -> None:
     )
     kept.save(out)
     about = {"arguments": dataclasses.asdict(args), "judge_revision": judge.revision, "lens": lens, "figures": rows}
-    (out / "results.json").write_text(to_json(about, indent=1))
+    write_json(out / "results.json", about)
     draw({k: v[1] for k, v in found.items()}, out / "weights.png", judge.name)
     print(table(rows))
     print(f"{lens} lens kept{' (uniform: tuning did not help)' if facts['uniform'] else ''}, saved in {out}")
@@ -99,19 +101,14 @@ def rescaled(rating: np.ndarray, source: np.ndarray, values: Sequence[float]) ->
 
 def draw(weights: dict[str, torch.Tensor], path: Path, judge: str) -> None:
     """The tuned weights by layer, beside the uniform weight."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    fig, ax = plt.subplots(figsize=(8, 4), layout="constrained")
+    fig = Figure(figsize=(8, 4), layout="constrained")
+    ax = fig.subplots()
     for lens, w in weights.items():
         ax.plot(range(len(w)), w, "o-", label=f"{lens} lens")
     ax.axhline(1 / len(w), color="0.5", ls="--", label="uniform")
     ax.set(xlabel="layer (0 is the embedding)", ylabel="weight", title=f"Layer weights of {judge}")
     ax.legend(frameon=False)
     fig.savefig(path, dpi=150)
-    plt.close(fig)
 
 
 def _share(group: np.ndarray, args: TuneArguments) -> int:

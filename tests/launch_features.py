@@ -7,8 +7,8 @@ import sys
 from accelerate import PartialState
 
 from latent_rewards import HFJudge, JudgePrompt
+from latent_rewards.probes.collect import collect_features
 from latent_rewards.probes.examples import Example
-from latent_rewards.probes.features import collect_features
 
 ROWS = 22
 EXAMPLES = [

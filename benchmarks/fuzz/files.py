@@ -23,8 +23,9 @@ from latent_rewards.files.seal import sealed
 from latent_rewards.files.sources import InputError, open_source
 from latent_rewards.judge.prompts import JudgePrompt
 from latent_rewards.judge.reading import Reading
+from latent_rewards.probes.collect import write_shard
 from latent_rewards.probes.examples import Example, read_examples
-from latent_rewards.probes.features import FeatureInfo, Features, write_shard
+from latent_rewards.probes.features import FeatureInfo, Features
 from latent_rewards.probes.probe import Probe, ProbeConfig
 from latent_rewards.rewards.calibrated import Calibration
 from latent_rewards.rewards.layer_weights import LayerWeights

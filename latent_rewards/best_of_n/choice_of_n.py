@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from latent_rewards.stats.bootstrap import Estimate, difference, mean_estimate
-from latent_rewards.stats.ranking import best_of_n
+from latent_rewards.stats.ranking import expected_gold_of_best
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ def expected_gold(scores: np.ndarray, gold: np.ndarray, temperature: float = 0.0
     if not temperature >= 0:
         raise ValueError(f"temperature must be 0 or more, got {temperature}")
     if temperature == 0:
-        return best_of_n(scores, gold)
+        return expected_gold_of_best(scores, gold)
     if math.isinf(temperature):
         return np.full(len(gold), gold.mean())
     return _soft_best_of_n(scores, gold, temperature)
@@ -77,7 +77,7 @@ def _soft_best_of_n(scores: np.ndarray, gold: np.ndarray, temperature: float) ->
 
 def oracle_gold(gold: np.ndarray) -> np.ndarray:
     """(M,) expected gold of the best of n by gold itself: the most that any selection can reach."""
-    return best_of_n(np.asarray(gold, dtype=np.float64), np.asarray(gold, dtype=np.float64))
+    return expected_gold_of_best(np.asarray(gold, dtype=np.float64), np.asarray(gold, dtype=np.float64))
 
 
 @dataclass(frozen=True)

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, get_args
 
 from latent_rewards.best_of_n.selection import Combination, Pairing, Ties
 from latent_rewards.files.atomic import write_first
 from latent_rewards.files.outputs import to_json
 from latent_rewards.files.sources import InputError
+from latent_rewards.files.types import JsonObject
 from latent_rewards.judge.fingerprint import changed
 from latent_rewards.version import __version__
 
 SCHEMA = "latent-rewards/best-of-n/1"
 ASPECTS = ("accuracy", "consistency", "relevance", "clarity", "length_fit", "diversity", "difficulty")
 
+RewardSpec = str | tuple[str, JsonObject]  # a name, or a name and options
 Method = Literal["best", "top-k", "threshold", "top-fraction", "soft", "pairs", "none"]
+Over = Literal["prompt", "all"]
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class Selection:
     k: int = 1
     threshold: float | None = None
     fraction: float = 0.1
-    over: Literal["prompt", "all"] = "prompt"
+    over: Over = "prompt"
     temperature: float = 1.0
     against: Pairing = "worst"
     margin: float = 0.0
@@ -58,13 +61,9 @@ class Selection:
 
     def check(self, n_rewards: int) -> None:
         """Raise InputError for values that cannot work, before anything is scored."""
-        known: dict[str, Sequence[str]] = {
-            "method": ("best", "top-k", "threshold", "top-fraction", "soft", "pairs", "none"),
-            "over": ("prompt", "all"), "against": ("worst", "middling"), "ties": ("first", "shortest", "random"),
-            "combine": ("mean", "z", "rank", "worst"),
-        }  # fmt: skip
-        for name, allowed in known.items():
-            if getattr(self, name) not in allowed:
+        kinds = {"method": Method, "over": Over, "against": Pairing, "ties": Ties, "combine": Combination}
+        for name, kind in kinds.items():
+            if getattr(self, name) not in (allowed := get_args(kind)):
                 raise InputError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
         wrong = {
             "k must be at least 1": self.k < 1,
@@ -116,10 +115,10 @@ class BestOfNConfig:
 
     input: str
     output: str
-    rewards: list[Any] = field(default_factory=lambda: ["weighted"])
-    judge: dict[str, Any] = field(default_factory=lambda: {"model": "embedded"})
-    generator: dict[str, Any] | None = None
-    sampling: dict[str, Any] = field(default_factory=dict)
+    rewards: list[RewardSpec] = field(default_factory=lambda: ["weighted"])
+    judge: JsonObject = field(default_factory=lambda: {"model": "embedded"})
+    generator: JsonObject | None = None
+    sampling: JsonObject = field(default_factory=dict)
     selection: Selection = field(default_factory=Selection)
     split: str | None = None
     limit: int | None = None
@@ -151,17 +150,18 @@ class BestOfNConfig:
             raise InputError(f"the combined score cannot be named like a reward, {self.score_column!r}")
         self.selection.check(len(names))
 
-    def reward_specs(self) -> dict[str, Any]:
+    def reward_specs(self) -> dict[str, RewardSpec]:
         """Column name -> reward spec.
 
         Raises:
             InputError: none, or two of one name.
         """
-        out: dict[str, Any] = {}
+        out: dict[str, RewardSpec] = {}
         for spec in self.rewards:
             name, options = (spec, {}) if isinstance(spec, str) else (spec[0], dict(spec[1]))
             column = options.pop("column", None)
             kind, _, argument = name.partition(":")
+            made: dict[str, RewardSpec]
             if kind == "aspects":
                 made = {f"aspect_{a}": (f"{argument or 'weighted'}:aspect_{a}", options) for a in ASPECTS}
             else:
@@ -173,7 +173,7 @@ class BestOfNConfig:
             raise InputError("no reward: give at least one")
         return out
 
-    def scoring(self) -> dict[str, Any]:
+    def scoring(self) -> JsonObject:
         """Everything that can change a completion or a score or which rows there are, as plain data."""
         keys = (
             "split", "limit", "prompt_column", "completion_column", "completions_column", "id_column", "batch_size",
@@ -191,9 +191,9 @@ class BestOfNConfig:
         )
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Mapping[str, object]) -> JsonObject:
     """As it comes back from JSON."""
-    return json.loads(to_json(value))
+    return dict(json.loads(to_json(value)))
 
 
 class Manifest:
@@ -202,7 +202,7 @@ class Manifest:
     def __init__(self, folder: Path) -> None:
         self.path = folder / "manifest.json"
 
-    def read(self) -> dict[str, Any] | None:
+    def read(self) -> JsonObject | None:
         """Its content; None where there is none yet.
 
         Raises:
@@ -215,7 +215,7 @@ class Manifest:
         except ValueError as err:
             raise InputError(f"{self.path} is no manifest ({err}); choose another output") from err
 
-    def agree(self, content: dict[str, Any]) -> None:
+    def agree(self, content: JsonObject) -> None:
         """Write it, or compare with what is there; keys that only one of both has are left out of the comparison.
 
         Raises:
@@ -236,6 +236,6 @@ class Manifest:
             )
 
 
-def selection_dict(selection: Selection) -> dict[str, Any]:
+def selection_dict(selection: Selection) -> JsonObject:
     """Plain data of a selection."""
-    return dict(_plain(asdict(selection)))
+    return _plain(asdict(selection))

@@ -4,38 +4,38 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from latent_rewards.best_of_n import selection as rules
 from latent_rewards.best_of_n.config import BestOfNConfig, Selection, selection_dict
-from latent_rewards.best_of_n.groups import Plan
+from latent_rewards.best_of_n.groups import Completion, Record
+from latent_rewards.best_of_n.picks import pick, smallest_kept
+from latent_rewards.best_of_n.plan import Plan
 from latent_rewards.best_of_n.shards import ShardStore, dump
 from latent_rewards.files.atomic import publish, write_text
 from latent_rewards.files.outputs import open_output, to_json
 from latent_rewards.files.sources import open_source
+from latent_rewards.files.types import JsonObject, Prompt, Row
 from latent_rewards.judge.prompts import to_text
-
-_CHUNK = 65_536
+from latent_rewards.stats.bootstrap import none_if_nan
 
 
 @dataclass
 class Scored:
     """One prompt out of a shard: its record, rewards (R, N) and combined score (N,)."""
 
-    record: dict[str, Any]
+    record: Record
     rewards: np.ndarray
     combined: np.ndarray
 
     @property
-    def completions(self) -> list[Any]:
+    def completions(self) -> list[Completion]:
         """Its completions; [None] where there are none."""
         return self.record["completions"] or [None]
 
@@ -60,7 +60,7 @@ class Finisher:
         self.names = list(config.reward_specs())
         self.moments: tuple[np.ndarray, np.ndarray] | None = None
 
-    def finish(self) -> dict[str, Any]:
+    def finish(self) -> JsonObject:
         """Write `scored`, `selected` and `summary.json`; counts of what was done.
 
         Raises:
@@ -86,7 +86,7 @@ class Finisher:
         write_text(self.folder / "summary.json", to_json(summary, indent=1))
         return summary
 
-    def earlier(self) -> dict[str, Any] | None:
+    def earlier(self) -> JsonObject | None:
         """The summary of an earlier finish with this selection, if its files are there."""
         try:
             summary = json.loads((self.folder / "summary.json").read_text(encoding="utf-8"))
@@ -95,38 +95,36 @@ class Finisher:
         there = all((self.folder / f"{name}.{self.config.format}").is_file() for name in ("scored", "selected"))
         return dict(summary) if there and summary.get("made_by") == self._made_by() else None
 
-    def _made_by(self) -> dict[str, Any]:
+    def _made_by(self) -> JsonObject:
         config = self.config
         return {
             "selection": selection_dict(config.selection), "format": config.format, "score_column": config.score_column
         }  # fmt: skip
 
     def _groups(self) -> Iterator[Scored]:
-        for index in range(len(self.plan.shards)):
-            for record in self.store.read(index):
-                rewards = np.array([record["scores"][n] for n in self.names], dtype=np.float64)
-                mean, std = self.moments or (None, None)
-                chosen = self.config.selection
-                combined = rules.combine(rewards, chosen.combine, weights=chosen.weights, mean=mean, std=std)
-                yield Scored(record, rewards, combined)
+        chosen, (mean, std) = self.config.selection, self.moments or (None, None)
+        for record, rewards in self._raw():
+            combined = rules.combine(rewards, chosen.combine, weights=chosen.weights, mean=mean, std=std)
+            yield Scored(record, rewards, combined)
 
     def _moments(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation of each reward over all rows, in two passes."""
         count, total = np.zeros(len(self.names)), np.zeros(len(self.names))
-        for group in self._raw():
+        for _, group in self._raw():
             known = ~np.isnan(group)
             count += known.sum(1)
             total += np.where(known, group, 0).sum(1)
         mean = total / np.maximum(count, 1)
         square = np.zeros(len(self.names))
-        for group in self._raw():
+        for _, group in self._raw():
             square += np.nansum((group - mean[:, None]) ** 2, 1)
         return mean, np.sqrt(square / np.maximum(count, 1))
 
-    def _raw(self) -> Iterator[np.ndarray]:
+    def _raw(self) -> Iterator[tuple[Record, np.ndarray]]:
+        """Records, each with its rewards (R, N)."""
         for index in range(len(self.plan.shards)):
             for record in self.store.read(index):
-                yield np.array([record["scores"][n] for n in self.names], dtype=np.float64)
+                yield record, np.array([record["scores"][n] for n in self.names], dtype=np.float64)
 
     def _global_fraction(self, temp: Path) -> Iterator[bool]:
         """For every completion in order whether it is among the best fraction of all; ties by the rule."""
@@ -141,9 +139,9 @@ class Finisher:
                 keys.tofile(file)
         return smallest_kept(temp / "keys", rules.fraction_count(n, chosen.fraction) if n else 0)
 
-    def _scored_rows(self, group: Scored) -> Iterator[dict[str, Any]]:
+    def _scored_rows(self, group: Scored) -> Iterator[Row]:
         record, name = group.record, self.config.score_column
-        columns = {**{n: record["scores"][n] for n in self.names}, name: _listed(group.combined)}
+        columns = {**{n: record["scores"][n] for n in self.names}, name: list(map(none_if_nan, group.combined))}
         if self.plan.layout == "pairs":
             for i, row in enumerate(record["rows"]):
                 yield {**row, **{k: v[i] for k, v in columns.items()}, "reason": record["reasons"][i]}
@@ -152,7 +150,7 @@ class Finisher:
         reason = "; ".join(dict.fromkeys(r for r in record["reasons"] if r)) or None
         yield {**record["rows"][0], **completions, **columns, "reason": reason}
 
-    def _selected_rows(self, group: Scored, keep: Iterator[bool] | None) -> Iterator[dict[str, Any]]:
+    def _selected_rows(self, group: Scored, keep: Iterator[bool] | None) -> Iterator[Row]:
         chosen = self.config.selection
         key = f"{chosen.seed}:{group.record['row']}"
         if keep is not None:
@@ -164,13 +162,14 @@ class Finisher:
             picked = pick(group.combined, chosen, lengths=group.lengths(), key=key)
         for i in picked:
             row = self._columns(group, i)
+            reply = _reply(row[self.config.prompt_column], group.completions[i])
             yield {
-                **row, **_example(row, self.config, group.completions[i]), "candidate": int(i),
+                **row, self.config.completion_column: reply, "candidate": int(i),
                 **{n: group.record["scores"][n][i] for n in self.names},
                 self.config.score_column: float(group.combined[i]),
             }  # fmt: skip
 
-    def _pair(self, group: Scored, key: str) -> Iterator[dict[str, Any]]:
+    def _pair(self, group: Scored, key: str) -> Iterator[Row]:
         chosen = self.config.selection
         pair = rules.preference_pair(
             group.combined, against=chosen.against, margin=chosen.margin, ties=chosen.ties, lengths=group.lengths(),
@@ -188,29 +187,13 @@ class Finisher:
             f"{name}_rejected": float(group.combined[pair.rejected]), "margin": pair.margin,
         }  # fmt: skip
 
-    def _columns(self, group: Scored, i: int) -> dict[str, Any]:
+    def _columns(self, group: Scored, i: int) -> Row:
         rows = group.record["rows"]
         row = dict(rows[i] if self.plan.layout == "pairs" else rows[0])
         row.pop(self.config.completions_column, None)
         if row.get(self.config.prompt_column) is None:  # it was inside the completions
             row[self.config.prompt_column] = group.record.get("prompt")
         return row
-
-
-def pick(scores: np.ndarray, chosen: Selection, *, lengths: list[int], key: str) -> list[int]:
-    """Positions of what a method other than "pairs" keeps of one prompt's completions, best first."""
-    rule: dict[str, Any] = {"ties": chosen.ties, "lengths": lengths, "key": key}
-    if chosen.method in ("best", "top-k"):
-        return rules.top_k(scores, chosen.k if chosen.method == "top-k" else 1, **rule).tolist()
-    if chosen.method == "threshold":
-        assert chosen.threshold is not None
-        return rules.above(scores, chosen.threshold).tolist()
-    if chosen.method == "top-fraction":
-        return rules.top_fraction(scores, chosen.fraction, **rule).tolist()
-    if chosen.method == "soft":
-        drawn = rules.softmax_choice(scores, chosen.temperature, key=key)
-        return [] if drawn is None else [drawn]
-    return []
 
 
 def _is_global(chosen: Selection) -> bool:
@@ -226,41 +209,11 @@ def _tie_keys(group: Scored, chosen: Selection) -> np.ndarray:
     return np.zeros(n)
 
 
-def smallest_kept(path: Path, k: int) -> Iterator[bool]:
-    """For every key in a file, in order, whether it is among the k smallest; of equal ones the first.
-
-    The k-th is found in a copy beside it, on disk: memory does not grow with the file but for a byte a key.
-
-    Args:
-        path: complex128 keys without NaN: by real part, then by imaginary part.
-        k: how many are kept; 0 keeps none.
-    """
-    edge, left = complex(-np.inf), 0
-    if k:
-        ranked = np.memmap(shutil.copyfile(path, path.with_name("ranked")), np.complex128, "r+")
-        ranked.partition(k - 1)
-        edge = ranked[k - 1]
-        left = int(np.count_nonzero(ranked[:k] == edge))
-    with path.open("rb") as file:
-        while len(chunk := np.fromfile(file, np.complex128, _CHUNK)):
-            same = chunk == edge
-            yield from ((chunk < edge) | (same & (np.cumsum(same) <= left))).tolist()
-            left -= int(same.sum())
-
-
-def _reply(prompt: Any, completion: Any) -> Any:
+def _reply(prompt: Prompt, completion: Completion) -> Completion:
     """A completion in the form of its prompt: messages for messages, as trainers want it."""
     if isinstance(prompt, list) and isinstance(completion, str):
         return [{"role": "assistant", "content": completion}]
     return completion
-
-
-def _example(row: dict[str, Any], config: BestOfNConfig, completion: Any) -> dict[str, Any]:
-    return {config.completion_column: _reply(row[config.prompt_column], completion)}
-
-
-def _listed(values: np.ndarray) -> list[float | None]:
-    return [None if np.isnan(v) else float(v) for v in values]
 
 
 _COUNTED = ("prompts", "completions", "scored", "unscored", "prompts_without_score", "selected")

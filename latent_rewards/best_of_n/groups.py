@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
-import sqlite3
-import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, TypedDict
 
 from latent_rewards.best_of_n.config import BestOfNConfig
 from latent_rewards.files.keys import prompt_key
 from latent_rewards.files.sources import Chunk, InputError, Source, open_source
+from latent_rewards.files.types import Prompt, Row
 from latent_rewards.judge.prompts import to_text
 from latent_rewards.judge.transcripts import PEEK, hold_prompts, holds_prompt, split, split_column
 
+Completion = Prompt | None
 Layout = Literal["prompts", "lists", "pairs"]
 _CHUNK = 1024
 
@@ -35,9 +32,9 @@ class Group:
     """
 
     number: int
-    rows: list[dict[str, Any]]
-    prompt: Any
-    completions: list[Any] | None
+    rows: list[Row]
+    prompt: Prompt | None
+    completions: list[Completion] | None
     fault: str | None = None
 
     @property
@@ -46,27 +43,15 @@ class Group:
         return max(1, len(self.completions or ()))
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Which rows there are and how they are cut into shards.
+class Record(TypedDict):
+    """A scored group as its shard holds it; scores by reward, one a completion, and why one is missing."""
 
-    Attributes:
-        layout: how rows hold completions.
-        fingerprint: of the content of all rows.
-        rows: number of rows.
-        prompts: number of prompts.
-        shards: (first row, rows, completions) of each shard.
-    """
-
-    layout: Layout
-    fingerprint: str
-    rows: int
-    prompts: int
-    shards: list[tuple[int, int, int]] = field(repr=False)
-
-    def facts(self) -> dict[str, Any]:
-        """For the manifest."""
-        return {"layout": self.layout, "fingerprint": self.fingerprint, "rows": self.rows, "prompts": self.prompts}
+    row: int
+    rows: list[Row]
+    prompt: Prompt | None
+    completions: list[Completion] | None
+    scores: dict[str, list[float | None]]
+    reasons: list[str | None]
 
 
 def layout_of(config: BestOfNConfig, source: Source) -> Layout:
@@ -133,7 +118,7 @@ def groups(source: Source, layout: Layout, config: BestOfNConfig, skip: int = 0)
         yield Group(first.number, [g.rows[0] for g in some], first.prompt, completions, first.fault)
 
 
-def _alone(number: int, row: dict[str, Any], fault: str | None, config: BestOfNConfig) -> Group:
+def _alone(number: int, row: Row, fault: str | None, config: BestOfNConfig) -> Group:
     """A row with one completion as a group of its own."""
     completion, prompt = row.get(config.completion_column), row.get(config.prompt_column)
     if fault is None and holds_prompt(completion):
@@ -146,7 +131,7 @@ def _alone(number: int, row: dict[str, Any], fault: str | None, config: BestOfNC
     return Group(number, [row], prompt, [completion], fault)
 
 
-def _numbered_rows(source: Source, skip: int) -> Iterator[tuple[int, dict[str, Any], str | None]]:
+def _numbered_rows(source: Source, skip: int) -> Iterator[tuple[int, Row, str | None]]:
     number = 0
     for chunk in source.chunks(_CHUNK):
         if number + len(chunk.rows) > skip:
@@ -155,11 +140,11 @@ def _numbered_rows(source: Source, skip: int) -> Iterator[tuple[int, dict[str, A
         number += len(chunk.rows)
 
 
-def _group_key(group: Group) -> Any:
+def _group_key(group: Group) -> int | str:
     return group.number if group.fault else prompt_key(group.prompt)
 
 
-def _single(number: int, row: dict[str, Any], fault: str | None, layout: Layout, config: BestOfNConfig) -> Group:
+def _single(number: int, row: Row, fault: str | None, layout: Layout, config: BestOfNConfig) -> Group:
     prompt, completions = row.get(config.prompt_column), None
     try:
         if layout == "lists" and fault is None:
@@ -177,7 +162,7 @@ def _single(number: int, row: dict[str, Any], fault: str | None, layout: Layout,
     return Group(number, [row], prompt, completions, fault)
 
 
-def _split(prompt: Any, completions: list[Any]) -> tuple[Any, list[Any]]:
+def _split(prompt: Prompt | None, completions: list[Completion]) -> tuple[Prompt | None, list[Completion]]:
     """Prompt and completions of a list; where none holds the prompt, as they are."""
     known = [c for c in completions if c is not None]
     if not any(map(holds_prompt, known)):
@@ -200,103 +185,3 @@ def batches(some: Iterator[Group], batch_size: int, per_prompt: int = 1) -> Iter
         size += own
     if batch:
         yield batch
-
-
-def make_plan(source: Source, layout: Layout, config: BestOfNConfig, per_prompt: int = 1) -> Plan:
-    """Read the input once: fingerprint, unique ids, shards of whole batches of whole prompts.
-
-    Raises:
-        InputError: two rows have one id; names both.
-    """
-    digest = hashlib.sha256()
-    shards: list[tuple[int, int, int]] = []
-    first, rows, size, n_rows, prompts = 0, 0, 0, 0, 0
-    with _Ids(config.id_column) as ids:
-        for batch in batches(_noted(groups(source, layout, config), digest.update, ids), config.batch_size, per_prompt):
-            own_rows = sum(len(g.rows) for g in batch)
-            own_size = sum(g.size if g.completions is not None else per_prompt for g in batch)
-            if rows and size + own_size > config.shard_size:
-                shards.append((first, rows, size))
-                first, rows, size = first + rows, 0, 0
-            rows, size = rows + own_rows, size + own_size
-            n_rows, prompts = n_rows + own_rows, prompts + len(batch)
-    if rows:
-        shards.append((first, rows, size))
-    return Plan(layout, digest.hexdigest()[:32], n_rows, prompts, shards)
-
-
-def _noted(some: Iterator[Group], update: Callable[[bytes], None], ids: _Ids) -> Iterator[Group]:
-    for group in some:
-        for i, row in enumerate(group.rows):
-            update(json.dumps(row, sort_keys=True, default=str).encode() + b"\n")
-            ids.add(row, group.number + i)
-        yield group
-    ids.flush()
-
-
-class _Ids:
-    """Finds a repeated id without holding all of them: digests in a temporary database on disk."""
-
-    def __init__(self, column: str | None) -> None:
-        self.column = column
-        self.pending: list[tuple[bytes, int]] = []
-
-    def __enter__(self) -> _Ids:
-        self.folder = tempfile.TemporaryDirectory(prefix="latent-rewards-ids-")
-        self.db = sqlite3.connect(Path(self.folder.name) / "ids.sqlite")
-        self.db.execute("PRAGMA journal_mode=OFF")
-        self.db.execute("PRAGMA synchronous=OFF")
-        self.db.execute("CREATE TABLE ids (id BLOB PRIMARY KEY, row INTEGER) WITHOUT ROWID")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.db.close()
-        self.folder.cleanup()
-
-    def add(self, row: dict[str, Any], number: int) -> None:
-        value = row.get(self.column) if self.column else None
-        if value is not None:
-            text = json.dumps(value, sort_keys=True, default=str)
-            self.pending.append((hashlib.sha256(text.encode()).digest()[:16], number))
-            if len(self.pending) >= 4096:
-                self.flush()
-
-    def flush(self) -> None:
-        for digest, number in self.pending:
-            try:
-                self.db.execute("INSERT INTO ids VALUES (?, ?)", (digest, number))
-            except sqlite3.IntegrityError as err:
-                ((other,),) = self.db.execute("SELECT row FROM ids WHERE id = ?", (digest,))
-                raise InputError(
-                    f"rows {other} and {number} have the same {self.column!r}; make ids unique, or name another column "
-                    "with --id-column"
-                ) from err
-        self.pending.clear()
-
-
-class ForwardReader:
-    """Groups of one shard after the other; goes through the input once as long as shards are asked for in order."""
-
-    def __init__(self, source: Source, plan: Plan, config: BestOfNConfig) -> None:
-        self.source, self.plan, self.config = source, plan, config
-        self.position = -1
-        self.stream: Iterator[Group] = iter(())
-
-    def shard(self, index: int) -> Iterator[Group]:
-        """The groups of a shard.
-
-        Raises:
-            InputError: the input ends early: it changed under the run.
-        """
-        first, rows, _ = self.plan.shards[index]
-        if self.position < 0 or self.position > first:
-            self.stream, self.position = groups(self.source, self.plan.layout, self.config, skip=first), first
-        found = 0
-        while found < rows:
-            group = next(self.stream, None)
-            if group is None:
-                raise InputError(f"{self.config.input} ended before row {first + rows}; it changed during the run")
-            self.position = group.number + len(group.rows)
-            if group.number >= first:
-                found += len(group.rows)
-                yield group

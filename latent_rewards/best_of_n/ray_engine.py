@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from latent_rewards.best_of_n.config import BestOfNConfig
-from latent_rewards.best_of_n.groups import Plan, open_input
+from latent_rewards.best_of_n.groups import open_input
+from latent_rewards.best_of_n.plan import Plan
 from latent_rewards.best_of_n.shards import ShardStore
 from latent_rewards.best_of_n.work import Engine, Worker
 from latent_rewards.files.sources import InputError
+from latent_rewards.files.types import JsonObject
 
 
 class ShardActor:
     """One actor: loads its judge once, then does the shards it is sent. All see the same folder."""
 
-    def __init__(self, config: BestOfNConfig, plan: Plan, folder: str, resolved: dict[str, Any]) -> None:
+    def __init__(self, config: BestOfNConfig, plan: Plan, folder: str, resolved: JsonObject) -> None:
         engine = Engine(config, resolved=resolved)
         self.worker = Worker(engine, plan, open_input(config), ShardStore(Path(folder)))
 
@@ -26,7 +27,7 @@ class ShardActor:
         return {**batch, "here": np.array([self.worker.do(int(i)) for i in batch["shard"]])}
 
 
-def do_all(config: BestOfNConfig, plan: Plan, folder: Path, resolved: dict[str, Any]) -> None:
+def do_all(config: BestOfNConfig, plan: Plan, folder: Path, resolved: JsonObject) -> None:
     """Do all shards that are not done, on `config.workers` actors of a running or a new local Ray cluster.
 
     An actor that dies is started again by Ray Data and its shard with it.
@@ -47,12 +48,9 @@ def do_all(config: BestOfNConfig, plan: Plan, folder: Path, resolved: dict[str, 
     try:
         shards = ray.data.from_items(todo, override_num_blocks=min(len(todo), 64 * config.workers))
         done = shards.map_batches(
-            ShardActor,
-            fn_constructor_args=(config, plan, str(folder.resolve()), resolved),
-            batch_size=1,
-            compute=ray.data.ActorPoolStrategy(size=config.workers),
-            num_gpus=config.gpus_per_worker or None,
-        )
+            ShardActor, fn_constructor_args=(config, plan, str(folder.resolve()), resolved), batch_size=1,
+            compute=ray.data.ActorPoolStrategy(size=config.workers), num_gpus=config.gpus_per_worker or None,
+        )  # fmt: skip
         for _ in done.iter_batches(batch_size=None):
             pass
     finally:

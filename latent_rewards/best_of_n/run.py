@@ -6,23 +6,24 @@ import logging
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
 from latent_rewards.best_of_n.config import BestOfNConfig, Manifest
 from latent_rewards.best_of_n.finish import Finisher
-from latent_rewards.best_of_n.generation import Sampling
-from latent_rewards.best_of_n.groups import Plan, layout_of, make_plan, open_input
+from latent_rewards.best_of_n.groups import layout_of, open_input
+from latent_rewards.best_of_n.plan import Plan, make_plan
+from latent_rewards.best_of_n.sampling import Sampling
 from latent_rewards.best_of_n.shards import ShardStore
 from latent_rewards.best_of_n.work import Engine, Worker, is_main
 from latent_rewards.files.sources import InputError
+from latent_rewards.files.types import JsonObject
 from latent_rewards.judge.hf import Judge
 
 logger = logging.getLogger(__name__)
 
 
-def best_of_n(config: BestOfNConfig, judge: Judge | None = None) -> dict[str, Any] | None:
+def best_of_n(config: BestOfNConfig, judge: Judge | None = None) -> JsonObject | None:
     """Generate where asked, score, select, write.
 
     Start it again to go on after a stop; start it in several processes, on one node or on many that share `output`, to
@@ -84,7 +85,7 @@ def make_folder(folder: Path) -> Path:
     return folder
 
 
-def specs(config: BestOfNConfig) -> dict[str, Any]:
+def specs(config: BestOfNConfig) -> JsonObject:
     """Reward specs as plain data."""
     return {name: spec if isinstance(spec, str) else list(spec) for name, spec in config.reward_specs().items()}
 
@@ -101,7 +102,7 @@ def _do_all(worker: Worker) -> None:
         worker.do_all(seen)
 
 
-def _finish(config: BestOfNConfig, plan: Plan, store: ShardStore, folder: Path) -> dict[str, Any] | None:
+def _finish(config: BestOfNConfig, plan: Plan, store: ShardStore, folder: Path) -> JsonObject | None:
     if not all(map(store.done, range(len(plan.shards)))):
         logger.info("other processes are still at shards; the last of them writes the results")
         return None

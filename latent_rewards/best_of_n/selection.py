@@ -9,13 +9,21 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypedDict, Unpack
 
 import numpy as np
 
 Ties = Literal["first", "shortest", "random"]
 Pairing = Literal["worst", "middling"]
 Combination = Literal["mean", "z", "rank", "worst"]
+
+
+class Rule(TypedDict, total=False):
+    """Of equal scores, as in `order`."""
+
+    ties: Ties
+    lengths: Sequence[int] | None
+    key: str
 
 
 class Pair(NamedTuple):
@@ -56,11 +64,11 @@ def order(
     return ranked[~np.isnan(scores[ranked])]
 
 
-def top_k(scores: np.ndarray, k: int = 1, **rule: object) -> np.ndarray:
+def top_k(scores: np.ndarray, k: int = 1, **rule: Unpack[Rule]) -> np.ndarray:
     """Positions of the k best, best first; fewer where fewer are scored. `rule` as in `order`."""
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
-    return order(scores, **rule)[:k]  # type: ignore[arg-type]
+    return order(scores, **rule)[:k]
 
 
 def above(scores: np.ndarray, threshold: float) -> np.ndarray:
@@ -79,9 +87,9 @@ def fraction_count(n: int, fraction: float) -> int:
     return math.ceil(round(fraction * n, 9))
 
 
-def top_fraction(scores: np.ndarray, fraction: float, **rule: object) -> np.ndarray:
+def top_fraction(scores: np.ndarray, fraction: float, **rule: Unpack[Rule]) -> np.ndarray:
     """Positions of the best ceil(fraction * M) of the M scored ones, best first. `rule` as in `order`."""
-    ranked = order(scores, **rule)  # type: ignore[arg-type]
+    ranked = order(scores, **rule)
     return ranked[: fraction_count(len(ranked), fraction)]
 
 
@@ -119,7 +127,7 @@ def softmax_choice(scores: np.ndarray, temperature: float, *, key: str) -> int |
 
 
 def preference_pair(
-    scores: np.ndarray, *, against: Pairing = "worst", margin: float = 0.0, **rule: object
+    scores: np.ndarray, *, against: Pairing = "worst", margin: float = 0.0, **rule: Unpack[Rule]
 ) -> Pair | None:
     """The best candidate as chosen, and the worst or the middling one as rejected.
 
@@ -138,7 +146,7 @@ def preference_pair(
     """
     if against not in ("worst", "middling") or margin < 0:
         raise ValueError(f"need against 'worst' or 'middling' and margin >= 0, got {against!r} and {margin}")
-    ranked = order(scores, **rule)  # type: ignore[arg-type]
+    ranked = order(scores, **rule)
     if len(ranked) < 2:
         return None
     other = ranked[-1] if against == "worst" else ranked[len(ranked) // 2]

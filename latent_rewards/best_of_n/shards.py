@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
+from latent_rewards.best_of_n.groups import Record
 from latent_rewards.files.atomic import write_lines
 from latent_rewards.files.outputs import to_json
 
@@ -59,7 +59,7 @@ class ShardStore:
         finally:
             lock.release()
 
-    def write(self, index: int, records: Iterable[dict[str, Any]]) -> None:
+    def write(self, index: int, records: Iterable[Record]) -> None:
         """Put a shard in its place and clear away what a killed process left of it. Call with its claim.
 
         Raises:
@@ -76,13 +76,13 @@ class ShardStore:
                 if mine:
                     left.unlink(missing_ok=True)
 
-    def read(self, index: int) -> Iterator[dict[str, Any]]:
+    def read(self, index: int) -> Iterator[Record]:
         """The records of a shard."""
         with self.path(index).open("rb") as file:
             for line in file:
                 yield json.loads(line)
 
 
-def dump(record: dict[str, Any]) -> bytes:
+def dump(record: Mapping[str, object]) -> bytes:
     """A record as a line of JSON; see `to_json`."""
     return to_json(record).encode() + b"\n"

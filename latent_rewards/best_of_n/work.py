@@ -6,17 +6,19 @@ import functools
 import logging
 import os
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
 
 from latent_rewards.best_of_n.config import BestOfNConfig
-from latent_rewards.best_of_n.generation import Generator, Sampling, build_generator
-from latent_rewards.best_of_n.groups import ForwardReader, Group, Plan, batches
+from latent_rewards.best_of_n.generation import build_generator
+from latent_rewards.best_of_n.groups import Group, Record, batches
+from latent_rewards.best_of_n.plan import ForwardReader, Plan
+from latent_rewards.best_of_n.sampling import Generator, Sampling
 from latent_rewards.best_of_n.shards import ShardStore
 from latent_rewards.engine.loading import default_device
 from latent_rewards.files.outputs import Scores
 from latent_rewards.files.sources import InputError, Source
+from latent_rewards.files.types import JsonObject, Row
 from latent_rewards.judge.fingerprint import facts_of
 from latent_rewards.judge.hf import HFJudge, Judge
 from latent_rewards.judge.prompts import to_text
@@ -44,13 +46,11 @@ class Engine:
         resolved: "threads" and "batch_tokens" that the run began with; None where it begins now.
     """
 
-    def __init__(
-        self, config: BestOfNConfig, judge: Judge | None = None, resolved: dict[str, Any] | None = None
-    ) -> None:
+    def __init__(self, config: BestOfNConfig, judge: Judge | None = None, resolved: JsonObject | None = None) -> None:
         self.config, self._judge, self._known = config, judge, resolved or {}
 
     @functools.cached_property
-    def resolved(self) -> dict[str, Any]:
+    def resolved(self) -> JsonObject:
         """Settings that were left open, as they are used: CPU threads and the judge's tokens in a batch."""
         device = torch.device(self.config.judge.get("device") or default_device())
         threads = self.config.threads or self._known.get("threads") or torch.get_num_threads()
@@ -94,7 +94,7 @@ class Engine:
             raise InputError("the generator needs a model")
         return build_generator(backend, model, Sampling(**self.config.sampling), **options)
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> JsonObject:
         """What the scores depend on besides the configuration, for the manifest. Loads the models."""
         return {
             "rewards": {n: {"prompt": r.prompt.name, **r.facts} for n, r in self.rewards.items()},
@@ -102,14 +102,14 @@ class Engine:
             "resolved": self.resolved, "generation": self.generator.facts if self.generator else None,
         }  # fmt: skip
 
-    def score(self, some: list[Group], scorer: Scorer) -> list[dict[str, Any]]:
+    def score(self, some: list[Group], scorer: Scorer) -> list[Record]:
         """Records of a batch of groups: their rows, completions, scores, and reasons where a score is missing."""
         todo = [g for g in some if g.fault is None and g.completions is None]
         if todo and self.generator:
             keys = [str(g.number) for g in todo]
             prompts = [g.prompt if isinstance(g.prompt, str | list) else to_text(g.prompt) for g in todo]
             for group, texts in zip(todo, self.generator.generate(prompts, keys), strict=True):
-                group.completions = texts
+                group.completions = None if texts is None else [*texts]
                 group.fault = None if texts else "the generator cannot take this prompt"
         rows, faults, numbers = [], [], []
         for group in some:
@@ -119,7 +119,8 @@ class Engine:
                 faults.append(group.fault or (None if completion is not None else "the completion is missing or null"))
                 numbers.append(group.number + i if len(group.rows) > 1 else group.number)
         scores, reasons = self._read(scorer, rows, faults, numbers)
-        out, start = [], 0
+        out: list[Record] = []
+        start = 0
         for group in some:
             part = slice(start, start + group.size)
             start += group.size
@@ -132,7 +133,7 @@ class Engine:
         return out
 
     def _read(
-        self, scorer: Scorer, rows: list[dict[str, Any]], faults: list[str | None], numbers: list[int]
+        self, scorer: Scorer, rows: list[Row], faults: list[str | None], numbers: list[int]
     ) -> tuple[Scores, list[str | None]]:
         """Scores of a batch; where the judge fails on it, of its rows one by one, so that one row costs only itself."""
         try:
@@ -190,7 +191,7 @@ class Worker:
             self.store.write(index, self._records(index))
             return True
 
-    def _records(self, index: int) -> Iterator[dict[str, Any]]:
+    def _records(self, index: int) -> Iterator[Record]:
         config = self.engine.config
         scorer = Scorer(self.engine.rewards, {}, None)
         for batch in batches(self.reader.shard(index), config.batch_size, self.per_prompt):

@@ -6,7 +6,7 @@ import dataclasses
 import os
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,90 +15,64 @@ from latent_rewards.cli.errors import fail, user_errors
 
 if TYPE_CHECKING:
     from latent_rewards.best_of_n import BestOfNConfig
+    from latent_rewards.files.types import JsonObject
 
-_SAME = (
-    "input", "output", "split", "limit", "prompt_column", "completion_column", "completions_column", "id_column",
-    "score_column", "batch_size", "shard_size", "threads", "format", "engine", "workers", "gpus_per_worker",
-)  # fmt: skip
-_SAMPLING = {
-    "n": "n", "sampling_temperature": "temperature", "top_p": "top_p", "max_new_tokens": "max_new_tokens",
-    "seed": "seed",
-}  # fmt: skip
-_SELECTION = {"select": "method"} | {
-    name: name for name in ("k", "threshold", "fraction", "over", "temperature", "against", "margin", "ties", "combine")
+RUN: options.Group = {
+    "completions_column": (Annotated[str, typer.Option(help="Column with a list of completions.")], "completions"),
+    "id_column": (Annotated[str, typer.Option(help="Column whose values must be unique, where there is one.")], "id"),
+    "score_column": (Annotated[str, typer.Option(help="Name of the combined score.")], "score"),
+    "shard_size": (Annotated[int, typer.Option(min=1, help="Completions per shard: the most that a kill loses.")], 512),
+    "threads": (Annotated[int | None, typer.Option(min=1, help="CPU threads per process.")], None),
+    "format": (Annotated[str, typer.Option(help="Of the results: jsonl or parquet.")], "jsonl"),
+    "engine": (Annotated[str, typer.Option(help="local, also under a launcher, or ray.")], "local"),
+    "workers": (Annotated[int, typer.Option(min=1, help="Actors of the Ray engine.")], 2),
+    "gpus_per_worker": (Annotated[float, typer.Option(min=0, help="Of the Ray engine.")], 0.0),
 }
+POLICY: options.Group = {
+    "generator": (Annotated[str | None, typer.Option(help="Policy that writes completions, if none are given.")], None),
+    "backend": (Annotated[str, typer.Option(help="What runs the policy: hf, vllm or server.")], "hf"),
+    "generator_option": (Annotated[list[str] | None, typer.Option(
+        help="key=value for the backend, such as url=http://host:8000/v1.",
+    )], None),
+}  # fmt: skip
+SAMPLING: options.Group = {
+    "n": (Annotated[int, typer.Option("-n", "--n", min=1, help="Completions to generate per prompt.")], 8),
+    "sampling_temperature": (Annotated[float, typer.Option(min=0, help="Of generation.")], 1.0),
+    "top_p": (Annotated[float, typer.Option(help="Of generation.")], 1.0),
+    "max_new_tokens": (Annotated[int, typer.Option(min=1, help="Of generation.")], 512),
+    "seed": (Annotated[int, typer.Option(help="Of generation and of random selection.")], 0),
+}
+SELECTION: options.Group = {
+    "select": (Annotated[str, typer.Option(help="best, top-k, threshold, top-fraction, soft, pairs or none.")], "best"),
+    "k": (Annotated[int, typer.Option(min=1, help="For top-k.")], 1),
+    "threshold": (Annotated[float | None, typer.Option(help="For threshold: lowest score kept.")], None),
+    "fraction": (Annotated[float, typer.Option(help="For top-fraction.")], 0.1),
+    "over": (Annotated[str, typer.Option(help="For top-fraction: of each prompt, or of all.")], "prompt"),
+    "temperature": (Annotated[float, typer.Option(help="For soft, in units of the score.")], 1.0),
+    "against": (Annotated[str, typer.Option(help="For pairs: reject the worst or the middling.")], "worst"),
+    "margin": (Annotated[float, typer.Option(min=0, help="For pairs: smallest difference of scores.")], 0.0),
+    "ties": (Annotated[str, typer.Option(help="Of equal scores: first, shortest or random.")], "first"),
+    "combine": (Annotated[str, typer.Option(help="Several rewards into one score: mean, z, rank or worst.")], "mean"),
+}
+_OTHERWISE = {"select": "method", "sampling_temperature": "temperature"}  # as settings call them
 
 
-_Input = Annotated[
-    str | None, typer.Option(help="JSONL[.gz] or Parquet file, datasets folder, or hub data set[:config]; required.")
-]
-_Output = Annotated[
-    Path | None, typer.Option(help="Required: folder of the run; the same command again goes on in it.")
-]
-_Generator = Annotated[str | None, typer.Option(help="Policy that writes the completions, if none are given.")]
-_GeneratorOption = Annotated[
-    list[str] | None, typer.Option(help="key=value for the backend, such as url=http://host:8000/v1.")
-]
-
-
+@options.takes(options.INPUT, options.REWARDS, options.JUDGE, POLICY, SAMPLING, SELECTION, RUN)
 def best_of_n(
     ctx: typer.Context,
-    input: _Input = None,
-    output: _Output = None,
-    reward: options.Rewards = None,
-    reward_option: options.RewardOption = None,
-    prompt: options.Prompt = None,
-    judge: options.Judge = "embedded",
-    judge_option: options.JudgeOption = None,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
-    revision: options.Revision = None,
-    generator: _Generator = None,
-    backend: Annotated[str, typer.Option(help="What runs the policy: hf, vllm or server.")] = "hf",
-    generator_option: _GeneratorOption = None,
-    n: Annotated[int, typer.Option("-n", "--n", min=1, help="Completions to generate per prompt.")] = 8,
-    sampling_temperature: Annotated[float, typer.Option(min=0, help="Of generation.")] = 1.0,
-    top_p: Annotated[float, typer.Option(help="Of generation.")] = 1.0,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Of generation.")] = 512,
-    seed: Annotated[int, typer.Option(help="Of generation and of random selection.")] = 0,
-    select: Annotated[str, typer.Option(help="best, top-k, threshold, top-fraction, soft, pairs or none.")] = "best",
-    k: Annotated[int, typer.Option(min=1, help="For top-k.")] = 1,
-    threshold: Annotated[float | None, typer.Option(help="For threshold: lowest score kept.")] = None,
-    fraction: Annotated[float, typer.Option(help="For top-fraction.")] = 0.1,
-    over: Annotated[str, typer.Option(help="For top-fraction: of each prompt, or of all.")] = "prompt",
-    temperature: Annotated[float, typer.Option(help="For soft, in units of the score.")] = 1.0,
-    against: Annotated[str, typer.Option(help="For pairs: reject the worst or the middling.")] = "worst",
-    margin: Annotated[float, typer.Option(min=0, help="For pairs: smallest difference of scores.")] = 0.0,
-    ties: Annotated[str, typer.Option(help="Of equal scores: first, shortest or random.")] = "first",
-    combine: Annotated[str, typer.Option(help="Several rewards into one score: mean, z, rank or worst.")] = "mean",
+    output: Annotated[
+        Path | None, typer.Option(help="Required: folder of the run; the same command again goes on in it.")
+    ] = None,
     weights: Annotated[str | None, typer.Option(help="Comma-separated, one per reward.")] = None,
-    split: Annotated[str | None, typer.Option(help="Split of a data set.")] = None,
-    limit: options.Limit = None,
-    prompt_column: Annotated[str, typer.Option(help="Column with the prompt, text or messages.")] = "prompt",
-    completion_column: Annotated[str, typer.Option(help="Column with one completion.")] = "completion",
-    completions_column: Annotated[str, typer.Option(help="Column with a list of completions.")] = "completions",
-    id_column: Annotated[str, typer.Option(help="Column whose values must be unique, where there is one.")] = "id",
-    score_column: Annotated[str, typer.Option(help="Name of the combined score.")] = "score",
-    batch_size: Annotated[int, typer.Option(min=1, help="Completions per call of the judge.")] = 64,
-    shard_size: Annotated[int, typer.Option(min=1, help="Completions per shard: the most that a kill loses.")] = 512,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads per process.")] = None,
-    format: Annotated[str, typer.Option(help="Of the results: jsonl or parquet.")] = "jsonl",
-    engine: Annotated[str, typer.Option(help="local, also under a launcher, or ray.")] = "local",
-    workers: Annotated[int, typer.Option(min=1, help="Actors of the Ray engine.")] = 2,
-    gpus_per_worker: Annotated[float, typer.Option(min=0, help="Of the Ray engine.")] = 0.0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin anew where the output holds a run.")] = False,
     config: options.Config = None,
 ) -> None:
     """Score completions, given or generated here, and write what is selected; a stopped run goes on where it was."""
-    with user_errors(ValueError, FileNotFoundError, ImportError):
-        settings = _config(ctx)
-    _run(settings, overwrite=overwrite)
-
-
-def _run(settings: BestOfNConfig, *, overwrite: bool) -> None:
     from latent_rewards.best_of_n import best_of_n as run
     from latent_rewards.best_of_n.work import JudgeFailedError
 
+    with user_errors(ValueError, FileNotFoundError, ImportError):
+        settings = _config(ctx)
     full = "; what is done is kept: make room and run the same command again"
     try:
         if overwrite:
@@ -115,7 +89,7 @@ def _config(ctx: typer.Context) -> BestOfNConfig:
     from latent_rewards.best_of_n import BestOfNConfig, Selection
 
     file = options.read_settings(ctx.params["config"], [f.name for f in dataclasses.fields(BestOfNConfig)])
-    out = options.over(ctx, file, _SAME)
+    out = options.over(ctx, file, ["output", *options.INPUT, *RUN])
     if not out["input"] or not out["output"]:
         raise ValueError("best-of-n needs --input and --output")
     policy, drawn, chosen = (dict(file.get(key) or {}) for key in ("generator", "sampling", "selection"))
@@ -124,7 +98,7 @@ def _config(ctx: typer.Context) -> BestOfNConfig:
         raise ValueError(f"{ctx.params['config']}: unknown keys of selection {unknown}; known are {known}")
     policy = options.over(ctx, policy, {"backend": "backend", "generator": "model"})
     policy |= options.key_values(ctx.params["generator_option"], "--generator-option")
-    chosen = {"seed": ctx.params["seed"]} | options.over(ctx, chosen, _SELECTION)
+    chosen = {"seed": ctx.params["seed"]} | options.over(ctx, chosen, _keys(SELECTION))
     if options.is_given(ctx, "seed"):
         chosen["seed"] = ctx.params["seed"]
     if ctx.params["weights"] is not None:
@@ -135,10 +109,15 @@ def _config(ctx: typer.Context) -> BestOfNConfig:
             "rewards": [(o.reward, {**({"column": o.own} if o.own != o.reward else {}), **o.options}) for o in wanted],
             "judge": options.judge_arguments(ctx, file.get("judge")),
             "generator": policy if policy["model"] else None,
-            "sampling": options.over(ctx, drawn, _SAMPLING) if policy["model"] else {},
+            "sampling": options.over(ctx, drawn, _keys(SAMPLING)) if policy["model"] else {},
             "selection": Selection(**chosen),
         }
     )  # fmt: skip
+
+
+def _keys(group: options.Group) -> dict[str, str]:
+    """Parameter -> key in the settings."""
+    return {name: _OTHERWISE.get(name, name) for name in group}
 
 
 def _clear(folder: Path) -> None:
@@ -154,7 +133,7 @@ def _clear(folder: Path) -> None:
         path.unlink()
 
 
-def _tell(summary: dict[str, Any] | None, output: str, format: str) -> None:
+def _tell(summary: JsonObject | None, output: str, format: str) -> None:
     if summary is None:
         return
     counts = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in summary.items() if isinstance(v, int))

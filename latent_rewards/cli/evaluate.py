@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from latent_rewards.cli import options
 from latent_rewards.cli.errors import user_errors
+
+if TYPE_CHECKING:
+    from latent_rewards.evaluation.config import EvaluateConfig
+    from latent_rewards.files.types import JsonObject
 
 _SAME = (
     "output", "cache", "limit", "max_chars", "likert_limit", "samples", "resamples", "robustness_items",
@@ -17,20 +21,13 @@ _SAME = (
 )  # fmt: skip
 
 
+@options.takes(options.REWARDS, options.JUDGE)
 def evaluate(
     ctx: typer.Context,
     benchmarks: Annotated[
         str, typer.Option(help="Comma-separated files, names under $LATENT_REWARDS_DATA ('pairwise/*'), or 'hub/...'.")
     ] = "open_ended",
     output: Annotated[Path, typer.Option(help="Folder of the report and the cache.")] = Path("runs/eval"),
-    reward: options.Rewards = None,
-    reward_option: options.RewardOption = None,
-    prompt: options.Prompt = None,
-    judge: options.Judge = "embedded",
-    judge_option: options.JudgeOption = None,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
-    revision: options.Revision = None,
     cache: Annotated[Path | None, typer.Option(help="Folder of the cache; default OUTPUT/cache.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Most items of a benchmark.")] = None,
     max_chars: Annotated[int | None, typer.Option(min=1, help="Leave out items with longer texts.")] = None,
@@ -57,7 +54,7 @@ def evaluate(
         typer.echo(path)
 
 
-def _settings(ctx: typer.Context, kind: Any) -> dict[str, Any]:
+def _settings(ctx: typer.Context, kind: type[EvaluateConfig]) -> JsonObject:
     """Arguments of the configuration, by the file and the flags over it."""
     known = [f.name for f in dataclasses.fields(kind)]
     out = options.read_settings(ctx.params["config"], [*known, "judge_kwargs"])

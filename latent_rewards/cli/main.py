@@ -9,9 +9,9 @@ import typer
 from latent_rewards.cli import errors, export, probe
 from latent_rewards.cli.best_of_n import best_of_n
 from latent_rewards.cli.evaluate import evaluate
-from latent_rewards.cli.options import Command
 from latent_rewards.cli.score import score
 from latent_rewards.cli.serve import serve
+from latent_rewards.cli.spelling import Command
 from latent_rewards.version import __version__
 
 app = typer.Typer(

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 import yaml
-from typer.core import TyperCommand
 
-from latent_rewards.cli.errors import LOADING, debug, user_errors
+from latent_rewards.cli.errors import LOADING, user_errors
+from latent_rewards.cli.spelling import Command as Command
+from latent_rewards.cli.spelling import hint as hint
 
 if TYPE_CHECKING:
+    from latent_rewards.files.types import JsonObject
     from latent_rewards.judge.hf import HFJudge
     from latent_rewards.rewards.build import Wanted
 
@@ -21,17 +25,6 @@ NAMES = (  # as in `latent_rewards.rewards.build`, which `--help` should not wai
     "rubric_list", "reasoned", "calibrated",
 )  # fmt: skip
 
-Rewards = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--reward", metavar="NAME[:PROMPT]",
-        help=f"Of {', '.join(NAMES)}; likert10:bare, probe:PATH, or a YAML file of rewards; may be repeated.",
-    ),
-]  # fmt: skip
-RewardOption = Annotated[
-    list[str] | None, typer.Option(metavar="[REWARD.]KEY=VALUE", help="Argument of every reward, or of one; as YAML.")
-]
-Prompt = Annotated[str | None, typer.Option(help="Judge prompt: name of a shipped one, or a file.")]
 Judge = Annotated[str, typer.Option(help="Hub id or folder of the judge, or 'embedded' (for trials).")]
 JudgeOption = Annotated[
     list[str] | None, typer.Option(metavar="KEY=VALUE", help="Any argument of HFJudge, such as quantization=4bit.")
@@ -39,57 +32,61 @@ JudgeOption = Annotated[
 Device = Annotated[str | None, typer.Option(help="Such as cuda:1; default the first accelerator, else cpu.")]
 Dtype = Annotated[str | None, typer.Option(help="auto (the default), float32, bfloat16 or float16.")]
 Revision = Annotated[str | None, typer.Option(help="Hub commit, tag or branch of the judge.")]
-Limit = Annotated[int | None, typer.Option(min=1, help="Take only the first so many rows.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
 Config = Annotated[Path | None, typer.Option(help="YAML file of settings; what flags say comes first.")]
 
-_OLD = {"--rewards": "--reward", "--judge-prompt": "--prompt", "--out": "--output"}
+Group = Mapping[str, tuple[object, object]]  # parameter -> its annotation and its default
+
+REWARDS: Group = {
+    "reward": (Annotated[list[str] | None, typer.Option(
+        "--reward", metavar="NAME[:PROMPT]",
+        help=f"Of {', '.join(NAMES)}; likert10:bare, probe:PATH, or a YAML file of rewards; may be repeated.",
+    )], None),
+    "reward_option": (Annotated[list[str] | None, typer.Option(
+        metavar="[REWARD.]KEY=VALUE", help="Argument of every reward, or of one; as YAML.",
+    )], None),
+    "prompt": (Annotated[str | None, typer.Option(help="Judge prompt: name of a shipped one, or a file.")], None),
+}  # fmt: skip
+JUDGE: Group = {
+    "judge": (Judge, "embedded"), "judge_option": (JudgeOption, None), "device": (Device, None), "dtype": (Dtype, None),
+    "revision": (Revision, None),
+}  # fmt: skip
+INPUT: Group = {
+    "input": (Annotated[str | None, typer.Option(
+        help="JSONL[.gz] or Parquet file, datasets folder, or hub data set[:config]; required.",
+    )], None),
+    "split": (Annotated[str | None, typer.Option(help="Split of a data set.")], None),
+    "limit": (Annotated[int | None, typer.Option(min=1, help="Take only the first so many rows.")], None),
+    "prompt_column": (Annotated[str, typer.Option(help="Column with the prompt, text or messages.")], "prompt"),
+    "completion_column": (Annotated[str, typer.Option(help="Column with one completion.")], "completion"),
+    "batch_size": (Annotated[int, typer.Option(min=1, help="Completions per call of the judge.")], 64),
+}  # fmt: skip
 
 
-class Command(TyperCommand):
-    """A command that takes `--debug` as well, and last version's spellings with a hint."""
+def takes(*groups: Group) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the options of some groups, before its own; it finds them in `ctx.params`."""
+    shared = {name: of for group in groups for name, of in group.items()}
 
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """See click."""
-        end = args.index("--") if "--" in args else len(args)
-        if "--debug" in args[:end]:
-            debug.set(True)
-        known = {o for p in self.params for o in p.opts}
-        words = [w for a in args[:end] if a != "--debug" for w in _modern(a, known)]
-        return super().parse_args(ctx, _split(words) + args[end:])
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = inspect.signature(command, eval_str=True)
+        ctx, *others = own.parameters.values()
+        extra = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
+            for name, (annotation, default) in shared.items()
+        ]
 
+        @functools.wraps(command)
+        def run(**given: object) -> None:
+            command(**{name: value for name, value in given.items() if name not in shared})
 
-def _modern(word: str, known: set[str]) -> list[str]:
-    """An option in today's spelling."""
-    name, equals, value = word.partition("=")
-    new = _OLD.get(name)
-    if new is None or new not in known or name in known:
-        return [word]
-    shown = f"{new} once for each" if name == "--rewards" else new
-    hint(f"{name} is now {shown}")
-    marked = f"{new}," if name == "--rewards" else new  # the comma asks for a value to be split
-    return [marked, value] if equals else [marked]
+        vars(run)["__signature__"] = own.replace(
+            parameters=[ctx, *extra, *(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in others)]
+        )
+        return run
 
-
-def _split(words: list[str]) -> list[str]:
-    """`--reward, a,b` becomes `--reward a --reward b`."""
-    out: list[str] = []
-    rest = iter(words)
-    for word in rest:
-        if word == "--reward,":
-            for part in str(next(rest, "")).split(","):
-                out += ["--reward", part.strip()] if part.strip() else []
-        else:
-            out.append(word)
-    return out
+    return decorate
 
 
-def hint(text: str) -> None:
-    """Tell of a spelling that goes with the next version."""
-    typer.echo(f"hint: {text}; the old spelling goes with the next version", err=True)
-
-
-def key_values(given: Iterable[str] | None, flag: str) -> dict[str, Any]:
+def key_values(given: Iterable[str] | None, flag: str) -> JsonObject:
     """`key=value` texts as a mapping; values are YAML.
 
     Raises:
@@ -107,7 +104,9 @@ def key_values(given: Iterable[str] | None, flag: str) -> dict[str, Any]:
     return out
 
 
-def judge_arguments(ctx: typer.Context, file: str | Mapping[str, Any] | None = None, **defaults: Any) -> dict[str, Any]:
+def judge_arguments(
+    ctx: typer.Context, file: str | Mapping[str, object] | None = None, **defaults: object
+) -> JsonObject:
     """Arguments of `HFJudge` by --judge, --device, --dtype, --revision and --judge-option, over those of a file.
 
     Args:
@@ -118,8 +117,6 @@ def judge_arguments(ctx: typer.Context, file: str | Mapping[str, Any] | None = N
     Raises:
         ValueError: no such argument (names those there are), or one that is given twice.
     """
-    from inspect import signature
-
     from latent_rewards.judge.hf import HFJudge
 
     base = {"model": file} if isinstance(file, str) else dict(file or {})
@@ -131,13 +128,13 @@ def judge_arguments(ctx: typer.Context, file: str | Mapping[str, Any] | None = N
     if twice:
         raise ValueError(f"--{twice[0].replace('_', '-')} and --judge-option {twice[0]}=...: give one of the two")
     out = {"model": "embedded", **defaults, **base, **flags, **options}
-    known = list(signature(HFJudge).parameters)
+    known = list(inspect.signature(HFJudge).parameters)
     if unknown := sorted(set(out) - set(known)):
         raise ValueError(f"unknown judge options {unknown}; known are {known}")
     return out
 
 
-def load_judge(arguments: Mapping[str, Any], *, weights: bool = True) -> HFJudge:
+def load_judge(arguments: JsonObject, *, weights: bool = True) -> HFJudge:
     """The judge, loaded now, so that a wrong model, type or device is told before anything is written."""
     from latent_rewards.judge.hf import HFJudge
 
@@ -151,7 +148,7 @@ def load_judge(arguments: Mapping[str, Any], *, weights: bool = True) -> HFJudge
 
 
 def wanted_rewards(
-    ctx: typer.Context, default: Iterable[Any] | Mapping[str, Any], *, among: Iterable[str] = ()
+    ctx: typer.Context, default: Iterable[object] | Mapping[str, object], *, among: Iterable[str] = ()
 ) -> list[Wanted]:
     """The rewards of --reward, else the default's, with --reward-option and --prompt.
 
@@ -187,7 +184,7 @@ def is_given(ctx: typer.Context, name: str) -> bool:
     return source is not None and source.name == "COMMANDLINE"
 
 
-def over(ctx: typer.Context, file: Mapping[str, Any], names: Mapping[str, str] | Iterable[str]) -> dict[str, Any]:
+def over(ctx: typer.Context, file: JsonObject, names: Mapping[str, str] | Iterable[str]) -> JsonObject:
     """Settings of a file with those of the command line over them; where neither speaks, the command's defaults.
 
     Args:
@@ -204,7 +201,7 @@ def over(ctx: typer.Context, file: Mapping[str, Any], names: Mapping[str, str] |
     return out
 
 
-def read_settings(path: Path | None, known: Iterable[str]) -> dict[str, Any]:
+def read_settings(path: Path | None, known: Iterable[str]) -> JsonObject:
     """Settings of a YAML file; none without a file.
 
     Raises:

@@ -7,7 +7,7 @@ import shlex
 import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,21 +16,19 @@ from latent_rewards.cli.errors import user_errors
 from latent_rewards.cli.evaluate import split
 
 if TYPE_CHECKING:
+    from latent_rewards.files.types import Row
     from latent_rewards.judge.layouts import BadRow
+    from latent_rewards.probes.probe import Probe
 
 app = typer.Typer(help="Train, look at and publish probes.", no_args_is_help=True, rich_markup_mode=None)
 
 
 @app.command(cls=options.Command)
+@options.takes(options.JUDGE)
 def train(
     ctx: typer.Context,
     data: Annotated[list[Path], typer.Argument(help="JSON Lines or Parquet files: pairs, lists or ratings.")],
     output: Annotated[Path, typer.Option(help="Folder of the probe; features go into it too.")],
-    judge: options.Judge = "embedded",
-    judge_option: options.JudgeOption = None,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
-    revision: options.Revision = None,
     prompt: Annotated[str, typer.Option(help="Judge prompt: name of a shipped one, or a file.")] = "weighted",
     aspects: Annotated[
         str, typer.Option(help="Columns of ratings, e.g. 'accuracy,clarity', for a probe with one output for each.")
@@ -78,10 +76,10 @@ def train(
             outputs=names or ("score",),
         )  # fmt: skip
         _write(probe, rows, output)
-    typer.echo(f"ProbeReward(HFJudge({judge!r}), {str(output)!r})")
+    typer.echo(f"ProbeReward(HFJudge({ctx.params['judge']!r}), {str(output)!r})")
 
 
-def _write(probe: Any, rows: list[dict[str, Any]], output: Path) -> None:
+def _write(probe: Probe, rows: list[Row], output: Path) -> None:
     from latent_rewards.files.outputs import to_json
     from latent_rewards.probes.card import table
 

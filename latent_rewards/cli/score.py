@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,70 +20,57 @@ if TYPE_CHECKING:
     from latent_rewards.judge.hf import HFJudge
     from latent_rewards.rewards.base import Reward
     from latent_rewards.rewards.build import Wanted
+    from latent_rewards.rewards.scorer import Scorer
 
 
 class NothingScoredError(Exception):
     """No row has a score, and an output that existed is better than one full of nulls."""
 
 
+@options.takes(options.INPUT, options.REWARDS, options.JUDGE)
 def score(
     ctx: typer.Context,
-    input: Annotated[
-        str | None,
-        typer.Option(help="JSONL[.gz] or Parquet file, datasets folder, or hub data set[:config]; required."),
-    ] = None,
     output: Annotated[
         Path | None, typer.Option(help="Required: JSONL[.gz], Parquet, or (no suffix) a datasets folder.")
     ] = None,
-    reward: options.Rewards = None,
-    reward_option: options.RewardOption = None,
-    prompt: options.Prompt = None,
-    judge: options.Judge = "embedded",
-    judge_option: options.JudgeOption = None,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
-    revision: options.Revision = None,
-    prompt_column: Annotated[str, typer.Option(help="Column with the prompt, text or messages.")] = "prompt",
-    completion_column: Annotated[str, typer.Option(help="Column with the completion.")] = "completion",
     criteria_column: Annotated[
         str | None, typer.Option(help="Column with each row's criteria, for the reward rubric_list; default rubrics.")
     ] = None,
     score_column: Annotated[list[str] | None, typer.Option(help="Output column, one per reward; default its name.")] = (
         None
     ),
-    split: Annotated[str | None, typer.Option(help="Split of a data set.")] = None,
-    limit: options.Limit = None,
     on_overflow: Annotated[
         str, typer.Option(help="Too long: none (null score), error (stop), truncate (cut the completion's middle).")
     ] = "none",
-    batch_size: Annotated[int, typer.Option(min=1, help="Rows per call of the judge.")] = 64,
-    overwrite: options.Overwrite = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
     describe: Annotated[
         bool, typer.Option("--describe", help="Print what is used of the judge and how, with a self-check, and stop.")
     ] = False,
 ) -> None:
     """Score every row; rows that cannot be scored are kept with a null score and reported by number (from 0)."""
+    given = ctx.params
     with user_errors():
         arguments = options.judge_arguments(ctx)
         wanted = _with_criteria(options.wanted_rewards(ctx, ["weighted"]), criteria_column)
         if describe:
             return _describe(options.load_judge(arguments, weights=False), wanted)
-        if input is None or output is None:
+        if given["input"] is None or output is None:
             raise ValueError("score needs --input and --output; or --describe")
         from latent_rewards.files.outputs import check_output
         from latent_rewards.files.sources import open_source
 
         path = output.resolve()
         check_output(path, overwrite=overwrite)
-        source = open_source(input, split)
+        source = open_source(given["input"], given["split"])
         names = _score_columns([one.column for one in wanted], score_column)
         frozen = options.load_judge(arguments, weights=False)
         rewards = {name: _build(one, frozen) for name, one in zip(names, wanted, strict=True)}
-        columns = {"prompt": prompt_column, "completion": completion_column}
+        columns = {"prompt": given["prompt_column"], "completion": given["completion_column"]}
         _check_columns(rewards, columns, source)
     with user_errors(*LOADING, about=f"judge {frozen.model_name!r}: "):
         frozen.blocks  # noqa: B018  load now, so that a wrong model, type or device is told before anything is written
-    _run(source, path, rewards, columns, min(limit or source.total, source.total), batch_size)
+    total = min(given["limit"] or source.total, source.total)
+    _run(source, path, rewards, columns, total, given["batch_size"])
 
 
 def _build(one: Wanted, judge: HFJudge) -> Reward:
@@ -132,7 +119,7 @@ def _run(
     _tell(scorer, path, time.perf_counter() - started, existed=existed)
 
 
-def _write(source: Source, path: Path, scorer: Any, total: int, batch_size: int) -> None:
+def _write(source: Source, path: Path, scorer: Scorer, total: int, batch_size: int) -> None:
     """Score and write `total` rows; nothing is written over an output that existed where none has a score."""
     from latent_rewards.files.outputs import open_output
 
@@ -147,7 +134,7 @@ def _write(source: Source, path: Path, scorer: Any, total: int, batch_size: int)
             raise NothingScoredError
 
 
-def _tell(scorer: Any, path: Path, seconds: float, *, existed: bool) -> None:
+def _tell(scorer: Scorer, path: Path, seconds: float, *, existed: bool) -> None:
     from latent_rewards.rewards.scorer import SHOWN
 
     if scorer.bad > SHOWN:

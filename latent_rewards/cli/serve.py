@@ -7,7 +7,7 @@ import logging
 import os
 import socket
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,24 +15,20 @@ from latent_rewards.cli import options
 from latent_rewards.cli.errors import user_errors
 
 if TYPE_CHECKING:
+    from latent_rewards.files.types import JsonObject
+    from latent_rewards.serving.service import Service
     from latent_rewards.serving.settings import ServeSettings
 
 TOKEN = "LATENT_REWARDS_TOKEN"
 logger = logging.getLogger(__name__)
 
 
+@options.takes(options.REWARDS, {name: of for name, of in options.JUDGE.items() if name != "device"})
 def serve(
     ctx: typer.Context,
-    reward: options.Rewards = None,
-    reward_option: options.RewardOption = None,
-    prompt: options.Prompt = None,
-    judge: options.Judge = "embedded",
-    judge_option: options.JudgeOption = None,
     device: Annotated[
         list[str] | None, typer.Option(help="Such as cuda:1; repeat it for one replica per device behind one port.")
     ] = None,
-    dtype: options.Dtype = None,
-    revision: options.Revision = None,
     config: Annotated[
         Path | None, typer.Option(help="YAML with 'judge' and 'rewards'; what flags say comes first.")
     ] = None,
@@ -90,7 +86,7 @@ def _settings(ctx: typer.Context) -> ServeSettings:
     )  # fmt: skip
 
 
-def run(service: Any, listener: socket.socket) -> int:
+def run(service: Service, listener: socket.socket) -> int:
     """Serve until a signal; 1 when the judge could not be loaded."""
     import uvicorn
 
@@ -138,7 +134,7 @@ def _token(path: Path | None) -> str | None:
     return os.environ.get(TOKEN) or None
 
 
-def _wanted(ctx: typer.Context) -> tuple[dict[str, Any], dict[str, tuple[str, dict[str, Any]]]]:
+def _wanted(ctx: typer.Context) -> tuple[JsonObject, dict[str, tuple[str, JsonObject]]]:
     """Arguments of HFJudge, and name and options of each reward, by the file and the flags over it."""
     from latent_rewards.env import read_config
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch.autograd.function import FunctionCtx, once_differentiable
 
 
 def divergence(student_logprobs: Tensor, teacher_logprobs: Tensor, beta: float) -> Tensor:
@@ -44,6 +43,14 @@ def _dot(x: Tensor, y: Tensor) -> Tensor:
         return torch.linalg.vecdot(x, y)
 
 
+class _Kept(FunctionCtx):
+    """What the forward keeps for the backward."""
+
+    saved_tensors: tuple[Tensor, Tensor]
+    beta: float
+    temperature: float
+
+
 class LogitDivergence(torch.autograd.Function):
     """`divergence` of softmax(logits / T) whose gradient needs only two (n, V) tensors kept.
 
@@ -52,7 +59,7 @@ class LogitDivergence(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, teacher: Tensor, beta: float, temperature: float) -> tuple[Tensor, Tensor]:
+    def forward(ctx: _Kept, logits: Tensor, teacher: Tensor, beta: float, temperature: float) -> tuple[Tensor, Tensor]:
         """(n,) divergence and (n,) entropy of the student, which has no gradient."""
         student = torch.log_softmax(logits if temperature == 1.0 else logits / temperature, -1)
         ctx.save_for_backward(student, teacher)
@@ -63,7 +70,7 @@ class LogitDivergence(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, None, None, None]:
+    def backward(ctx: _Kept, grad: Tensor, _: Tensor) -> tuple[Tensor | None, None, None, None]:
         """(n, V) gradient of the logits."""
         student, teacher = ctx.saved_tensors
         beta = ctx.beta

@@ -7,71 +7,16 @@ a time, so that the (positions, V) logits of student and teachers never exist as
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from latent_rewards.distillation.divergences import LogitDivergence, entropy_of, wide
-
-Head = Callable[[Tensor], Tensor]
-Normalize = Literal["none", "max", "batch_mean"]
-
-
-@dataclass(frozen=True)
-class LossOptions:
-    """How student and teacher are compared.
-
-    Attributes:
-        beta: 0 is the forward KL(teacher || student), 1 the reverse KL(student || teacher), between them the
-            generalised Jensen-Shannon divergence with mixture (1 - beta) student + beta teacher, as in TRL.
-        temperature: T of both distributions.
-        temperature_squared: multiply the divergence by T^2, as ER-KD and classic distillation do; TRL does not.
-        entropy_temperature: t of ER-KD's entropy weight H(softmax(teacher logits / t)); None switches it off.
-        normalize: of the entropy weight: "none" (as published), "max" (divide by ln V, so that it lies in [0, 1]) or
-            "batch_mean" (divide by its mean over the positions of this call, which keeps the learning rate comparable;
-            in a trainer those of a process's micro-batch, so that how a batch is split matters a little).
-        kd_weight: factor of the divergence.
-        ce_weight: factor of the cross-entropy with the labels; ER-KD uses 0.9 and 0.1.
-        on_nan: positions where no teacher gives usable logits: "drop" (counted, no part in the loss) or "raise".
-        chunk: positions whose logits exist at once; at most 14 * chunk * V * 4 bytes are needed on top of the inputs
-            and the head's gradient.
-
-    Raises:
-        ValueError: values outside their ranges.
-
-    Sources: Agarwal et al. 2024 (GKD, arXiv 2306.13649) eq. 1; Su et al. 2023 (ER-KD, arXiv 2311.13621).
-    """
-
-    beta: float = 0.5
-    temperature: float = 1.0
-    temperature_squared: bool = False
-    entropy_temperature: float | None = None
-    normalize: Normalize = "none"
-    kd_weight: float = 1.0
-    ce_weight: float = 0.0
-    on_nan: Literal["drop", "raise"] = "drop"
-    chunk: int = 256
-
-    def __post_init__(self) -> None:
-        if not 0.0 <= self.beta <= 1.0:
-            raise ValueError(f"beta must lie in [0, 1], got {self.beta}")
-        if self.temperature <= 0 or (self.entropy_temperature is not None and self.entropy_temperature <= 0):
-            raise ValueError("temperature and entropy_temperature must be above 0")
-        if self.normalize not in ("none", "max", "batch_mean"):
-            raise ValueError(f"normalize must be 'none', 'max' or 'batch_mean', got {self.normalize!r}")
-        if self.on_nan not in ("drop", "raise"):
-            raise ValueError(f"on_nan must be 'drop' or 'raise', got {self.on_nan!r}")
-        if self.chunk < 1 or min(self.kd_weight, self.ce_weight) < 0:
-            raise ValueError("chunk must be at least 1, kd_weight and ce_weight at least 0")
-
-
-ER_KD = LossOptions(
-    beta=0.0, temperature=4.0, temperature_squared=True, entropy_temperature=4.0, kd_weight=0.9, ce_weight=0.1
-)  # the published settings, for image classifiers
+from latent_rewards.distillation.mixture import Head, TeacherStates, mixture_logprobs
+from latent_rewards.distillation.options import LossOptions, Normalize
 
 
 def er_kd_loss(
@@ -101,23 +46,6 @@ def er_kd_loss(
         normalize=normalize,
     )  # fmt: skip
     return distillation_loss(student_logits, _same, [TeacherStates(teacher_logits, _same)], options=options).loss
-
-
-@dataclass(frozen=True)
-class TeacherStates:
-    """A teacher's side of N positions.
-
-    Attributes:
-        hidden: (R, D) states that `head` turns into logits.
-        head: (n, D) -> (n, V) logits.
-        index: (N,) row of `hidden` for each position, -1 where this teacher was not asked; None: position i is row i.
-        name: for messages.
-    """
-
-    hidden: Tensor
-    head: Head
-    index: Tensor | None = None
-    name: str = "teacher"
 
 
 @dataclass(frozen=True)
@@ -176,15 +104,10 @@ def distillation_loss(
         ValueError: shapes or vocabularies that do not fit, labels missing; with `on_nan="raise"` an unusable position.
     """
     options = options or LossOptions()
-    n, m = len(student_hidden), len(teachers)
-    weights = _teacher_weights(teacher_weights, n, m, student_hidden)
+    n = len(student_hidden)
+    weights = _teacher_weights(teacher_weights, n, len(teachers), student_hidden)
     scale = torch.ones_like(weights[:, 0]) if position_weights is None else position_weights.to(weights)
-    if len(scale) != n or (labels is not None and len(labels) != n):
-        raise ValueError(
-            f"{n} positions but {len(scale)} position weights, {len(labels) if labels is not None else n} labels"
-        )
-    if options.ce_weight and labels is None:
-        raise ValueError("ce_weight needs labels")
+    _check_lengths(n, scale, labels, options)
     if n == 0:  # one position with no weight keeps every parameter in the graph, which DDP insists on
         zero = (student_head(student_hidden.new_zeros(1, student_hidden.shape[-1])) * 0.0).sum() + student_hidden.sum()
         nothing = zero.detach() * 0.0
@@ -197,18 +120,26 @@ def distillation_loss(
             _chunk_sums, *given, None if labels is None else labels[part], options, use_reentrant=False,
             preserve_rng_state=False,
         )  # fmt: skip
-    return _put_together(sums, n, [t.name for t in teachers], options, num_items)
+    dropped = n - sums[2].detach()
+    if options.on_nan == "raise" and bool(dropped > 0):
+        names = [t.name for t in teachers]
+        raise ValueError(f"{int(dropped)} of {n} positions have no usable logits from any of the teachers {names}")
+    return _parts(sums, dropped, options, num_items)
 
 
-def _put_together(
-    sums: Tensor, n: int, names: Sequence[str], options: LossOptions, num_items: Tensor | float | None
-) -> LossParts:
-    """The parts of the loss from the sums over all n positions (`_chunk_sums`)."""
+def _check_lengths(n: int, scale: Tensor, labels: Tensor | None, options: LossOptions) -> None:
+    if len(scale) != n or (labels is not None and len(labels) != n):
+        raise ValueError(
+            f"{n} positions but {len(scale)} position weights, {len(labels) if labels is not None else n} labels"
+        )
+    if options.ce_weight and labels is None:
+        raise ValueError("ce_weight needs labels")
+
+
+def _parts(sums: Tensor, dropped: Tensor, options: LossOptions, num_items: Tensor | float | None) -> LossParts:
+    """The loss of what `_chunk_sums` gives, added over the chunks."""
     kd, ce, tokens, plain, teacher_entropy, student_entropy = sums.unbind()
     used = tokens.detach().clamp(min=1.0)
-    dropped = n - tokens.detach()
-    if options.on_nan == "raise" and bool(dropped > 0):
-        raise ValueError(f"{int(dropped)} of {n} positions have no usable logits from any of the teachers {names}")
     mean_entropy = (teacher_entropy / used).detach()
     if options.normalize == "batch_mean" and options.entropy_temperature is not None:
         kd = kd / mean_entropy.clamp(min=1e-12)
@@ -255,60 +186,6 @@ def _factor(h: Tensor, vocabulary: int, options: LossOptions) -> Tensor:
     if options.entropy_temperature is not None and options.normalize == "max":
         factor = factor / math.log(vocabulary)
     return factor * options.temperature**2 if options.temperature_squared else factor
-
-
-@torch.no_grad()
-def mixture_logprobs(
-    teachers: Sequence[TeacherStates], part: slice, weights_NM: Tensor, temperatures: Sequence[float], vocabulary: int
-) -> tuple[list[Tensor], Tensor]:
-    """Mixture of the teachers in probability space, ln sum_m w_m softmax(z_m / T), for each temperature T.
-
-    Args:
-        teachers: M teachers.
-        part: the positions wanted.
-        weights_NM: (N, M) weights of these positions, at least 0.
-        temperatures: as many mixtures are made.
-        vocabulary: V that the teachers must have.
-
-    Returns:
-        One (N, V) tensor per temperature, in nats, and (N,) the weight of the teachers that were usable. Weights are
-        normalised over those; where there is none the mixture is uniform, to be masked by the caller.
-
-    Raises:
-        ValueError: a teacher of another vocabulary size.
-    """
-    n = len(weights_NM)
-    out = [weights_NM.new_full((n, vocabulary), -math.inf) for _ in temperatures]
-    used = weights_NM.new_zeros(n)
-    for m, teacher in enumerate(teachers):
-        index = (
-            torch.arange(part.start, part.stop, device=used.device) if teacher.index is None else teacher.index[part]
-        )
-        asked = torch.nonzero((weights_NM[:, m] > 0) & (index >= 0)).squeeze(1)
-        if not len(asked):
-            continue
-        logits = wide(teacher.head(teacher.hidden[index[asked]]))
-        if logits.shape[-1] != vocabulary:
-            raise ValueError(
-                f"teacher {teacher.name!r} has {logits.shape[-1]} logits, the student {vocabulary}: probabilities can "
-                "be compared only over one vocabulary. Train on its chosen responses (SFT), or use TRL's GOLDTrainer"
-            )
-        good = torch.isfinite(torch.logsumexp(logits, -1))
-        if not bool(good.all()):
-            logits, asked = logits[good], asked[good]
-        weight = weights_NM[asked, m]
-        used[asked] += weight
-        for total, temperature in zip(out, temperatures, strict=True):
-            logprobs = torch.log_softmax(logits if temperature == 1.0 else logits / temperature, -1).to(total.dtype)
-            logprobs += weight.log()[:, None]
-            if len(asked) == n:
-                torch.logaddexp(total, logprobs, out=total)
-            else:
-                total[asked] = torch.logaddexp(total[asked], logprobs)
-    for total in out:
-        total -= used.log()[:, None].nan_to_num(neginf=0.0)
-        total[used == 0] = -math.log(vocabulary)
-    return out, used
 
 
 def _teacher_weights(weights: Tensor | None, n: int, m: int, like: Tensor) -> Tensor:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from latent_rewards.distillation.loss import Head, TeacherStates
+from latent_rewards.distillation.mixture import Head, TeacherStates
 from latent_rewards.engine.head import same_logits, shape_logits
+from latent_rewards.files.types import Row
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _CHOSEN = "train on its chosen responses instead (SFT, `recipes.distill` writes them)"
 
@@ -18,7 +22,13 @@ class TeacherError(ValueError):
     """A model cannot serve as a teacher whose whole distribution is compared; the message says what to do instead."""
 
 
-def check_teacher(student: Any, teacher: Any, name: str, *, tokenizers: tuple[Any, Any] | None = None) -> None:
+def check_teacher(
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    name: str,
+    *,
+    tokenizers: tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase] | None = None,
+) -> None:
     """Whether a teacher's next-token distribution can be compared with the student's.
 
     Args:
@@ -53,13 +63,13 @@ def check_teacher(student: Any, teacher: Any, name: str, *, tokenizers: tuple[An
 
 
 @torch.no_grad()
-def check_head(model: Any, name: str) -> None:
+def check_head(model: PreTrainedModel, name: str) -> None:
     """Whether our split into backbone and head gives the model's own logits.
 
     Raises:
         TeacherError: it does not.
     """
-    ids = torch.arange(1, 5, device=model.get_input_embeddings().weight.device)[None]
+    ids = torch.arange(1, 5, device=model.get_input_embeddings().get_parameter("weight").device)[None]
     training = model.training
     model.eval()
     try:
@@ -73,17 +83,17 @@ def check_head(model: Any, name: str) -> None:
         raise TeacherError(f"{name!r} ({type(model).__name__}) changes its logits in a way we do not know; {_CHOSEN}")
 
 
-def head_of(model: Any) -> Head:
+def head_of(model: PreTrainedModel) -> Head:
     """(n, D) -> (n, V) logits of an unwrapped causal LM, as the model itself makes them from its backbone's states."""
     head, config = model.get_output_embeddings(), model.config.get_text_config()
     return lambda states: shape_logits(config, head(states))
 
 
-def backbone_states(model: Any, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+def backbone_states(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
     """(B, T, D) states before the LM head of an unwrapped causal LM, PEFT or not."""
-    if hasattr(model, "peft_config") and hasattr(model, "base_model"):
-        model = model.base_model.model
-    return model.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+    plain = model.get_submodule("base_model.model") if hasattr(model, "peft_config") else model
+    backbone = plain.get_submodule("base_model")
+    return backbone(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
 
 
 def pack_teacher(states_N: Tensor | None, asked_N: Tensor, head: Head, name: str) -> TeacherStates:
@@ -100,7 +110,7 @@ def pack_teacher(states_N: Tensor | None, asked_N: Tensor, head: Head, name: str
     return TeacherStates(empty if states_N is None else states_N, head, index, name)
 
 
-def teacher_columns(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> tuple[Tensor, Tensor]:
+def teacher_columns(rows: Sequence[Row], names: Sequence[str]) -> tuple[Tensor, Tensor]:
     """What the trainers route on, from data set rows.
 
     Args:

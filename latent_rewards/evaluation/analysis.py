@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import asdict
 
 import numpy as np
 from scipy.stats import rankdata
@@ -12,12 +12,22 @@ from scipy.stats import rankdata
 from latent_rewards.evaluation import tables
 from latent_rewards.evaluation.benchmarks.rows import Benchmark
 from latent_rewards.evaluation.calibrate import Calibrated, cross_fitted
-from latent_rewards.evaluation.metrics import METRICS, Metric, Table
+from latent_rewards.evaluation.metrics import METRICS, Metric
+from latent_rewards.evaluation.results import (
+    BenchmarkResult,
+    BestOfN,
+    Calibration,
+    Compression,
+    Difference,
+    Disagreement,
+)
+from latent_rewards.evaluation.results import Scorer as ScorerResult
 from latent_rewards.evaluation.scorers import Column
+from latent_rewards.evaluation.table import Table
 from latent_rewards.rewards.likert import mode_agreement
 from latent_rewards.stats import bootstrap, distributions
-from latent_rewards.stats.bootstrap import Estimate
-from latent_rewards.stats.ranking import best_of_n
+from latent_rewards.stats.bootstrap import Estimate, Figure, none_if_nan
+from latent_rewards.stats.ranking import expected_gold_of_best
 
 BINS = 20
 
@@ -28,12 +38,9 @@ def estimate(metric: Metric, table: Table, groups: np.ndarray, *, resamples: int
     if isinstance(value, np.ndarray) and value.ndim:
         return bootstrap.mean_estimate(value, groups, resamples=resamples, seed=seed)
     return bootstrap.statistic_estimate(
-        lambda rows: float(metric(table.take(rows))),
-        groups,
-        n=int(table.complete.sum()),
-        resamples=max(resamples // 3, 100),
-        seed=seed,
-    )
+        lambda rows: float(metric(table.take(rows))), groups, n=int(table.complete.sum()),
+        resamples=max(resamples // 3, 100), seed=seed,
+    )  # fmt: skip
 
 
 class Analysis:
@@ -61,30 +68,23 @@ class Analysis:
             for name, t in self.tables.items()
         }
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> BenchmarkResult:
         """The JSON form."""
         b = self.benchmark
         return {
-            "name": b.name,
-            "kind": b.kind,
-            "source": b.source,
-            "items": len(b.items),
-            "texts": sum(len(i.responses) for i in b.items),
-            "over_limit": b.limited,
-            "left_out": dict(b.left_out),
-            "bad_rows": [{"file": r.file, "row": r.row, "reason": r.reason} for r in b.bad],
-            "primary": self.primary,
+            "name": b.name, "kind": b.kind, "source": b.source, "items": len(b.items),
+            "texts": sum(len(i.responses) for i in b.items), "over_limit": b.limited, "left_out": dict(b.left_out),
+            "bad_rows": [asdict(r) for r in b.bad], "primary": self.primary,
             "scorers": {name: self._scorer(name) for name in self.columns},
-            "differences": self._differences(),
-            "disagreements": self._disagreements(),
-        }
+            "differences": self._differences(), "disagreements": self._disagreements(),
+        }  # fmt: skip
 
     def _estimate(self, metric: Metric, table: Table, groups: np.ndarray) -> Estimate:
         return estimate(metric, table, groups, resamples=self.resamples, seed=self.seed)
 
-    def _scorer(self, name: str) -> dict[str, Any]:
+    def _scorer(self, name: str) -> ScorerResult:
         column, table = self.columns[name], self.tables[name]
-        out: dict[str, Any] = {
+        out: ScorerResult = {
             "missing": int(np.isnan(column.scores).sum()),
             "metrics": {m: e.to_dict() for m, e in self.estimates[name].items()},
             "subsets": self._subsets(table),
@@ -104,7 +104,7 @@ class Analysis:
             out["best_of_n"] = self._best_of_n(table)
         return out
 
-    def _calibration(self, c: Calibrated) -> dict[str, Any]:
+    def _calibration(self, c: Calibrated) -> Calibration:
         kept, p, y = self.groups[c.rows], c.probabilities, c.outcomes
         ece = bootstrap.statistic_estimate(
             lambda r: distributions.expected_calibration_error(p[r], y[r]),
@@ -115,7 +115,7 @@ class Analysis:
         brier = bootstrap.mean_estimate(distributions.brier(p, y), kept, resamples=self.resamples, seed=self.seed)
         return {"brier": brier.to_dict(), "ece": ece.to_dict(), "curve": distributions.reliability(p, y)}
 
-    def _subsets(self, table: Table) -> dict[str, Any]:
+    def _subsets(self, table: Table) -> dict[str, Figure]:
         names = np.array([i.subset for i in self.benchmark.items])
         if len(set(names)) < 2:
             return {}
@@ -125,30 +125,31 @@ class Analysis:
             for s in sorted(set(names))
         }
 
-    def _compression(self, column: Column) -> dict[str, Any]:
+    def _compression(self, column: Column) -> Compression:
         known = column.scores[~np.isnan(column.scores)]
         bounds = column.range or ((float(known.min()), float(known.max())) if len(known) else (0.0, 1.0))
         return {
-            "modal_share": _none(distributions.modal_share(known)),
-            "tie_rate": _none(distributions.tie_rate(known)),
+            "modal_share": none_if_nan(distributions.modal_share(known)),
+            "tie_rate": none_if_nan(distributions.tie_rate(known)),
             "histogram": {"range": list(bounds), "counts": distributions.histogram(known, bounds, BINS).tolist()},
         }
 
-    def _best_of_n(self, table: Table) -> dict[str, list[float]]:
+    def _best_of_n(self, table: Table) -> BestOfN:
         """Mean expected gold of the best of n over the lists that have n responses or more."""
         kept = np.flatnonzero(table.complete)
-        curves = [best_of_n(*(a[i, ~np.isnan(table.gold[i])] for a in (table.scores, table.gold))) for i in kept]
-        oracle = [best_of_n(*(table.gold[i, ~np.isnan(table.gold[i])],) * 2) for i in kept]
+        rows = [(table.scores[i, known], table.gold[i, known]) for i in kept for known in [~np.isnan(table.gold[i])]]
+        curves = [expected_gold_of_best(scores, gold) for scores, gold in rows]
+        oracle = [expected_gold_of_best(gold, gold) for _, gold in rows]
         if not curves:
             return {"n": [], "gold": [], "oracle": []}
         width = min(map(len, curves))
         means = [np.mean([c[:width] for c in group], axis=0).tolist() for group in (curves, oracle)]
         return {"n": list(range(1, width + 1)), "gold": means[0], "oracle": means[1]}
 
-    def _differences(self) -> list[dict[str, Any]]:
+    def _differences(self) -> list[Difference]:
         """Paired differences of the primary metric, each on the items that both scorers have."""
-        metric, known = self.metrics[self.primary], {}
-        out = []
+        metric, out = self.metrics[self.primary], []
+        known: dict[tuple[str, bytes], Estimate] = {}
         for a, b in itertools.combinations(self.columns, 2):
             rows = np.flatnonzero(self.tables[a].complete & self.tables[b].complete)
             for name in (a, b):
@@ -157,10 +158,10 @@ class Analysis:
                         metric, self.tables[name].take(rows), self.groups[rows]
                     )
             d = bootstrap.difference(known[a, rows.tobytes()], known[b, rows.tobytes()])
-            out.append({"first": a, "second": b, "metric": self.primary, **d.to_dict()})
+            out.append(Difference(first=a, second=b, metric=self.primary, **d.to_dict()))
         return out
 
-    def _disagreements(self, count: int = 5) -> list[dict[str, Any]]:
+    def _disagreements(self, count: int = 5) -> list[Disagreement]:
         """Items on whose responses the scorers' ranks differ most."""
         names = [n for n in self.columns if n != "length"]
         order = np.stack([_percentiles(self.columns[n].scores) for n in names])
@@ -172,16 +173,12 @@ class Analysis:
         picked = np.argsort(-per_item, kind="stable")[:count]
         return [
             {
-                "id": self.benchmark.items[i].id,
-                "prompt": self.benchmark.items[i].prompt,
-                "responses": list(self.benchmark.items[i].responses),
-                "gold": list(self.benchmark.items[i].gold),
-                "scores": {n: [_none(s) for s in self.columns[n].scores[owner == i]] for n in names},
-                "percentiles": {n: [_none(p) for p in order[k][owner == i]] for k, n in enumerate(names)},
+                "id": item.id, "prompt": item.prompt, "responses": list(item.responses), "gold": list(item.gold),
+                "scores": {n: [none_if_nan(s) for s in self.columns[n].scores[owner == i]] for n in names},
+                "percentiles": {n: [none_if_nan(p) for p in order[k][owner == i]] for k, n in enumerate(names)},
             }
-            for i in picked
-            if per_item[i] > 0
-        ]
+            for i, item in ((i, self.benchmark.items[i]) for i in picked if per_item[i] > 0)
+        ]  # fmt: skip
 
 
 def _percentiles(scores: np.ndarray) -> np.ndarray:
@@ -189,7 +186,3 @@ def _percentiles(scores: np.ndarray) -> np.ndarray:
     if known.any():
         out[known] = (rankdata(scores[known]) - 0.5) / known.sum()
     return out
-
-
-def _none(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)

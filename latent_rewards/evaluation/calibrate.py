@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from latent_rewards.evaluation.metrics import Table
+from latent_rewards.evaluation.table import Table
 
 
 class Calibrated(NamedTuple):

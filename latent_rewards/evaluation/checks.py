@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from latent_rewards.evaluation import consistency, robustness, scorers, tables
 from latent_rewards.evaluation.benchmarks.rows import Benchmark
 from latent_rewards.evaluation.config import EvaluateConfig
-from latent_rewards.evaluation.readings import Readings
+from latent_rewards.evaluation.readings import Readings, Rows
+from latent_rewards.evaluation.results import Consistency, Robustness
 from latent_rewards.evaluation.scorers import Column
 from latent_rewards.judge.hf import Need
 from latent_rewards.judge.prompts import JudgePrompt
@@ -20,8 +20,6 @@ from latent_rewards.rewards.base import Reward
 from latent_rewards.rewards.latent import LatentReward
 
 Rewards = Mapping[str, LatentReward]
-
-
 Job = tuple[str, int, Iterator[int]]
 
 
@@ -41,13 +39,13 @@ def jobs(config: EvaluateConfig, readings: Readings, rewards: Rewards, sets: Seq
 
 def label_work(
     rewards: Mapping[str, Reward], sets: Sequence[Benchmark], keep_layers: Sequence[int] = ()
-) -> list[tuple[list[tuple[JudgePrompt, Need]], list[dict[str, Any]]]]:
+) -> list[tuple[list[tuple[JudgePrompt, Need]], Rows]]:
     """What has to be read, as texts and the label prompts that take them, each with all that its readouts need.
 
     One forward serves all prompts of the same texts.
     """
     keep = Need(labels=True, hidden=frozenset(keep_layers))
-    works: dict[str, tuple[dict[str, tuple[JudgePrompt, list[Need]]], list[Any]]] = {}
+    works: dict[str, tuple[dict[str, tuple[JudgePrompt, list[Need]]], Rows]] = {}
     for reward in rewards.values():
         if not isinstance(reward, LatentReward):
             continue
@@ -64,14 +62,14 @@ def label_work(
     return [([(p, need) for p, known in prompts.values() for need in known], rows) for prompts, rows in works.values()]
 
 
-def _digest(rows: Sequence[Mapping[str, Any]]) -> str:
+def _digest(rows: Sequence[Mapping[str, object]]) -> str:
     text = json.dumps(list(rows), sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def robustness_results(
     config: EvaluateConfig, readings: Readings, rewards: Rewards, sets: Sequence[Benchmark]
-) -> dict[str, Any]:
+) -> dict[str, Robustness]:
     """See `robustness.measure`; empty when it was not asked for."""
     if not config.robustness_items:
         return {}
@@ -87,7 +85,7 @@ def robustness_results(
 
 def consistency_results(
     config: EvaluateConfig, readings: Readings, rewards: Rewards, sets: Sequence[Benchmark]
-) -> dict[str, Any]:
+) -> dict[str, Consistency]:
     """Benchmark -> see `consistency.measure`; empty when it was not asked for."""
     count, prompt, out = config.consistency_items, JudgePrompt.load("pairwise"), {}
     for benchmark in _comparable(sets) if count else []:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+
+from latent_rewards.files.types import JsonObject
 
 
 @dataclass
@@ -33,8 +34,8 @@ class EvaluateConfig:
         seed: of the bootstrap.
     """
 
-    judge: str | dict[str, Any] = "embedded"
-    rewards: list[str] | dict[str, dict[str, Any]] = field(
+    judge: str | JsonObject = "embedded"
+    rewards: list[str] | dict[str, JsonObject] = field(
         default_factory=lambda: ["weighted", "verifier", "cross_layer", "likert10", "likert5"]
     )
     benchmarks: list[str] = field(default_factory=lambda: ["open_ended"])
@@ -53,7 +54,7 @@ class EvaluateConfig:
     resamples: int = 1000
     seed: int = 0
 
-    def specs(self) -> dict[str, str | tuple[str, dict[str, Any]]]:
+    def specs(self) -> dict[str, str | tuple[str, JsonObject]]:
         """Own name -> what to build."""
         if isinstance(self.rewards, Mapping):
             return {

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
 
 from latent_rewards.evaluation.benchmarks.rows import Benchmark, Item
+from latent_rewards.evaluation.results import Consistency
+from latent_rewards.files.types import Row
 from latent_rewards.judge.prompts import JudgePrompt
 from latent_rewards.readouts import label_probs
 from latent_rewards.stats import bootstrap
+from latent_rewards.stats.bootstrap import Figure
 
 
 def pairs(item: Item, width: int = 3) -> list[tuple[int, int]]:
@@ -24,7 +26,7 @@ def pairs(item: Item, width: int = 3) -> list[tuple[int, int]]:
     return list(itertools.combinations(range(min(len(item.responses), width)), 2))
 
 
-def rows(benchmark: Benchmark, count: int) -> list[dict[str, Any]]:
+def rows(benchmark: Benchmark, count: int) -> list[Row]:
     """Texts for the pairwise prompt: every pair in both orders, one after the other."""
     return [
         {"prompt": item.prompt, "completion": item.responses[a], "other": item.responses[b]}
@@ -63,7 +65,7 @@ def measure(
     scores: Mapping[str, np.ndarray],
     *,
     resamples: int = 1000,
-) -> dict[str, Any]:
+) -> Consistency:
     """All measures of one benchmark.
 
     Args:
@@ -85,12 +87,12 @@ def measure(
     gold = np.sign([item.gold[i] - item.gold[j] for item, i, j in owner])
     mean = aware(first, swapped)
 
-    def estimate(values: np.ndarray, known: np.ndarray, by: np.ndarray = groups) -> dict[str, Any]:
+    def estimate(values: np.ndarray, known: np.ndarray, by: np.ndarray = groups) -> Figure:
         usable = np.where(known, values.astype(float), np.nan)
         return bootstrap.mean_estimate(usable, by, resamples=resamples).to_dict()
 
     read = ~np.isnan(mean)
-    out = {
+    out: Consistency = {
         "local": estimate((first > 0.5) != (swapped > 0.5), read),
         "first_place": estimate((first + swapped) / 2, read),
         "accuracy_one_order": estimate((np.sign(first - 0.5) * gold + 1) / 2, read & (gold != 0)),
@@ -100,10 +102,11 @@ def measure(
             for name, s in scores.items()
         },
     }
-    for name, p in (("one_order", first), ("aware", mean)):
-        triples, by = _triples(items, p)
-        if len(triples):
-            out[f"global_{name}"] = estimate(_transitive(triples), ~np.isnan(triples).any(1), by)
+    one_order, by = _triples(items, first)
+    both_orders, _ = _triples(items, mean)
+    if len(by):
+        out["global_one_order"] = estimate(_transitive(one_order), ~np.isnan(one_order).any(1), by)
+        out["global_aware"] = estimate(_transitive(both_orders), ~np.isnan(both_orders).any(1), by)
     return out
 
 

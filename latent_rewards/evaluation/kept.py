@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from latent_rewards.evaluation.readings import Readings
 from latent_rewards.files.cache import Cache
+from latent_rewards.files.types import JsonObject
 from latent_rewards.judge.encoding import Encoder
 from latent_rewards.judge.hf import HFJudge, Need, Reading, Row
 from latent_rewards.judge.prompts import JudgePrompt
@@ -49,7 +49,7 @@ class KeptJudge(Judge):
         return self.judge.encoder
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> JsonObject:
         """The judge's, whose readings these are."""
         return self.judge.facts
 

@@ -8,47 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
 
 import numpy as np
 
+from latent_rewards.evaluation.table import Table
 from latent_rewards.stats.correlation import kendall_tau_b, partial_spearman, pearson, spearman
 from latent_rewards.stats.distributions import histogram, unit
-from latent_rewards.stats.pairs import length_matched
+from latent_rewards.stats.pairs import EVALUATION_LENGTH_TOLERANCE, length_matched
 from latent_rewards.stats.ranking import dcg
-
-
-@dataclass(frozen=True)
-class Table:
-    """One scorer on one benchmark: N items with up to M responses, padded with NaN.
-
-    Attributes:
-        scores: (N, M) NaN where there is none.
-        gold: (N, M) higher is better; a pair has the chosen response first.
-        lengths: (N, M) characters.
-        score_range: lowest and highest possible score; None when unbounded.
-        gold_range: lowest and highest possible gold; None when unknown.
-    """
-
-    scores: np.ndarray
-    gold: np.ndarray
-    lengths: np.ndarray
-    score_range: tuple[float, float] | None = None
-    gold_range: tuple[float, float] | None = None
-
-    def __len__(self) -> int:
-        return len(self.scores)
-
-    def take(self, index: np.ndarray) -> Table:
-        """The same table with other rows."""
-        parts = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Table(**{k: v[index] if isinstance(v, np.ndarray) else v for k, v in parts.items()})
-
-    @property
-    def complete(self) -> np.ndarray:
-        """(N,) items all of whose responses have a score."""
-        return ~(np.isnan(self.scores) & ~np.isnan(self.gold)).any(1)
-
 
 Metric = Callable[[Table], "np.ndarray | float"]
 
@@ -84,7 +51,8 @@ def accuracy_length_balanced(t: Table) -> float:
 
 def accuracy_length_matched(t: Table) -> np.ndarray:
     """Accuracy on the pairs whose lengths differ by at most 10 % of the longer one."""
-    return np.where(length_matched(*t.lengths[:, :2].T, tolerance=0.1), accuracy(t), np.nan)
+    matched = length_matched(*t.lengths[:, :2].T, tolerance=EVALUATION_LENGTH_TOLERANCE)
+    return np.where(matched, accuracy(t), np.nan)
 
 
 def margin(t: Table) -> np.ndarray:

@@ -5,19 +5,20 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import torch
 
-from latent_rewards.files.cache import Cache, content_key
+from latent_rewards.files.cache import Cache, Part, content_key
 from latent_rewards.judge.fingerprint import judge_key, layout_of
-from latent_rewards.judge.hf import Judge, Need, Reading, Request
+from latent_rewards.judge.hf import Judge, Need, Reading, Request, Row
 from latent_rewards.judge.prompts import JudgePrompt
 from latent_rewards.rewards.base import Reward
 from latent_rewards.rewards.likert import LikertReward
 
-Rows = Sequence[Mapping[str, Any]]
+Rows = Sequence[Mapping[str, object]]
+T = TypeVar("T")
 
 
 class Readings:
@@ -43,26 +44,19 @@ class Readings:
         for some in self._batches(rows):
             requests, keys = [], []
             for prompt, need in work:
-                own = self._keys(prompt, some)
-                missing = ~self.cache.has(own, _parts(need))
-                if missing.any():
-                    requests.append(Request(prompt, [r for r, m in zip(some, missing, strict=True) if m], need))
-                    keys.append([k for k, m in zip(own, missing, strict=True) if m])
+                missing = self._missing(prompt, some, _parts(need))
+                if missing:
+                    requests.append(Request(prompt, [row for _, row in missing], need))
+                    keys.append([key for key, _ in missing])
             if requests:
                 started = time.perf_counter()
-                readings = self.judge.read(requests)
-                seconds = time.perf_counter() - started
+                found = zip(keys, self.judge.read(requests), requests, strict=True)
                 self.cache.put(
-                    [
-                        x
-                        for k, reading, r in zip(keys, readings, requests, strict=True)
-                        for x in _split(k, reading, r.need)
-                    ],
-                    stage=f"read {names}",
-                    texts=max(len(r.rows) for r in requests),
+                    [part for own, reading, r in found for part in _split(own, reading, r.need)],
+                    stage=f"read {names}", texts=max(len(r.rows) for r in requests),
                     tokens=sum(self._tokens(r.prompt, r.rows) for r in requests),
-                    seconds=seconds,
-                )
+                    seconds=time.perf_counter() - started,
+                )  # fmt: skip
             yield len(some)
 
     def fill_answers(self, reward: LikertReward, rows: Rows, *, greedy: bool = False) -> Iterator[int]:
@@ -70,24 +64,26 @@ class Readings:
         part = _answers_part(reward, greedy)
         n, temperature = (1, 0.0) if greedy else (reward.n_samples, reward.temperature)
         for some in self._batches(rows):
-            keys = self._keys(reward.prompt, some)
-            missing = ~self.cache.has(keys, [part])
-            if missing.any():
-                todo = [row for row, m in zip(some, missing, strict=True) if m]
+            missing = self._missing(reward.prompt, some, [part])
+            if missing:
+                todo = [row for _, row in missing]
                 started = time.perf_counter()
                 answers = reward.judge.generate(
                     reward.prompt, todo, n=n, temperature=temperature, max_new_tokens=reward.max_new_tokens,
                     seed=reward.seed,
                 )  # fmt: skip
-                todo_keys = [k for k, m in zip(keys, missing, strict=True) if m]
                 self.cache.put(
-                    [(k, part, list(a)) for k, a in zip(todo_keys, answers, strict=True)],
-                    stage=f"{'greedy' if greedy else 'sample'} {reward.prompt.name}",
-                    texts=len(todo),
-                    tokens=self._tokens(reward.prompt, todo),
-                    seconds=time.perf_counter() - started,
-                )
-            yield len(keys)
+                    [(key, part, list(a)) for (key, _), a in zip(missing, answers, strict=True)],
+                    stage=f"{'greedy' if greedy else 'sample'} {reward.prompt.name}", texts=len(todo),
+                    tokens=self._tokens(reward.prompt, todo), seconds=time.perf_counter() - started,
+                )  # fmt: skip
+            yield len(some)
+
+    def _missing(self, prompt: JudgePrompt, rows: Rows, parts: Sequence[str]) -> list[tuple[bytes, Row]]:
+        """Keys and rows of which some part is not in the cache."""
+        keys = self._keys(prompt, rows)
+        there = self.cache.has(keys, parts)
+        return [(key, row) for key, row, known in zip(keys, rows, there, strict=True) if not known]
 
     def fetch(self, prompt: JudgePrompt, rows: Rows, need: Need) -> Reading:
         """A reading of all rows from the cache; NaN for rows that were not read."""
@@ -111,7 +107,7 @@ class Readings:
         """Sampled answers of each row; None for a row that was not asked."""
         return self.cache.get(self._keys(reward.prompt, rows), _answers_part(reward, greedy))
 
-    def remember(self, reward: Reward, rows: Rows, part: str, compute: Callable[[], Any]) -> Any:
+    def remember(self, reward: Reward, rows: Rows, part: str, compute: Callable[[], T]) -> T:
         """A plain value that belongs to these rows together, computed once."""
         texts = json.dumps([k.hex() for k in self._keys(reward.prompt, rows)])
         key = content_key(reward.fingerprint, "", {"rows": texts})
@@ -133,7 +129,7 @@ class Readings:
             self._layouts[prompt.hash] = f"{prompt.hash} {layout_of(self.judge, prompt)}"
         return [content_key(self.judge_key, self._layouts[prompt.hash], row) for row in rows]
 
-    def _batches(self, rows: Rows) -> Iterator[list[Mapping[str, Any]]]:
+    def _batches(self, rows: Rows) -> Iterator[list[Mapping[str, object]]]:
         texts = list({content_key("", "", row): row for row in rows}.values())
         for number, start in enumerate(range(0, len(texts), self.batch)):
             if number % self.world == self.rank:
@@ -150,8 +146,8 @@ def _parts(need: Need) -> list[str]:
     return ["reason", *(["labels"] if need.labels else []), *hidden, *layers]
 
 
-def _split(keys: Sequence[bytes], reading: Reading, need: Need) -> list[tuple[bytes, str, Any]]:
-    out: list[tuple[bytes, str, Any]] = [(k, "reason", [r]) for k, r in zip(keys, reading.reasons, strict=True)]
+def _split(keys: Sequence[bytes], reading: Reading, need: Need) -> list[Part]:
+    out: list[Part] = [(k, "reason", [r]) for k, r in zip(keys, reading.reasons, strict=True)]
     if need.labels:
         assert reading.label_logprobs is not None and reading.label_mass is not None
         both = torch.cat([reading.label_logprobs, reading.label_mass[:, None]], 1).numpy()

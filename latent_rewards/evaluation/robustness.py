@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
 from latent_rewards.evaluation import tables
 from latent_rewards.evaluation.attacks import KINDS, attacked
 from latent_rewards.evaluation.benchmarks.rows import Benchmark
+from latent_rewards.evaluation.results import Robustness
 from latent_rewards.evaluation.scorers import Column
 from latent_rewards.stats import bootstrap
 from latent_rewards.stats.distributions import row_means
@@ -40,7 +40,7 @@ def variants(benchmark: Benchmark, count: int) -> dict[str, Benchmark]:
     return out
 
 
-def measure(sets: Sequence[Benchmark], count: int, score: Score, *, resamples: int = 1000) -> dict[str, Any]:
+def measure(sets: Sequence[Benchmark], count: int, score: Score, *, resamples: int = 1000) -> dict[str, Robustness]:
     """Scorer -> attack success by kind, and what edits do.
 
     Args:
@@ -102,8 +102,8 @@ def _report(
     groups: np.ndarray,
     edits: Mapping[str, list[tuple[float, float]]],
     resamples: int,
-) -> dict[str, Any]:
-    out: dict[str, Any] = {"edits": {}}
+) -> Robustness:
+    out: Robustness = {"edits": {}}
     for edit, changes in edits.items():
         shift, flips = ([c[i] for c in changes if not np.isnan(c[i])] for i in (0, 1))
         out["edits"][edit] = {

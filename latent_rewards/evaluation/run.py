@@ -10,7 +10,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from tqdm.auto import tqdm
@@ -21,10 +20,12 @@ from latent_rewards.evaluation.analysis import Analysis
 from latent_rewards.evaluation.benchmarks.rows import Benchmark
 from latent_rewards.evaluation.config import EvaluateConfig
 from latent_rewards.evaluation.readings import Readings
+from latent_rewards.evaluation.results import Cost, Results
 from latent_rewards.evaluation.scorers import Column
 from latent_rewards.evaluation.stability import drift
 from latent_rewards.files.cache import Cache
 from latent_rewards.files.runs import versions
+from latent_rewards.files.types import JsonObject
 from latent_rewards.judge.fingerprint import judge_key, layout_of
 from latent_rewards.judge.hf import HFJudge, Judge
 from latent_rewards.rewards.base import Reward
@@ -39,7 +40,7 @@ logger = logging.getLogger(__name__)
 SCHEMA = "latent-rewards/evaluation/1"
 
 
-def evaluate(config: EvaluateConfig, judge: Judge | None = None) -> dict[str, Any] | None:
+def evaluate(config: EvaluateConfig, judge: Judge | None = None) -> Results | None:
     """Measure every reward on every benchmark.
 
     Args:
@@ -71,7 +72,7 @@ def evaluate(config: EvaluateConfig, judge: Judge | None = None) -> dict[str, An
     analyses = [
         Analysis(b, _columns(config, readings, rewards, b), resamples=config.resamples, seed=config.seed) for b in sets
     ]
-    results = {
+    results: Results = {
         "schema": SCHEMA,
         "run": _facts(config, judge, rewards),
         "benchmarks": [a.to_dict() for a in analyses],
@@ -79,7 +80,7 @@ def evaluate(config: EvaluateConfig, judge: Judge | None = None) -> dict[str, An
         "stability": {name: drift(reward, readings, sets) for name, reward in _smooth(rewards).items()},
         "robustness": checks.robustness_results(config, readings, _latent(rewards), sets),
         "consistency": checks.consistency_results(config, readings, _smooth(rewards), sets),
-        "cost": {"stages": cache.cost(), "wall_seconds": time.perf_counter() - started, **_memory()},
+        "cost": _cost(cache, started),
     }
     cache.close()
     return results
@@ -130,7 +131,7 @@ def _smooth(rewards: Mapping[str, Reward]) -> dict[str, LatentReward]:
     return {name: r for name, r in _latent(rewards).items() if not isinstance(r, GuidedLikertReward)}
 
 
-def _facts(config: EvaluateConfig, judge: Judge, rewards: Mapping[str, Reward]) -> dict[str, Any]:
+def _facts(config: EvaluateConfig, judge: Judge, rewards: Mapping[str, Reward]) -> JsonObject:
     return {
         "config": asdict(config),
         "judge": judge.name,
@@ -147,10 +148,11 @@ def _facts(config: EvaluateConfig, judge: Judge, rewards: Mapping[str, Reward]) 
     }
 
 
-def _memory() -> dict[str, float]:
+def _cost(cache: Cache, started: float) -> Cost:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     gpu = torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else 0.0
-    return {"peak_memory_mib": peak, "peak_gpu_memory_mib": gpu}
+    seconds = time.perf_counter() - started
+    return {"stages": cache.cost(), "wall_seconds": seconds, "peak_memory_mib": peak, "peak_gpu_memory_mib": gpu}
 
 
 def _processes() -> tuple[int, int]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from latent_rewards.rewards.latent import LatentReward
 from latent_rewards.rewards.likert import GuidedLikertReward, LikertReward, parse_rating
 from latent_rewards.stats.distributions import row_means
 
-Rows = Sequence[Mapping[str, Any]]
+Rows = Sequence[Mapping[str, object]]
 
 
 @dataclass(frozen=True)

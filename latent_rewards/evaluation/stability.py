@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from latent_rewards.evaluation import tables
 from latent_rewards.evaluation.benchmarks.rows import Benchmark
 from latent_rewards.evaluation.readings import Readings
+from latent_rewards.files.types import Row
 from latent_rewards.rewards.latent import LatentReward
 
 
@@ -33,7 +33,7 @@ def drift(
     return readings.remember(reward, rows, "drift", lambda: _drift(reward, rows))
 
 
-def _drift(reward: LatentReward, rows: Sequence[dict[str, Any]]) -> dict[str, float | None]:
+def _drift(reward: LatentReward, rows: Sequence[Row]) -> dict[str, float | None]:
     first = _scores(reward, rows)
     single = np.concatenate([_scores(reward, [row]) for row in rows])
     backwards = _scores(reward, rows[::-1])[::-1]
@@ -44,7 +44,7 @@ def _drift(reward: LatentReward, rows: Sequence[dict[str, Any]]) -> dict[str, fl
     return {**out, "spread": float(known.std()) if len(known) else None}
 
 
-def _scores(reward: LatentReward, rows: Sequence[dict[str, Any]]) -> np.ndarray:
+def _scores(reward: LatentReward, rows: Sequence[Row]) -> np.ndarray:
     return reward._finish(reward.scores_of(rows, reward.judge.read(reward.requests(rows))))
 
 

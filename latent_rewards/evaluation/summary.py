@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from latent_rewards.evaluation.analysis import Analysis
 from latent_rewards.evaluation.metrics import LENGTH_CONTROLLED
+from latent_rewards.evaluation.results import KindSummary
 from latent_rewards.stats.bootstrap import mean_of
 
 
-def summarise(analyses: Sequence[Analysis]) -> dict[str, Any]:
+def summarise(analyses: Sequence[Analysis]) -> dict[str, KindSummary]:
     """Kind -> scorer -> metric -> mean over the benchmarks of that kind, with an interval from their draws."""
-    out: dict[str, Any] = {}
+    out: dict[str, KindSummary] = {}
     for kind in dict.fromkeys(a.benchmark.kind for a in analyses):
         some = [a for a in analyses if a.benchmark.kind == kind]
         metrics = [some[0].primary, LENGTH_CONTROLLED[kind], *(m for m in ("ties",) if m in some[0].metrics)]

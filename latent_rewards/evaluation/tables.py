@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from latent_rewards.evaluation.benchmarks.rows import Benchmark, Item
-from latent_rewards.evaluation.metrics import Table
 from latent_rewards.evaluation.scorers import Column
+from latent_rewards.evaluation.table import Table
+from latent_rewards.files.types import Row
 from latent_rewards.judge.prompts import to_text
 from latent_rewards.rewards.base import Reward
 
 
-def texts(items: Sequence[Item], reward: Reward) -> list[dict[str, Any]]:
+def texts(items: Sequence[Item], reward: Reward) -> list[Row]:
     """Every response of every item, in order, as a row for the reward's prompt."""
     flat = [(item, response) for item in items for response in item.responses]
     needed = [s for s in reward.inputs if s not in ("prompt", "completion")]
@@ -28,12 +28,9 @@ def table(benchmark: Benchmark, column: Column) -> Table:
     """Scores, gold and lengths of a benchmark as padded arrays."""
     lengths = [[float(len(to_text(r))) for r in item.responses] for item in benchmark.items]
     return Table(
-        _pad(benchmark, column.scores),
-        _pad(benchmark, [g for item in benchmark.items for g in item.gold]),
-        _pad(benchmark, [n for row in lengths for n in row]),
-        column.range,
-        benchmark.gold_range,
-    )
+        _pad(benchmark, column.scores), _pad(benchmark, [g for item in benchmark.items for g in item.gold]),
+        _pad(benchmark, [n for row in lengths for n in row]), column.range, benchmark.gold_range,
+    )  # fmt: skip
 
 
 def length_column(benchmark: Benchmark) -> Column:

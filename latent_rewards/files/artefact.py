@@ -6,16 +6,20 @@ import contextlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from latent_rewards.files.atomic import replacing, write_text
 from latent_rewards.files.seal import sealed, unsealed
+from latent_rewards.files.types import JsonObject
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
 
-def save(folder: str | Path, name: str, about: Mapping[str, Any], tensors: Mapping[str, Any]) -> Path:
+def save(
+    folder: str | Path, name: str, about: Mapping[str, object], tensors: Mapping[str, Tensor | np.ndarray]
+) -> Path:
     """Write both files.
 
     Args:
@@ -40,7 +44,7 @@ def save(folder: str | Path, name: str, about: Mapping[str, Any], tensors: Mappi
 
 
 @contextlib.contextmanager
-def opened(folder: str | Path, name: str, what: str) -> Iterator[tuple[dict[str, Any], dict[str, Tensor]]]:
+def opened(folder: str | Path, name: str, what: str) -> Iterator[tuple[JsonObject, dict[str, Tensor]]]:
     """Description and tensors that `save` wrote, to be built from in the block, whose errors name the folder.
 
     The checksum is compared at the end of the block, since what is wrong with a value says more.

@@ -20,8 +20,10 @@ CREATE TABLE IF NOT EXISTS parts (key BLOB, part TEXT, value BLOB, PRIMARY KEY (
 CREATE TABLE IF NOT EXISTS cost (stage TEXT PRIMARY KEY, texts INTEGER, tokens INTEGER, seconds REAL) WITHOUT ROWID;
 """
 
+Part = tuple[bytes, str, np.ndarray | list[Any]]  # content key, name of the part, value
 
-def content_key(judge: str, prompt: str, row: Mapping[str, Any]) -> bytes:
+
+def content_key(judge: str, prompt: str, row: Mapping[str, object]) -> bytes:
     """Key of one judged text: fingerprint of who reads it, hash of prompt and layout, and all that fills the slots."""
     text = json.dumps([judge, prompt, row], sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:16]
@@ -51,7 +53,7 @@ class Cache:
 
     def put(
         self,
-        rows: Iterable[tuple[bytes, str, np.ndarray | list[Any]]],
+        rows: Iterable[Part],
         *,
         stage: str,
         texts: int,
@@ -111,7 +113,7 @@ class Cache:
                     self._others[path] = other
         return [self._own, *self._others.values()]
 
-    def _select(self, keys: Sequence[bytes], parts: Sequence[str], column: str) -> Iterable[tuple[bytes, str, Any]]:
+    def _select(self, keys: Sequence[bytes], parts: Sequence[str], column: str) -> Iterable[tuple[bytes, str, bytes]]:
         unique = list(dict.fromkeys(keys))
         for connection in self._connections():
             for start in range(0, len(unique), 500):
@@ -134,7 +136,7 @@ def _told(path: Path) -> Iterator[None]:
         raise OSError(f"{path}: {err}; the cache is damaged: move it away, and what was in it is read anew") from err
 
 
-def _pack(value: np.ndarray | list[Any]) -> bytes:
+def _pack(value: np.ndarray | list[object]) -> bytes:
     if isinstance(value, np.ndarray):
         shape = np.array([value.ndim, *value.shape], dtype="<i4").tobytes()
         return b"a" + shape + np.ascontiguousarray(value, dtype="<f4").tobytes()

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any
 
 
-def prompt_key(prompt: Any) -> str:
+def prompt_key(prompt: object) -> str:
     """Equal for prompts, text or messages, of equal content.
 
     What must keep texts apart that differ in case or white space alone, as a split for training does, takes

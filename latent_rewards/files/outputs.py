@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import math
 import os
@@ -12,12 +13,16 @@ import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from latent_rewards.files.atomic import publish, publish_folder
+from latent_rewards.files.atomic import publish, publish_folder, write_text
 from latent_rewards.files.sources import Chunk, InputError, Source, format_of, need_pyarrow, open_binary
+from latent_rewards.files.types import Row
+
+if TYPE_CHECKING:
+    import pyarrow
 
 _ROW_GROUP = 4096
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -26,27 +31,32 @@ Scores = dict[str, list[float | None]]
 Write = Callable[[Chunk, Scores], None]
 
 
-def to_json(value: Any, *, indent: int | None = None, sort_keys: bool = False) -> str:
+def to_json(value: object, *, indent: int | None = None, sort_keys: bool = False) -> str:
     """JSON that every reader takes: null for NaN and infinity, at any depth; what JSON lacks becomes text.
 
     Lone surrogates, which no UTF-8 can carry, are written as escapes, and then all that is not ASCII is.
     """
-    options: dict[str, Any] = {"indent": indent, "sort_keys": sort_keys, "default": _plain, "allow_nan": False}
+    dumps = functools.partial(json.dumps, indent=indent, sort_keys=sort_keys, default=_plain, allow_nan=False)
     try:
-        text = json.dumps(value, ensure_ascii=False, **options)
+        text = dumps(value, ensure_ascii=False)
     except ValueError:
         value = _finite(value)
-        text = json.dumps(value, ensure_ascii=False, **options)
-    return text if not _SURROGATE.search(text) else json.dumps(value, **options)
+        text = dumps(value, ensure_ascii=False)
+    return text if not _SURROGATE.search(text) else dumps(value)
 
 
-def _plain(value: Any) -> Any:
+def write_json(path: Path, value: object) -> None:
+    """Write a value as `to_json` has it; the file is there as a whole or not at all."""
+    write_text(path, to_json(value, indent=1) + "\n")
+
+
+def _plain(value: object) -> object:
     if isinstance(value, np.ndarray | np.generic):
         return _finite(value.tolist())
     return str(value)
 
 
-def _finite(value: Any) -> Any:
+def _finite(value: object) -> object:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
@@ -123,7 +133,7 @@ def _parquet_writer(path: Path, source: Source, names: list[str]) -> Iterator[Wr
     for name in names:
         full = full.append(pa.field(name, pa.float64()))
     full = full.with_metadata({k: v for k, v in (schema.metadata or {}).items() if k != b"huggingface"})
-    pending: list[Any] = []
+    pending: list[pyarrow.Table] = []
     try:
         writer = pq.ParquetWriter(path, full)
     except pa.ArrowException as err:
@@ -147,7 +157,7 @@ def _parquet_writer(path: Path, source: Source, names: list[str]) -> Iterator[Wr
         flush()
 
 
-def infer_schema(source: Source) -> Any:
+def infer_schema(source: Source) -> pyarrow.Schema:
     """`pyarrow.Schema` that holds every row of a JSONL source; reads it once, in chunks.
 
     Raises:
@@ -167,7 +177,7 @@ def infer_schema(source: Source) -> Any:
     return schema
 
 
-def _table(rows: list[dict[str, Any]], schema: Any) -> Any:
+def _table(rows: list[Row], schema: pyarrow.Schema) -> pyarrow.Table:
     pa, _ = need_pyarrow()
     return pa.table([pa.array([r.get(f.name) for r in rows], f.type) for f in schema], schema=schema)
 
@@ -178,6 +188,6 @@ def _save_folder(parquet: Path, source: Source, names: list[str], temp: Path) ->
     features = None
     if source.features is not None:
         features = datasets.Features({**source.features, **{n: datasets.Value("float64") for n in names}})
-    data: Any = datasets.Dataset.from_parquet(str(parquet), features=features, cache_dir=str(temp / "cache"))
+    data = datasets.Dataset.from_parquet(str(parquet), features=features, cache_dir=str(temp / "cache"))
     data.save_to_disk(str(temp / "folder"))
     return temp / "folder"

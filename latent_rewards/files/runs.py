@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from importlib import metadata
-from typing import Any
 
 import yaml
+
+from latent_rewards.files.types import JsonObject
 
 # What the figures of a training run depend on.
 PACKAGES = ("latent-rewards", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "numpy")
 
 
-def as_options(entry: Any, key: str) -> dict[str, Any]:
+def as_options(entry: object, key: str) -> JsonObject:
     """Options of a judge, reward or model given as a name, a mapping, or YAML text of either.
 
     Raises:

@@ -6,20 +6,20 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from latent_rewards.files.outputs import to_json
+from latent_rewards.files.types import JsonObject
 
 _KEY = "sha256"
 
 
-def sealed(raw: Mapping[str, Any], tensors: Path | None = None) -> dict[str, Any]:
+def sealed(raw: Mapping[str, object], tensors: Path | None = None) -> JsonObject:
     """The description with the checksum of itself and of the tensor file beside it."""
     plain = json.loads(to_json(dict(raw)))
     return {**plain, _KEY: _digest(plain, tensors)}
 
 
-def unsealed(raw: Mapping[str, Any], tensors: Path | None = None) -> dict[str, Any]:
+def unsealed(raw: Mapping[str, object], tensors: Path | None = None) -> JsonObject:
     """The description without its checksum, which is compared; descriptions of older versions have none.
 
     Raises:
@@ -33,7 +33,7 @@ def unsealed(raw: Mapping[str, Any], tensors: Path | None = None) -> dict[str, A
     return plain
 
 
-def _digest(raw: Mapping[str, Any], tensors: Path | None) -> str:
+def _digest(raw: Mapping[str, object], tensors: Path | None) -> str:
     digest = hashlib.sha256(json.dumps(raw, sort_keys=True).encode())
     if tensors is not None:
         digest.update(tensors.read_bytes())

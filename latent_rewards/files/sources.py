@@ -9,7 +9,14 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from types import ModuleType
+from typing import TYPE_CHECKING, BinaryIO, Literal
+
+from latent_rewards.files.types import NumberedRow, Row
+
+if TYPE_CHECKING:
+    import datasets
+    import pyarrow
 
 RAW = "_raw"
 _JSONL = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
@@ -48,9 +55,9 @@ class Chunk:
         table: the same rows as a `pyarrow.Table`, when the source is columnar, so that they are copied as they are.
     """
 
-    rows: list[dict[str, Any]]
+    rows: list[Row]
     faults: list[str | None]
-    table: Any = None
+    table: pyarrow.Table | None = None
 
     def first(self, n: int) -> Chunk:
         """The first n rows."""
@@ -73,8 +80,8 @@ class Source:
     total: int
     columns: list[str]
     chunks: Callable[[int], Iterator[Chunk]] = field(repr=False)
-    schema: Any = None
-    features: Any = None
+    schema: pyarrow.Schema | None = None
+    features: datasets.Features | None = None
 
 
 def format_of(path: Path) -> Format:
@@ -131,7 +138,7 @@ def _jsonl_chunks(path: Path, size: int) -> Iterator[Chunk]:
             yield Chunk([row for row, _ in batch], [fault for _, fault in batch])
 
 
-def parse_line(line: bytes, number: int) -> tuple[dict[str, Any], str | None]:
+def parse_line(line: bytes, number: int) -> tuple[Row, str | None]:
     """The object on a line of JSON Lines; a line that holds none as `{"_raw": line}`, with the reason."""
     text = line.decode("utf-8-sig" if number == 1 else "utf-8", "backslashreplace").rstrip("\r\n")
     try:
@@ -144,7 +151,7 @@ def parse_line(line: bytes, number: int) -> tuple[dict[str, Any], str | None]:
     return value, None
 
 
-def numbered_rows(path: Path) -> Iterator[tuple[str, int, Any]]:
+def numbered_rows(path: Path) -> Iterator[NumberedRow]:
     """(file, row from 1, row) of a JSON Lines (plain or gzip) or Parquet file; a broken line comes as its error.
 
     Raises:
@@ -167,7 +174,7 @@ def numbered_rows(path: Path) -> Iterator[tuple[str, int, Any]]:
         raise ValueError(f"{path} is damaged: {err}") from err
 
 
-def open_binary(path: Path, mode: Literal["rb", "wb"]) -> Any:
+def open_binary(path: Path, mode: Literal["rb", "wb"]) -> gzip.GzipFile | BinaryIO:
     """A binary file, through gzip for `.gz` (reproducibly: no time stamp)."""
     if path.suffix.lower() == ".gz":
         return gzip.GzipFile(path, mode, mtime=0)
@@ -188,7 +195,8 @@ def _parquet_source(path: Path) -> Source:
             with pq.ParquetFile(path, page_checksum_verification=True) as file:
                 for batch in file.iter_batches(batch_size=size):
                     seen += len(batch)
-                    yield _arrow_chunk(pa.Table.from_batches([batch], schema=schema))
+                    table = pa.Table.from_batches([batch], schema=schema)
+                    yield Chunk(table.to_pylist(), [None] * len(table), table)
             if seen != total:
                 raise ValueError(f"it holds {seen} rows, but says {total}")
         except (OSError, ValueError, pa.ArrowException) as err:
@@ -208,12 +216,12 @@ def _dataset_source(name: str, split: str | None) -> Source:
 
     def chunks(size: int) -> Iterator[Chunk]:
         for table in data.with_format("arrow").iter(batch_size=size):
-            yield _arrow_chunk(table)
+            yield Chunk(table.to_pylist(), [None] * len(table), table)
 
     return Source(len(data), list(data.column_names), chunks, data.features.arrow_schema, data.features)
 
 
-def _load_dataset(name: str, split: str | None) -> Any:
+def _load_dataset(name: str, split: str | None) -> datasets.Dataset | datasets.DatasetDict:
     try:
         import datasets
     except ImportError as err:
@@ -228,11 +236,7 @@ def _load_dataset(name: str, split: str | None) -> Any:
         raise InputError(f"{name!r} is not {what}: {err}") from err
 
 
-def _arrow_chunk(table: Any) -> Chunk:
-    return Chunk(table.to_pylist(), [None] * len(table), table)
-
-
-def need_pyarrow() -> tuple[Any, Any]:
+def need_pyarrow() -> tuple[ModuleType, ModuleType]:
     """`pyarrow` and `pyarrow.parquet`.
 
     Raises:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
+from latent_rewards.files import markdown
 from latent_rewards.files.outputs import to_json
 
 if TYPE_CHECKING:
@@ -59,15 +61,13 @@ def model_card(probe: Probe) -> str:
     return text + "\n## Limits\n\n" + "".join(f"- {line}\n" for line in limits)
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def table(rows: Sequence[Mapping[str, object]]) -> str:
     """A Markdown table of rows with the same keys; floats with three digits, (value, low, high) with its interval."""
     keys = list(rows[0])
-    lines = ["| " + " | ".join(keys) + " |", "|" + "---|" * len(keys)]
-    lines += ["| " + " | ".join(_cell(row.get(k)) for k in keys) + " |" for row in rows]
-    return "\n".join(lines) + "\n"
+    return "\n".join(markdown.table(keys, [[_cell(row.get(k)) for k in keys] for row in rows])) + "\n"
 
 
-def _cell(value: Any) -> str:
+def _cell(value: object) -> str:
     if isinstance(value, float):
         return "-" if value != value else f"{value:.3f}"
     if isinstance(value, list | tuple) and len(value) == 3:

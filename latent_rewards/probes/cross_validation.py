@@ -6,13 +6,14 @@ import dataclasses
 import logging
 import warnings
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
+from latent_rewards.files.types import Row
 from latent_rewards.probes.features import Features
 from latent_rewards.probes.fit import Data, FitOptions, check_disjoint, fit_head
-from latent_rewards.probes.networks import head_scores
+from latent_rewards.probes.networks import state_scores
 from latent_rewards.stats.pairs import pair_report
 
 logger = logging.getLogger(__name__)
@@ -20,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 def cross_validate(
     data: Data, options: FitOptions, *, strengths: Sequence[float], folds: int = 5, n_layers: int = 1
-) -> list[dict[str, Any]]:
+) -> list[Row]:
     """Out-of-fold figures for each strength; folds never share a prompt.
 
     Returns:
@@ -29,7 +30,7 @@ def cross_validate(
     out = []
     for strength in strengths:
         score = out_of_fold(data, dataclasses.replace(options, strength=strength), folds=folds, n_layers=n_layers)
-        row: dict[str, Any] = {"strength": float(strength)}
+        row: Row = {"strength": float(strength)}
         if (data.pair >= 0).any():
             row |= pair_report(score, data.label, data.pair, data.group, data.length)
         else:
@@ -62,7 +63,7 @@ def out_of_fold(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             tensors = fit_head(data.take(train), options, n_layers=n_layers)
-        score[test] = head_scores(data.x[test], tensors, options.architecture).mean(1)
+        score[test] = state_scores(data.x[test], tensors, options.architecture).mean(1)
     return score
 
 
@@ -74,7 +75,7 @@ def sweep_layers(
     strengths: Sequence[float],
     folds: int = 5,
     leave_out: np.ndarray | None = None,
-) -> list[dict[str, Any]]:
+) -> list[Row]:
     """`cross_validate` on every layer of one feature pass; holds at most one layer in memory at a time.
 
     Args:
@@ -95,10 +96,10 @@ def sweep_layers(
     return rows
 
 
-def best(rows: Sequence[dict[str, Any]], by: Literal["accuracy", "matched", "balanced", "r"]) -> dict[str, Any]:
+def best(rows: Sequence[Row], by: Literal["accuracy", "matched", "balanced", "r"]) -> Row:
     """The row with the highest value of `by` (the first number, where it has an interval)."""
 
-    def value(row: dict[str, Any]) -> float:
+    def value(row: Row) -> float:
         found = row[by][0] if isinstance(row[by], tuple | list) else row[by]
         return -np.inf if np.isnan(found) else float(found)
 

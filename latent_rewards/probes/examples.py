@@ -6,15 +6,18 @@ import hashlib
 import itertools
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from latent_rewards.files.sources import RowError, numbered_rows
+from latent_rewards.files.types import Prompt, Row
 from latent_rewards.judge.layouts import BadRow, Judged, Kind, judged, kind_of, number
 from latent_rewards.judge.prompts import to_text
 
 logger = logging.getLogger(__name__)
+
+Answers = Callable[[list[Prompt]], Sequence[Prompt]]
 
 SHOWN = 5  # bad rows that are named
 
@@ -31,15 +34,15 @@ class Example(NamedTuple):
         columns: further slots of the judge prompt.
     """
 
-    prompt: Any
-    completion: Any
+    prompt: Prompt
+    completion: Prompt
     label: float | tuple[float, ...]
     pair: int = -1
     source: str = ""
-    columns: Mapping[str, Any] = {}
+    columns: Mapping[str, object] = {}
 
 
-def pair_examples(pairs: Iterable[Mapping[str, Any]], source: str = "") -> list[Example]:
+def pair_examples(pairs: Iterable[Row], source: str = "") -> list[Example]:
     """Two examples per row with `prompt`, `chosen` and `rejected`: chosen first.
 
     Raises:
@@ -48,17 +51,17 @@ def pair_examples(pairs: Iterable[Mapping[str, Any]], source: str = "") -> list[
     return _every(pairs, "pair", source)
 
 
-def rating_examples(rows: Iterable[Mapping[str, Any]], source: str = "") -> list[Example]:
+def rating_examples(rows: Iterable[Row], source: str = "") -> list[Example]:
     """One example per row with `prompt`, `response` (or `completion`) and `score`."""
     return _every(rows, "rating", source)
 
 
-def list_examples(rows: Iterable[Mapping[str, Any]], source: str = "") -> list[Example]:
+def list_examples(rows: Iterable[Row], source: str = "") -> list[Example]:
     """One example per response of rows with `prompt`, `responses` and `gold`; a list shares one pair number."""
     return _every(rows, "list", source)
 
 
-def _every(rows: Iterable[Mapping[str, Any]], kind: Kind, source: str) -> list[Example]:
+def _every(rows: Iterable[Row], kind: Kind, source: str) -> list[Example]:
     out: list[Example] = []
     for i, row in enumerate(rows):
         try:
@@ -82,7 +85,9 @@ def join_examples(*parts: Sequence[Example]) -> list[Example]:
     return out
 
 
-def strong_weak_examples(prompts: Sequence[Any], strong: Any, weak: Any, source: str = "strong-weak") -> list[Example]:
+def strong_weak_examples(
+    prompts: Sequence[Prompt], strong: Answers, weak: Answers, source: str = "strong-weak"
+) -> list[Example]:
     """Labels without annotators: completions of a strong generator count as 1, those of a weak one as 0.
 
     Args:
@@ -97,7 +102,7 @@ def strong_weak_examples(prompts: Sequence[Any], strong: Any, weak: Any, source:
     return pair_examples([{"prompt": p, "chosen": s, "rejected": w} for p, s, w in rows if s != w], source)
 
 
-def prompt_group(prompt: Any) -> int:
+def prompt_group(prompt: Prompt) -> int:
     """Number that is equal for equal prompts, whatever their case and white space."""
     text = " ".join(to_text(prompt).lower().split())
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
@@ -111,7 +116,7 @@ def fingerprint(examples: Iterable[Example]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _aspect_example(row: Any, aspects: Sequence[str], source: str) -> list[Example]:
+def _aspect_example(row: Row, aspects: Sequence[str], source: str) -> list[Example]:
     """A response with a rating for each aspect."""
     missing = [a for a in aspects if not isinstance(row, Mapping) or row.get(a) is None]
     if missing:

@@ -6,12 +6,13 @@ import dataclasses
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from latent_rewards.files.types import JsonObject
 from latent_rewards.probes import states as probe_states
 from latent_rewards.probes.features import Features
 from latent_rewards.probes.guards import label_weights, length_direction, log_length, pair_weights, row_weights
@@ -57,11 +58,11 @@ class Data:
     def of(cls, features: Features, layers: Sequence[int]) -> Data:
         """The readable rows of a folder of features, for one or several layers.
 
-        States of more than `probe_states.MOST` bytes stay on disk; training then reads them block by block.
+        States of more than `probe_states.WHOLE_BYTES` bytes stay on disk; training then reads them block by block.
         """
         names = ("label", "group", "pair", "length", "source")
         stored = StoredStates(features, layers)
-        small = 4 * stored.shape[0] * stored.shape[1] <= probe_states.MOST
+        small = 4 * stored.shape[0] * stored.shape[1] <= probe_states.WHOLE_BYTES
         data = cls(features.states(layers) if small else stored, *(features.column(n) for n in names))
         read = features.column("read").astype(bool)
         if not read.all():
@@ -135,7 +136,7 @@ class FitOptions:
         """Whether Adam fits it, rather than a linear solver."""
         return self.objective in ("kto", "ordinal") or self.mix_layers or self.architecture != "linear"
 
-    def applied(self) -> dict[str, Any]:
+    def applied(self) -> JsonObject:
         """The settings that this kind of fit uses, for the record."""
         unused = {
             "heads": self.architecture != "orthogonal", "hidden": self.architecture != "mlp",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal, TypedDict
 
 import torch
 import torch.nn.functional as F
@@ -63,12 +63,22 @@ def lager_loss(logits: Tensor, classes: Tensor, ratings: Tensor, values: Tensor,
     return alpha * F.cross_entropy(logits, classes) + (1 - alpha) * 0.5 * (score - ratings).square().mean()
 
 
+class TuneFacts(TypedDict):
+    """How the tuning went; squared errors are of the held-out examples."""
+
+    n: int
+    mse_tuned: float
+    mse_uniform: float
+    uniform: bool
+    alpha: float
+
+
 def tune_layers(
     layer_label_logits: Tensor,
     ratings: Sequence[float] | Tensor,
     values: Sequence[float],
     options: TuneOptions | None = None,
-) -> tuple[Tensor, dict[str, Any]]:
+) -> tuple[Tensor, TuneFacts]:
     """Learn one weight per layer.
 
     Args:
@@ -100,7 +110,9 @@ def tune_layers(
     fallback = not errors[0] < errors[1]
     if fallback:
         logger.warning("tuned layer weights do not beat uniform ones (%.3f, %.3f): uniform it is", *errors)
-    facts = {"n": len(x), "mse_tuned": errors[0], "mse_uniform": errors[1], "uniform": fallback, "alpha": alpha}
+    facts: TuneFacts = {
+        "n": len(x), "mse_tuned": errors[0], "mse_uniform": errors[1], "uniform": fallback, "alpha": alpha,
+    }  # fmt: skip
     return (uniform if fallback else weights), facts
 
 

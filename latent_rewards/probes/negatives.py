@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import Any
 
+from latent_rewards.files.types import Prompt
 from latent_rewards.judge.prompts import to_text
 from latent_rewards.probes.examples import Example
 
@@ -28,7 +28,7 @@ PHRASES = (
 
 
 def attack_examples(
-    prompts: Sequence[Any], answers: Sequence[Any], *, others: int = 2, phrases: int = 2, seed: int = 0
+    prompts: Sequence[Prompt], answers: Sequence[Prompt], *, others: int = 2, phrases: int = 2, seed: int = 0
 ) -> list[Example]:
     """Each honest answer (label 1) with negatives to the same prompt (label 0).
 

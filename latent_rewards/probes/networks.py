@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from latent_rewards.probes.guards import (
 )
 from latent_rewards.probes.linear import Direction
 from latent_rewards.probes.losses import kto_loss, ordinal_loss
+from latent_rewards.probes.probe import head_scores
 from latent_rewards.probes.states import States, StoredStates, blocks, moments, read, spans
 from latent_rewards.stats.pairs import pair_indices
 
@@ -48,14 +49,14 @@ class _Head(nn.Module):
         self.kind, self.n_layers, self.mix = options.architecture, n_layers, options.mix_layers
         width = inputs // n_layers if self.mix else inputs
         rows = {"linear": outputs, "mlp": options.hidden, "orthogonal": options.heads}[self.kind]
-        self.first: Any = nn.Linear(width, rows)
+        self.first = nn.Linear(width, rows)
         if self.kind == "linear":
             nn.init.zeros_(self.first.weight)
         if self.kind == "orthogonal":
             self.log_scale = nn.Parameter(torch.zeros(rows))
             if self.direction is not None:
                 self.first = nn.Linear(width - 1, rows)
-            self.first = nn.utils.parametrizations.orthogonal(self.first)
+            nn.utils.parametrizations.orthogonal(self.first)  # in place
         if self.kind == "mlp":
             self.second = nn.Linear(rows, outputs)
         self.layer_logits = nn.Parameter(torch.zeros(n_layers))
@@ -237,17 +238,8 @@ def _mean_loss(loss: _Loss, head: _Head, split: _Split) -> float:
     return sum(float(loss(head, window)) * len(window) for window in split.windows()) / len(split)
 
 
-def head_scores(x: States, tensors: dict[str, Tensor], architecture: str) -> np.ndarray:
-    """(N, A) scores of a trained head, as `Probe` computes them."""
-    out = [_head_scores(torch.as_tensor(block, dtype=torch.float32), tensors, architecture) for _, block in blocks(x)]
-    return torch.cat(out).numpy() if out else np.zeros((0, 1), dtype=np.float32)
-
-
 @torch.no_grad()
-def _head_scores(x: Tensor, tensors: dict[str, Tensor], architecture: str) -> Tensor:
-    linear = x @ tensors["weight"].T + tensors["bias"]
-    if architecture == "mlp":
-        linear = torch.relu(linear) @ tensors["out_weight"].T + tensors["out_bias"]
-    if architecture == "orthogonal":
-        linear = (torch.softmax(linear, -1) * linear).sum(-1, keepdim=True)
-    return linear
+def state_scores(x: States, tensors: dict[str, Tensor], architecture: str) -> np.ndarray:
+    """(N, A) scores of a trained head, block by block."""
+    out = [head_scores(torch.as_tensor(block, dtype=torch.float32), tensors, architecture) for _, block in blocks(x)]
+    return torch.cat(out).numpy() if out else np.zeros((0, 1), dtype=np.float32)

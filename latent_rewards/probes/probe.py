@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import yaml
-from huggingface_hub import ModelHubMixin, hf_hub_download
+from huggingface_hub import ModelCard, ModelHubMixin, hf_hub_download
 from torch import Tensor
 
 from latent_rewards.files import artefact
+from latent_rewards.files.types import JsonObject
 from latent_rewards.judge.hf import Judge
 from latent_rewards.judge.prompts import JudgePrompt
 
@@ -56,7 +58,7 @@ class ProbeConfig:
     architecture: Architecture = "linear"
     outputs: tuple[str, ...] = ("score",)
     objective: str = "bce"
-    training: dict[str, Any] = field(default_factory=dict)
+    training: JsonObject = field(default_factory=dict)
     format: int = 1
 
 
@@ -89,13 +91,7 @@ class Probe(ModelHubMixin):
         Returns:
             (B, A) one column per output; NaN where a state is NaN.
         """
-        t = self.tensors
-        linear = states.float() @ t["weight"].T + t["bias"]
-        if self.config.architecture == "linear":
-            return linear
-        if self.config.architecture == "mlp":
-            return torch.relu(linear) @ t["out_weight"].T + t["out_bias"]
-        return (torch.softmax(linear, -1) * linear).sum(-1, keepdim=True)
+        return head_scores(states.float(), self.tensors, self.config.architecture)
 
     def of(self, hidden: Mapping[int, Tensor]) -> Tensor:
         """(B, A) scores from a reading's `hidden`.
@@ -137,28 +133,39 @@ class Probe(ModelHubMixin):
                 "folder written by Probe.save"
             )
         with artefact.opened(path, "probe", "a probe") as (about, tensors):
-            fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in about.items()}
+            fields: JsonObject = {k: tuple(v) if isinstance(v, list) else v for k, v in about.items()}
             return cls(ProbeConfig(**fields), tensors, JudgePrompt.load(path / "prompt.yaml"))
 
     def _save_pretrained(self, save_directory: Path) -> None:
         self.save(save_directory)
 
     @classmethod
-    def _from_pretrained(cls, *, model_id: str, **options: Any) -> Probe:
+    def _from_pretrained(
+        cls, *, model_id: str, revision: str | None = None, cache_dir: str | Path | None = None,
+        force_download: bool = False, token: str | bool | None = None, local_files_only: bool = False, **_: object,
+    ) -> Probe:  # fmt: skip
         if Path(model_id).is_dir() or model_id in shipped_probes():
             return cls.load(model_id)
-        keys = ("revision", "cache_dir", "force_download", "token", "local_files_only")
-        given = {k: v for k, v in options.items() if k in keys}
-        files = [hf_hub_download(model_id, f, **given) for f in _FILES]
+        fetch = functools.partial(
+            hf_hub_download, model_id, revision=revision, cache_dir=cache_dir, force_download=force_download,
+            token=token, local_files_only=local_files_only,
+        )  # fmt: skip
+        files = [fetch(f) for f in _FILES]
         return cls.load(Path(files[0]).parent)
 
-    def generate_model_card(self, *args: Any, **kwargs: Any) -> Any:
+    def generate_model_card(self, *args: object, **kwargs: object) -> ModelCard:
         """The card that `save` writes; called by `push_to_hub`."""
-        from huggingface_hub import ModelCard
-
         from latent_rewards.probes.card import model_card
 
         return ModelCard(model_card(self))
+
+
+def head_scores(states: Tensor, tensors: Mapping[str, Tensor], architecture: str) -> Tensor:
+    """(B, A) scores of states (B, P) by a head's tensors; the equations are those of `Probe`."""
+    linear = states @ tensors["weight"].T + tensors["bias"]
+    if architecture == "mlp":
+        return torch.relu(linear) @ tensors["out_weight"].T + tensors["out_bias"]
+    return (torch.softmax(linear, -1) * linear).sum(-1, keepdim=True) if architecture == "orthogonal" else linear
 
 
 def check_revision(judge: Judge, config: ProbeConfig, *, strict: bool) -> None:
@@ -194,7 +201,7 @@ def shipped_probes() -> list[str]:
 def prompt_yaml(prompt: JudgePrompt) -> str:
     """A prompt file with the content of `prompt`."""
     keys = ("name", "kind", "source", "system", "body", "prefill", "pattern")
-    raw: dict[str, Any] = {k: getattr(prompt, k) for k in keys if getattr(prompt, k)}
+    raw: JsonObject = {k: getattr(prompt, k) for k in keys if getattr(prompt, k)}
     raw |= {"completion": prompt.completion, "optional": list(prompt.optional)}
     if prompt.thought_tags:
         raw["thought_tags"] = [list(pair) for pair in prompt.thought_tags]

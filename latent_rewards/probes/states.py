@@ -10,9 +10,9 @@ import numpy as np
 if TYPE_CHECKING:
     from latent_rewards.probes.features import Features
 
-MOST = 64 * 2**20
+WHOLE_BYTES = 64 * 2**20
 """Bytes of float32 states that are held as a whole; more stays on disk and is read anew in every pass."""
-BLOCK = 8 * 2**20
+BLOCK_BYTES = 8 * 2**20
 """Bytes of float32 states in one block."""
 
 
@@ -60,7 +60,7 @@ def read(x: States, rows: np.ndarray | slice) -> np.ndarray:
 
 def spans(x: States, n: int) -> Iterator[slice]:
     """Slices that cut n rows of such states into blocks."""
-    step = max(1, BLOCK // (4 * x.shape[1]))
+    step = max(1, BLOCK_BYTES // (4 * x.shape[1]))
     return (slice(i, min(i + step, n)) for i in range(0, n, step))
 
 

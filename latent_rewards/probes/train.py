@@ -8,20 +8,23 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 from scipy.stats import spearmanr
+from torch import Tensor
 
 from latent_rewards import readouts
+from latent_rewards.files.types import JsonObject, Row
 from latent_rewards.judge.hf import HFJudge, Lens
 from latent_rewards.judge.prompts import JudgePrompt
+from latent_rewards.probes.collect import collect_features
 from latent_rewards.probes.cross_validation import best, sweep_layers
 from latent_rewards.probes.examples import Example
-from latent_rewards.probes.features import Features, collect_features
+from latent_rewards.probes.features import Features
 from latent_rewards.probes.fit import Data, FitOptions, check_disjoint, check_pairs, fit_head
-from latent_rewards.probes.networks import head_scores
+from latent_rewards.probes.networks import state_scores
 from latent_rewards.probes.probe import Probe, ProbeConfig
 from latent_rewards.stats.pairs import pair_report
 
@@ -80,9 +83,9 @@ def train_probe(
     features_folder: str | Path,
     fit: FitOptions,
     run: RunOptions,
-    training: dict[str, Any] | None = None,
+    training: JsonObject | None = None,
     outputs: Sequence[str] = ("score",),
-) -> tuple[Probe, list[dict[str, Any]]]:
+) -> tuple[Probe, list[Row]]:
     """Train a probe and measure it on prompts it never saw.
 
     Args:
@@ -110,7 +113,7 @@ def train_probe(
     every = features.info.layers
     test = _test_prompts(features, run.test_share, fit.seed)
     if run.concatenate:
-        rows: list[dict[str, Any]] = []
+        rows: list[Row] = []
         chosen, strength = every, run.strengths[0]
     else:
         rows = sweep_layers(features, every, fit, strengths=run.strengths, folds=run.folds, leave_out=test)
@@ -122,7 +125,7 @@ def train_probe(
     unseen = np.isin(data.group, test)
     check_disjoint(data.group[~unseen], data.group[unseen])
     tensors = fit_head(data.take(~unseen), options, n_layers=len(chosen))
-    record = dict(training or {}) | {"settings": _settings(options, run)}
+    record = dict(training or {}) | {"settings": {**options.applied(), **dataclasses.asdict(run)}}
     if unseen.any():
         record["metrics"] = measure(features, data, unseen, tensors, options, prompt, outputs)
     info = features.info
@@ -138,16 +141,16 @@ def measure(
     features: Features,
     data: Data,
     unseen: np.ndarray,
-    tensors: Any,
+    tensors: dict[str, Tensor],
     options: FitOptions,
     prompt: JudgePrompt,
     outputs: Sequence[str] = ("score",),
-) -> list[dict[str, Any]]:
+) -> list[Row]:
     """Figures on the unseen rows, for each source and scorer: the probe, the prompted judge, and length alone.
 
     Of a probe with several outputs each has its own, against its own labels.
     """
-    made = head_scores(data.x, tensors, options.architecture)
+    made = state_scores(data.x, tensors, options.architecture)
     others: dict[str, np.ndarray] = {}
     read = features.column("read").astype(bool)
     if prompt.labels is not None:
@@ -163,7 +166,7 @@ def measure(
     return out
 
 
-def _figures(features: Features, data: Data, unseen: np.ndarray, scores: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+def _figures(features: Features, data: Data, unseen: np.ndarray, scores: dict[str, np.ndarray]) -> list[Row]:
     out = []
     for i, source in enumerate(features.info.sources):
         rows = unseen & (data.source == i)
@@ -185,7 +188,3 @@ def _test_prompts(features: Features, share: float, seed: int) -> np.ndarray:
     groups = np.unique(features.column("group"))
     n = math.floor(len(groups) * share)
     return np.random.default_rng(seed).choice(groups, n, replace=False)
-
-
-def _settings(options: FitOptions, run: RunOptions) -> dict[str, Any]:
-    return {**options.applied(), **dataclasses.asdict(run)}

@@ -1,4 +1,5 @@
 """Which model should answer: scores predicted from the prompt alone.
 
-Begin at `router` (`Router`: fit, predict, choose, save); `policies` measures what routing is worth.
+Begin at `router` (`Router`: fit, predict, choose, save), over `embeddings` and `predictors`; `policies` measures what
+routing is worth.
 """

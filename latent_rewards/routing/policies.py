@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from latent_rewards.routing.router import Kind, choose, fit_predict
+from latent_rewards.routing.predictors import Kind, choose, fit_predict
 from latent_rewards.stats.bootstrap import Estimate, mean_estimate, statistic_estimate
 
 
@@ -44,11 +44,12 @@ def mean_out_of_fold(scores_NM: np.ndarray, fold_N: np.ndarray) -> np.ndarray:
 
 
 def r_squared(predicted: np.ndarray, truth: np.ndarray) -> float:
-    """1 - sum (y - f)^2 / sum (y - mean y)^2 over pairs without NaN; NaN where y does not vary."""
+    """Coefficient of determination over pairs without NaN; NaN where the truth does not vary."""
+    from sklearn.metrics import r2_score
+
     known = ~np.isnan(predicted) & ~np.isnan(truth)
-    y, f = truth[known], predicted[known]
-    spread = ((y - y.mean()) ** 2).sum() if len(y) else 0.0
-    return float(1.0 - ((y - f) ** 2).sum() / spread) if spread > 0 else float("nan")
+    y = truth[known]
+    return float(r2_score(y, predicted[known])) if len(y) and y.min() < y.max() else float("nan")
 
 
 def r_squared_by_model(

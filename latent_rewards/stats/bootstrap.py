@@ -5,11 +5,20 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from statistics import NormalDist
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 
 Statistic = Callable[[np.ndarray], float]
+
+
+class Figure(TypedDict):
+    """An estimate as JSON holds it: its interval, and None where there is none; `n` rows have a value."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
 
 
 class Estimate(NamedTuple):
@@ -22,10 +31,14 @@ class Estimate(NamedTuple):
     groups: int
     draws: np.ndarray
 
-    def to_dict(self) -> dict[str, float | int | None]:
+    def to_dict(self) -> Figure:
         """JSON form; NaN becomes None."""
-        plain = {k: _none(getattr(self, k)) for k in ("value", "low", "high")}
-        return {**plain, "n": self.n}
+        return {
+            "value": none_if_nan(self.value),
+            "low": none_if_nan(self.low),
+            "high": none_if_nan(self.high),
+            "n": self.n,
+        }
 
 
 def mean_estimate(
@@ -146,5 +159,6 @@ def _tail(n_groups: int, level: float) -> float:
     return NormalDist().cdf(-t * (n_groups / nu) ** 0.5)
 
 
-def _none(value: float) -> float | None:
+def none_if_nan(value: float) -> float | None:
+    """A number as JSON holds it."""
     return None if np.isnan(value) else float(value)

@@ -7,6 +7,12 @@ import numpy as np
 from latent_rewards.stats.bootstrap import mean_estimate
 from latent_rewards.stats.correlation import spearman
 
+# Two lengths are matched when they differ by at most this share of the longer one. Evaluations have thousands of pairs
+# and can be strict; a probe's test split has hundreds, of which the strict rule would leave too few for an interval.
+# Committed results rest on both.
+EVALUATION_LENGTH_TOLERANCE = 0.1
+PROBE_LENGTH_TOLERANCE = 0.2
+
 
 def pair_indices(
     label: np.ndarray, pair: np.ndarray, *, most: int = 64, seed: int = 42
@@ -50,8 +56,8 @@ def wins(score: np.ndarray, better: np.ndarray, worse: np.ndarray) -> np.ndarray
     return np.where(np.isnan(gap), np.nan, (np.sign(gap) + 1) / 2)
 
 
-def length_matched(a: np.ndarray, b: np.ndarray, *, tolerance: float = 0.2) -> np.ndarray:
-    """(P,) whether two lengths differ by at most `tolerance` of the longer one; probes' 20 %, evaluations take 10 %."""
+def length_matched(a: np.ndarray, b: np.ndarray, *, tolerance: float) -> np.ndarray:
+    """(P,) whether two lengths differ by at most `tolerance` of the longer one; see the constants above."""
     return np.abs(a - b) <= tolerance * np.maximum(a, b)
 
 
@@ -92,7 +98,7 @@ def pair_report(
     better, worse = pair_indices(label, pair)
     won, g = wins(score, better, worse), group[better]
     base = wins(length.astype(float), better, worse)
-    matched = length_matched(length[better], length[worse])
+    matched = length_matched(length[better], length[worse], tolerance=PROBE_LENGTH_TOLERANCE)
     longer, shorter = won[base == 1], won[base == 0]
     both = [float(np.nanmean(x)) for x in (longer, shorter) if (~np.isnan(x)).any()]
     return {

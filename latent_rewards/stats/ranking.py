@@ -8,7 +8,7 @@ import math
 import numpy as np
 
 
-def best_of_n(scores: np.ndarray, gold: np.ndarray) -> np.ndarray:
+def expected_gold_of_best(scores: np.ndarray, gold: np.ndarray) -> np.ndarray:
     """Expected gold of the best-scored of n responses drawn without replacement, n = 1..M, exact.
 
     With scores sorted downwards the i-th of M (from 0) is the best of n with probability C(M-1-i, n-1) / C(M, n); tied

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from latent_rewards import HFJudge, ProbabilityWeightedReward
-from latent_rewards.best_of_n import BestOfNConfig, Selection, best_of_n, finish, shards
+from latent_rewards.best_of_n import BestOfNConfig, Selection, best_of_n, picks, shards
 from latent_rewards.best_of_n.work import JudgeFailedError
 from latent_rewards.cli.main import app
 from latent_rewards.files.sources import InputError
@@ -507,8 +507,8 @@ keys = st.tuples(st.integers(-1, 2) | st.floats(allow_nan=False), st.integers(0,
 def test_smallest_kept_breaks_ties_by_key_then_order(pairs: list[tuple[float, float]], data: Any) -> None:
     k = data.draw(st.integers(0, len(pairs)))
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(finish, "_CHUNK", 7)
+        patch.setattr(picks, "_CHUNK", 7)
         np.array(pairs, dtype=np.float64).tofile(Path(folder) / "keys")
-        kept = list(finish.smallest_kept(Path(folder) / "keys", k))
+        kept = list(picks.smallest_kept(Path(folder) / "keys", k))
     best = sorted(range(len(pairs)), key=lambda i: (*pairs[i], i))[:k]
     assert [i for i, keep in enumerate(kept) if keep] == sorted(best) and len(kept) == len(pairs)

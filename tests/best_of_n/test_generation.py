@@ -15,7 +15,9 @@ from typing import Any
 import pytest
 import torch
 
-from latent_rewards.best_of_n.generation import HFGenerator, Sampling, ServerGenerator, VLLMGenerator, build_generator
+from latent_rewards.best_of_n.generation import HFGenerator, build_generator
+from latent_rewards.best_of_n.sampling import Sampling
+from latent_rewards.best_of_n.servers import ServerGenerator, VLLMGenerator
 from latent_rewards.engine.sampling import sample_answers
 
 PROMPTS = [
@@ -125,7 +127,7 @@ def server() -> Iterator[Any]:
 
 
 def test_server(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("latent_rewards.best_of_n.generation.time.sleep", lambda s: None)
+    monkeypatch.setattr("latent_rewards.best_of_n.servers.time.sleep", lambda s: None)
     sampling = Sampling(n=2, temperature=0.5, max_new_tokens=9, seed=4)
     generator = ServerGenerator("policy", sampling, url=server.url)
     out = generator.generate(["busy", "b", "too long"], ["0", "1", "2"])
@@ -141,7 +143,7 @@ def test_server(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_server_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
-    monkeypatch.setattr("latent_rewards.best_of_n.generation.time.sleep", waits.append)
+    monkeypatch.setattr("latent_rewards.best_of_n.servers.time.sleep", waits.append)
     with pytest.raises(RuntimeError, match="9/v1: Connect"):
         ServerGenerator("m", Sampling(n=1), url="http://127.0.0.1:9/v1", retries=3).generate(["a"], ["0"])
     assert waits == [1.0, 2.0, 4.0]

@@ -12,13 +12,9 @@ import torch
 from torch.testing import assert_close
 
 from latent_rewards.distillation.divergences import divergence, entropy
-from latent_rewards.distillation.loss import (
-    ER_KD,
-    LossOptions,
-    TeacherStates,
-    distillation_loss,
-    er_kd_loss,
-)
+from latent_rewards.distillation.loss import distillation_loss, er_kd_loss
+from latent_rewards.distillation.mixture import TeacherStates
+from latent_rewards.distillation.options import ER_KD, LossOptions
 
 BETAS = [0.0, 0.1, 0.5, 0.9, 1.0]
 

@@ -24,7 +24,9 @@ from trl import DistillationConfig, DistillationTrainer
 from trl.experimental.gkd import GKDConfig, GKDTrainer
 
 from latent_rewards.distillation import trainer as distillation_trainer
-from latent_rewards.distillation.loss import LossOptions, TeacherStates, distillation_loss
+from latent_rewards.distillation.loss import distillation_loss
+from latent_rewards.distillation.mixture import TeacherStates
+from latent_rewards.distillation.options import LossOptions
 from latent_rewards.distillation.teachers import TeacherError, check_teacher, head_of, teacher_columns
 from latent_rewards.distillation.trainer import MultiTeacherDistillationTrainer, MultiTeacherGKDTrainer
 

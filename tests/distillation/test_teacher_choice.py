@@ -10,13 +10,8 @@ import numpy as np
 import pytest
 
 from latent_rewards import ProbabilityWeightedReward, VerifierReward
-from latent_rewards.distillation.teacher_choice import (
-    choice_report,
-    choice_rows,
-    choose_teachers,
-    loss_weights,
-    write_rows,
-)
+from latent_rewards.distillation.choice_rows import choice_report, choice_rows, write_rows
+from latent_rewards.distillation.teacher_choice import choose_teachers, loss_weights
 from latent_rewards.rewards.response_scores import score_responses
 
 NAN = np.nan

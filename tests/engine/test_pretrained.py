@@ -186,7 +186,7 @@ def test_a_folder_without_tokenizer(folder: str, tmp_path: Path) -> None:
 
 
 def test_a_teacher_of_a_distillation_is_whole_too(folder: str, tmp_path: Path) -> None:
-    from latent_rewards.distillation.trainer import load_teachers
+    from latent_rewards.distillation.teaching import load_teachers
 
     copy = Path(shutil.copytree(folder, tmp_path / "copy"))
     rename(copy, lambda k: "module." + k)

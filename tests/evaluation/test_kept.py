@@ -12,8 +12,8 @@ from latent_rewards import HFJudge, JudgePrompt
 from latent_rewards.evaluation.config import EvaluateConfig
 from latent_rewards.evaluation.kept import KeptJudge
 from latent_rewards.evaluation.run import evaluate
+from latent_rewards.probes.collect import collect_features
 from latent_rewards.probes.examples import Example, read_examples
-from latent_rewards.probes.features import collect_features
 
 PROMPT = JudgePrompt.load("weighted")
 

@@ -6,10 +6,11 @@ from scipy import stats
 from sklearn.metrics import brier_score_loss, ndcg_score
 
 from latent_rewards.evaluation import metrics
-from latent_rewards.evaluation.metrics import METRICS, Table
+from latent_rewards.evaluation.metrics import METRICS
+from latent_rewards.evaluation.table import Table
 from latent_rewards.stats import bootstrap, distributions
 from latent_rewards.stats.correlation import kendall_tau_b, partial_spearman, pearson, spearman
-from latent_rewards.stats.ranking import best_of_n
+from latent_rewards.stats.ranking import expected_gold_of_best
 
 NAN = math.nan
 
@@ -153,7 +154,7 @@ def test_best_of_n_equals_all_subsets(seed):
 
     rng = np.random.default_rng(seed)
     scores, gold = rng.integers(0, 4, 6).astype(float), rng.normal(size=6)
-    curve = best_of_n(scores, gold)
+    curve = expected_gold_of_best(scores, gold)
     shared = [gold[scores == s].mean() for s in scores]
     for n in range(1, 7):
         brute = np.mean([shared[max(c, key=lambda i: scores[i])] for c in itertools.combinations(range(6), n)])

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from latent_rewards.evaluation import benchmarks, summary
 from latent_rewards.evaluation.analysis import Analysis
-from latent_rewards.evaluation.report import charts
+from latent_rewards.evaluation.report import html, plots
 from latent_rewards.evaluation.report import write as report
 from latent_rewards.evaluation.run import SCHEMA
 from latent_rewards.evaluation.scorers import Column
@@ -100,7 +100,7 @@ def test_the_page_is_self_contained_and_escapes_everything(folder):
 
 def test_every_figure_on_the_page_stands_beside_length(results, folder):
     text = (folder / "report.html").read_text(encoding="utf-8")
-    assert text.count("class=name>length</text>") == 3
+    assert len(re.findall(r">length</text>", text)) == 3 + 1  # a benchmark each, and the legend of best of n
     assert "class=length" in text
     for name in ("weighted", "probe:a/b", "likert5/mean"):
         value = results["summary"]["pair"]["scorers"][name]["accuracy"]["value"]
@@ -120,19 +120,31 @@ def test_markdown_tables_are_rectangular_and_name_length(results, folder):
 
 
 def test_names_split_into_reward_and_column():
-    assert charts.split("likert10:bare/mean") == ("likert10:bare", "mean")
-    assert charts.split("probe:runs/probe") == ("probe:runs/probe", "")
-    tint = charts.colours(["weighted", "weighted/argmax", "probe:a/b", "length"])
-    assert tint["weighted"] == tint["weighted/argmax"] != tint["probe:a/b"] and tint["length"] == "var(--muted)"
+    assert plots.split("likert10:bare/mean") == ("likert10:bare", "mean")
+    assert plots.split("probe:runs/probe") == ("probe:runs/probe", "")
+    tint = plots.colours(["weighted", "weighted/argmax", "probe:a/b", "length"])
+    assert (
+        tint["weighted"] == tint["weighted/argmax"] != tint["probe:a/b"]
+        and plots.of_page(tint["length"]) == "var(--muted)"
+    )
 
 
-def test_charts_survive_nothing_to_draw():
+def test_pictures_survive_nothing_to_draw(results):
     none = {"value": None, "low": None, "high": None, "n": 0}
-    assert "No figure" in charts.intervals([("a", none, "red")], baseline=None, unit="x")
-    assert "No list" in charts.lines([("a", [], "red")], "x")
+    length = {"metrics": {"accuracy": none}}
+    assert "No figure" in html._intervals(
+        {"name": "x", "primary": "accuracy", "scorers": {"length": length}}, {"length": "red"}
+    )
+    lists = {"name": "x", "kind": "list", "scorers": {"a": {"best_of_n": {"n": [], "gold": [], "oracle": []}}}}
+    assert "No list" in html._best_of_n({"benchmarks": [lists]}, {"a": "red"})[0][1]
+
+
+def test_pictures_escape_names_take_the_colours_of_the_page_and_tell_their_parts():
     one = {"value": 0.5, "low": None, "high": None, "n": 1}
-    assert "<circle" in charts.intervals([("<a>", one, "red")], baseline=0.5, unit="x")
-    assert "<a>" not in charts.intervals([("<a>", one, "red")], baseline=0.5, unit="x")
+    made = plots.svg(lambda ax: plots.intervals(ax, [("<a> $x$", one, plots.COLOURS[0])], 0.5), "<b>", size=(3, 1))
+    assert made.startswith("<svg ") and "<title>&lt;a&gt; $x$: 0.500, n = 1</title>" in made
+    assert "<a>" not in made and "<b>" not in made and "http" not in made
+    assert plots.COLOURS[0] not in made and "var(--s1)" in made
 
 
 @pytest.mark.skipif(not CHROMIUM, reason="needs chromium")

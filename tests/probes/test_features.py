@@ -14,6 +14,7 @@ import pytest
 
 from latent_rewards import JudgePrompt, Need, Request
 from latent_rewards.files.seal import sealed
+from latent_rewards.probes.collect import collect_features
 from latent_rewards.probes.examples import (
     Example,
     fingerprint,
@@ -24,7 +25,7 @@ from latent_rewards.probes.examples import (
     rating_examples,
     strong_weak_examples,
 )
-from latent_rewards.probes.features import Features, collect_features
+from latent_rewards.probes.features import Features
 
 PROMPT = JudgePrompt.load("weighted")
 

@@ -16,12 +16,13 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from latent_rewards.files.seal import sealed
 from latent_rewards.judge.hf import Reading
 from latent_rewards.probes import states as probe_states
+from latent_rewards.probes.collect import write_shard
 from latent_rewards.probes.cross_validation import sweep_layers
 from latent_rewards.probes.examples import Example
-from latent_rewards.probes.features import FeatureInfo, Features, write_shard
+from latent_rewards.probes.features import FeatureInfo, Features
 from latent_rewards.probes.fit import Data, FitOptions, fit_head
 from latent_rewards.probes.guards import log_length, pair_weights, row_weights
-from latent_rewards.probes.networks import _Head, _Loss, _mean_loss, _Split, head_scores
+from latent_rewards.probes.networks import _Head, _Loss, _mean_loss, _Split, state_scores
 from latent_rewards.probes.states import StoredStates, moments, not_finite
 from latent_rewards.stats.pairs import pair_indices
 
@@ -59,8 +60,8 @@ def write_features(folder, *, rows_of_prompt=lambda i: 2, shard_rows=64, aspects
 @pytest.fixture
 def on_disk(monkeypatch):
     """Nothing fits in memory, and a block holds seven rows of one layer."""
-    monkeypatch.setattr(probe_states, "MOST", 0)
-    monkeypatch.setattr(probe_states, "BLOCK", 7 * 4 * WIDTH)
+    monkeypatch.setattr(probe_states, "WHOLE_BYTES", 0)
+    monkeypatch.setattr(probe_states, "BLOCK_BYTES", 7 * 4 * WIDTH)
 
 
 def plain_fit(data, options):
@@ -116,8 +117,8 @@ def test_equals_scikit_learn_in_memory_and_on_disk(objective, guards, tmp_path, 
     assert isinstance(held.x, np.ndarray)
     coef, bias = plain_fit(held, options)
     expected = held.x.astype(np.float64) @ coef + bias
-    monkeypatch.setattr(probe_states, "MOST", 0)
-    monkeypatch.setattr(probe_states, "BLOCK", 7 * 8 * WIDTH)
+    monkeypatch.setattr(probe_states, "WHOLE_BYTES", 0)
+    monkeypatch.setattr(probe_states, "BLOCK_BYTES", 7 * 8 * WIDTH)
     stored = Data.of(features, [1, 2])
     assert isinstance(stored.x, StoredStates)
     for data in (held, stored):
@@ -132,12 +133,12 @@ def test_equals_scikit_learn_in_memory_and_on_disk(objective, guards, tmp_path, 
 def test_several_labels_are_several_fits(tmp_path, on_disk):
     features = write_features(tmp_path, aspects=2)
     data = Data.of(features, [1])
-    scores = head_scores(data.x, fit_head(data, FitOptions(strength=0.1)), "linear")
+    scores = state_scores(data.x, fit_head(data, FitOptions(strength=0.1)), "linear")
     assert scores.shape == (len(data), 2)
     for k in (0, 1):
         one = dataclasses.replace(data, label=data.label[:, k])
         np.testing.assert_allclose(
-            scores[:, k], head_scores(one.x, fit_head(one, FitOptions(strength=0.1)), "linear")[:, 0], atol=1e-3
+            scores[:, k], state_scores(one.x, fit_head(one, FitOptions(strength=0.1)), "linear")[:, 0], atol=1e-3
         )
 
 
@@ -160,12 +161,12 @@ def test_each_of_several_labels_needs_both_classes(tmp_path):
 def test_networks_learn_the_same_from_disk(options, tmp_path, monkeypatch):
     features = write_features(tmp_path)
     held = Data.of(features, [1])
-    before = head_scores(held.x, fit_head(held, options), options.architecture)[:, 0]
-    monkeypatch.setattr(probe_states, "MOST", 0)
-    monkeypatch.setattr(probe_states, "BLOCK", 100 * 4 * WIDTH)
+    before = state_scores(held.x, fit_head(held, options), options.architecture)[:, 0]
+    monkeypatch.setattr(probe_states, "WHOLE_BYTES", 0)
+    monkeypatch.setattr(probe_states, "BLOCK_BYTES", 100 * 4 * WIDTH)
     stored = Data.of(features, [1])
-    after = head_scores(stored.x, fit_head(stored, options), options.architecture)[:, 0]
-    again = head_scores(stored.x, fit_head(stored, options), options.architecture)[:, 0]
+    after = state_scores(stored.x, fit_head(stored, options), options.architecture)[:, 0]
+    again = state_scores(stored.x, fit_head(stored, options), options.architecture)[:, 0]
     np.testing.assert_array_equal(after, again)  # the seed decides the order in which runs are read
     assert spearmanr(before, after).statistic > 0.9
     assert np.mean(after[1::2] > after[::2]) > 0.75
@@ -182,16 +183,16 @@ def test_the_held_out_loss_is_the_same_in_windows(tmp_path, monkeypatch):
 
     with torch.no_grad():
         before = mean_loss()
-        monkeypatch.setattr(probe_states, "MOST", 0)
-        monkeypatch.setattr(probe_states, "BLOCK", 70 * 4 * WIDTH)
+        monkeypatch.setattr(probe_states, "WHOLE_BYTES", 0)
+        monkeypatch.setattr(probe_states, "BLOCK_BYTES", 70 * 4 * WIDTH)
         assert mean_loss() == pytest.approx(before, rel=1e-5)
 
 
 def test_layer_sweep_from_disk(tmp_path, monkeypatch):
     features = write_features(tmp_path)
     before = sweep_layers(features, [1, 2], FitOptions(), strengths=[1e-2], folds=3)
-    monkeypatch.setattr(probe_states, "MOST", 0)
-    monkeypatch.setattr(probe_states, "BLOCK", 100 * 4 * WIDTH)
+    monkeypatch.setattr(probe_states, "WHOLE_BYTES", 0)
+    monkeypatch.setattr(probe_states, "BLOCK_BYTES", 100 * 4 * WIDTH)
     after = sweep_layers(features, [1, 2], FitOptions(), strengths=[1e-2], folds=3)
     assert [r["accuracy"][0] for r in before] == pytest.approx([r["accuracy"][0] for r in after], abs=0.01)
 

@@ -15,11 +15,11 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from latent_rewards import HFJudge, JudgePrompt, ProbeReward
+from latent_rewards.probes.collect import collect_features
 from latent_rewards.probes.cross_validation import best, cross_validate, sweep_layers
 from latent_rewards.probes.examples import pair_examples
-from latent_rewards.probes.features import collect_features
 from latent_rewards.probes.fit import Data, FitOptions, check_disjoint, fit_head
-from latent_rewards.probes.networks import head_scores, kto_loss, ordinal_loss
+from latent_rewards.probes.networks import kto_loss, ordinal_loss, state_scores
 from latent_rewards.probes.probe import Probe, ProbeConfig
 from latent_rewards.stats.bootstrap import mean_estimate
 from latent_rewards.stats.pairs import length_correlation, length_matched, pair_indices, pair_report, wins
@@ -53,7 +53,7 @@ def test_linear_probe_is_logistic_regression():
     z = (x - x.mean(0)) / x.std(0)
     reference = LogisticRegression(C=0.1, class_weight="balanced", tol=1e-8, max_iter=5000).fit(z, data.label)
     tensors = fit_head(data, FitOptions(strength=0.1))
-    ours = head_scores(data.x, tensors, "linear")[:, 0]
+    ours = state_scores(data.x, tensors, "linear")[:, 0]
     np.testing.assert_allclose(ours, reference.decision_function(z), atol=1e-4)
 
 
@@ -65,13 +65,13 @@ def test_bradley_terry_is_logistic_regression_on_differences():
     reference = LogisticRegression(C=0.1, fit_intercept=False, tol=1e-8, max_iter=5000)
     reference.fit(np.vstack([d, -d]), np.repeat([1, 0], len(d)), sample_weight=np.full(2 * len(d), 0.5))
     tensors = fit_head(data, FitOptions(objective="bradley_terry", strength=0.1))
-    ours = head_scores(data.x, tensors, "linear")[:, 0]
+    ours = state_scores(data.x, tensors, "linear")[:, 0]
     np.testing.assert_allclose(ours[::2] - ours[1::2], d @ reference.coef_[0], atol=1e-4)
 
 
 def test_regression_of_several_aspects():
     data = toy(aspects=2)
-    scores = head_scores(data.x, fit_head(data, FitOptions(objective="regression", strength=1.0)), "linear")
+    scores = state_scores(data.x, fit_head(data, FitOptions(objective="regression", strength=1.0)), "linear")
     assert scores.shape == (400, 2)
     assert np.corrcoef(scores[:, 0], data.label[:, 0])[0, 1] > 0.35
     assert np.corrcoef(scores[:, 0], scores[:, 1])[0, 1] < -0.9
@@ -81,9 +81,9 @@ def test_regression_of_several_aspects():
 @pytest.mark.parametrize("objective", ["bce", "bradley_terry"])
 def test_guards_keep_length_out(guard, objective):
     data, clean = toy(2000, length_leak=0.8), toy(2000, seed=0)
-    plain = head_scores(data.x, fit_head(data, FitOptions(objective=objective, strength=1.0)), "linear")[:, 0]
+    plain = state_scores(data.x, fit_head(data, FitOptions(objective=objective, strength=1.0)), "linear")[:, 0]
     options = FitOptions(objective=objective, strength=1.0, guards=(guard,))
-    guarded = head_scores(data.x, fit_head(data, options), "linear")[:, 0]
+    guarded = state_scores(data.x, fit_head(data, options), "linear")[:, 0]
     assert length_correlation(plain, data.length, data.group) > 0.55
     better, worse = pair_indices(data.label, data.pair)
     longer = data.length[better] > data.length[worse]
@@ -94,7 +94,7 @@ def test_guards_keep_length_out(guard, objective):
 
 def test_erase_leaves_no_covariance_with_length():
     data = toy(2000, length_leak=0.8)
-    score = head_scores(data.x, fit_head(data, FitOptions(strength=1.0, guards=("erase",))), "linear")[:, 0]
+    score = state_scores(data.x, fit_head(data, FitOptions(strength=1.0, guards=("erase",))), "linear")[:, 0]
     log = np.log1p(data.length)
     within = (score[::2] - score[1::2]) @ (log[::2] - log[1::2]) / 1000
     assert abs(within) < 0.02 * score.std() * log.std()
@@ -121,7 +121,7 @@ def test_networks_learn(architecture, objective):
     options = FitOptions(architecture=architecture, objective=objective, strength=10.0, lr=1e-2, epochs=30)
     tensors = fit_head(data, options)
     again = fit_head(data, options)
-    score = head_scores(unseen.x, tensors, architecture)[:, 0]
+    score = state_scores(unseen.x, tensors, architecture)[:, 0]
     assert pair_report(score, unseen.label, unseen.pair, unseen.group, unseen.length)["accuracy"][0] > 0.7
     assert all(torch.equal(tensors[k], again[k]) for k in tensors)
 
@@ -129,7 +129,7 @@ def test_networks_learn(architecture, objective):
 def test_ordinal_and_mixture_learn():
     data = toy(1200)
     ratings = dataclasses.replace(data, label=data.label * 3 + 1)
-    score = head_scores(data.x, fit_head(ratings, FitOptions(objective="ordinal", lr=1e-2, strength=10)), "linear")
+    score = state_scores(data.x, fit_head(ratings, FitOptions(objective="ordinal", lr=1e-2, strength=10)), "linear")
     assert np.corrcoef(score[:, 0], data.label)[0, 1] > 0.3
     rng = np.random.default_rng(1)
     two = dataclasses.replace(data, x=np.hstack([rng.normal(size=data.x.shape).astype(np.float32), data.x]))
@@ -162,7 +162,7 @@ def test_pair_metrics_by_hand():
     assert sorted(zip(better.tolist(), worse.tolist(), strict=True)) == [(0, 1), (0, 2), (1, 2)]
     score = np.array([1.0, 1.0, 3.0, 0.0, 0.0])
     assert wins(score, np.array([0, 0, 1]), np.array([1, 2, 2])).tolist() == [0.5, 0.0, 0.0]
-    assert length_matched(np.array([80, 79]), np.array([100, 100])).tolist() == [True, False]
+    assert length_matched(np.array([80, 79]), np.array([100, 100]), tolerance=0.2).tolist() == [True, False]
     assert mean_estimate(np.array([1.0, 1.0, np.nan]), np.array([0, 1, 2]))[:3] == (1.0, 1.0, 1.0)
     assert math.isnan(mean_estimate(np.zeros(0), np.zeros(0))[0])
     assert length_correlation(np.array([1.0, 2.0, 3.0]), np.array([10, 20, 30])) == pytest.approx(1.0)
@@ -222,7 +222,7 @@ def test_reward_scores_as_the_training_did(trained, folder, tmp_path):
     reward = ProbeReward(HFJudge(folder, dtype="float32", device="cpu"), probe.save(tmp_path / "p"))
     pairs = [(f"Say {i}", c) for i in range(30) for c in (f"It is {i}", f"No {i} {i}")]
     scores = reward.score(*zip(*pairs, strict=True))
-    expected = head_scores(features.states([2]), probe.tensors, "linear")[:, 0]
+    expected = state_scores(features.states([2]), probe.tensors, "linear")[:, 0]
     np.testing.assert_allclose(scores, expected, atol=1e-3)
     assert reward.__name__.startswith("probe")
     assert reward(prompts=["a"], completions=["b"]) == reward(prompts=["a"], completions=["b"])

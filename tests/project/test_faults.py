@@ -34,8 +34,9 @@ from latent_rewards.files.outputs import open_output
 from latent_rewards.files.sources import Chunk, InputError, Source
 from latent_rewards.judge.prompts import JudgePrompt
 from latent_rewards.judge.reading import Judge, Need, Reading
+from latent_rewards.probes.collect import collect_features
 from latent_rewards.probes.examples import Example
-from latent_rewards.probes.features import Features, collect_features
+from latent_rewards.probes.features import Features
 from latent_rewards.rewards.scorer import Scorer
 
 ROOT = Path(__file__).parents[2]

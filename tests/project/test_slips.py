@@ -12,7 +12,7 @@ from latent_rewards.best_of_n import selection
 from latent_rewards.best_of_n.choice_of_n import choose_n
 from latent_rewards.best_of_n.config import BestOfNConfig
 from latent_rewards.best_of_n.finish import Finisher
-from latent_rewards.best_of_n.groups import Plan
+from latent_rewards.best_of_n.plan import Plan
 from latent_rewards.best_of_n.shards import ShardStore
 from latent_rewards.probes import cross_validation as probe_selection
 from latent_rewards.probes import train as probe_run

@@ -16,7 +16,7 @@ import torch
 
 pytest.importorskip("trl")
 
-from latent_rewards.distillation.loss import ER_KD, LossOptions
+from latent_rewards.distillation.options import ER_KD, LossOptions
 from latent_rewards.distillation.teacher_choice import choose_teachers
 from recipes import distill, distill_data
 from recipes.distill_models import keep_layers, load_teacher

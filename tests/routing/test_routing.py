@@ -13,6 +13,7 @@ import pytest
 pytest.importorskip("sklearn")
 
 from latent_rewards.routing import router as routing
+from latent_rewards.routing.embeddings import embed_prompts, prompt_text
 from latent_rewards.routing.policies import (
     compare_policies,
     fold_numbers,
@@ -22,7 +23,8 @@ from latent_rewards.routing.policies import (
     r_squared,
     r_squared_by_model,
 )
-from latent_rewards.routing.router import Router, choose, embed_prompts, fit_predict, prompt_text
+from latent_rewards.routing.predictors import choose, fit_predict
+from latent_rewards.routing.router import Router
 from recipes import route
 from recipes.route_report import upper_hull
 

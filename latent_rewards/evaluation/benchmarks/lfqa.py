@@ -1,11 +1,8 @@
 """LFQA: experts' preferences between long-form answers; ties are left out (Xu et al. 2023)."""
 
-from __future__ import annotations
-
-from typing import Any
-
 from latent_rewards.evaluation.benchmarks.remote import GitHub
 from latent_rewards.evaluation.benchmarks.rows import LeftOut
+from latent_rewards.files.types import Row
 
 KIND = "pair"
 SOURCE = GitHub(
@@ -15,7 +12,7 @@ SOURCE = GitHub(
 )
 
 
-def convert(row: dict[str, Any]) -> dict[str, Any]:
+def convert(row: Row) -> Row:
     """Overall preference -1: answer a wins; 1: answer b; 0: tie."""
     if row["overall_preference"] == 0:
         raise LeftOut("tie")

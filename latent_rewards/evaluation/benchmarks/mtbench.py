@@ -1,17 +1,14 @@
 """MT-Bench human judgments: pairs of six models over two turns; ties are left out (Zheng et al. 2023; CC-BY-4.0)."""
 
-from __future__ import annotations
-
-from typing import Any
-
 from latent_rewards.evaluation.benchmarks.remote import Hub
 from latent_rewards.evaluation.benchmarks.rows import LeftOut
+from latent_rewards.files.types import Row
 
 KIND = "pair"
 SOURCE = Hub("lmsys/mt_bench_human_judgments", ("human",))
 
 
-def convert(row: dict[str, Any]) -> dict[str, Any]:
+def convert(row: Row) -> Row:
     """The conversations share the user's turns; the answer to the judged turn is the response.
 
     In the second turn each model answers after its own first answer, so the winner's dialogue is the prompt.

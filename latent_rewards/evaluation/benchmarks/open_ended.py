@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from latent_rewards.data import open_ended
+from latent_rewards.files.types import NumberedRow, Row
 
 KIND = "list"
 
 
-def rows() -> Iterator[tuple[str, int, Any]]:
+def rows() -> Iterator[NumberedRow]:
     """Rows of the set."""
     yield from (("open_ended.jsonl", i, row) for i, row in enumerate(open_ended(), 1))
 
 
-def convert(row: dict[str, Any]) -> dict[str, Any]:
+def convert(row: Row) -> Row:
     """The category is the subset; grades run from 1 to 4."""
     return {**row, "subset": row["category"], "scale": (1, 4)}

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
+from latent_rewards.evaluation.benchmarks.remote import GitHub
+from latent_rewards.files.types import Row
+
+_REPOSITORY = "prometheus-eval/prometheus-eval"
+_COMMIT = "8536c6d6f69f492fb364a2173e522d4dad034488"
 _SLOTS = {
     "The instruction to evaluate": "prompt",
     "Response to evaluate": "response",
@@ -13,6 +17,11 @@ _SLOTS = {
     "Feedback": "",
 }
 _HEADS = re.compile("###\\s*(" + "|".join(map(re.escape, _SLOTS)) + "):?")
+
+
+def source(name: str, commit: str = _COMMIT) -> GitHub:
+    """One of their evaluation files."""
+    return GitHub(_REPOSITORY, commit, f"eval/benchmark/data/{name}_eval.json")
 
 
 def sections(text: str) -> dict[str, str]:
@@ -29,7 +38,7 @@ def sections(text: str) -> dict[str, str]:
     return {_SLOTS[head]: body for head, body in zip(heads, bodies, strict=True) if _SLOTS[head]}
 
 
-def rating(row: dict[str, Any], score: str) -> dict[str, Any]:
+def rating(row: Row, score: str) -> Row:
     """A rating row; several scores are averaged."""
     scores = row[score] if isinstance(row[score], list) else [row[score]]
     mean = sum(float(s) for s in scores) / len(scores)

@@ -8,9 +8,9 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from latent_rewards.engine.loading import cache_folder
+from latent_rewards.files.types import NumberedRow
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Hub:
 
         return replace(self, revision=HfApi().dataset_info(self.repo, revision=self.revision).sha)
 
-    def rows(self) -> Iterator[tuple[str, int, Any]]:
+    def rows(self) -> Iterator[NumberedRow]:
         """(split, row from 1, row)."""
         from datasets import load_dataset
 
@@ -66,7 +66,7 @@ class GitHub:
         """Itself: a commit is fixed."""
         return self
 
-    def rows(self) -> Iterator[tuple[str, int, Any]]:
+    def rows(self) -> Iterator[NumberedRow]:
         """(path, row from 1, row)."""
         text = self._file().read_text(encoding="utf-8")
         data = json.loads(text) if text.lstrip().startswith("[") else [json.loads(x) for x in text.splitlines() if x]

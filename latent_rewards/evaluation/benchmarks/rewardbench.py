@@ -1,15 +1,12 @@
 """RewardBench: 2,985 pairs on chat, safety and reasoning (Lambert et al. 2024; ODC-BY)."""
 
-from __future__ import annotations
-
-from typing import Any
-
 from latent_rewards.evaluation.benchmarks.remote import Hub
+from latent_rewards.files.types import Row
 
 KIND = "pair"
 SOURCE = Hub("allenai/reward-bench", ("filtered",))
 
 
-def convert(row: dict[str, Any]) -> dict[str, Any]:
+def convert(row: Row) -> Row:
     """Fields as they are."""
     return {k: row[k] for k in ("id", "prompt", "chosen", "rejected", "subset")}

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from latent_rewards.files.keys import prompt_key
+from latent_rewards.files.types import NumberedRow, Prompt, Row
 from latent_rewards.judge.layouts import BadRow, Kind, judged, kind_of, number
 from latent_rewards.judge.prompts import to_text
 
@@ -25,7 +25,7 @@ class Item:
     """
 
     id: str
-    prompt: Any
+    prompt: Prompt
     responses: tuple[str, ...]
     gold: tuple[float, ...]
     subset: str = ""
@@ -75,10 +75,10 @@ class Benchmark:
 
 def collect(
     name: str,
-    rows: Iterable[tuple[str, int, Any]],
+    rows: Iterable[NumberedRow],
     *,
     kind: Kind | None = None,
-    convert: Callable[[Any], Mapping[str, Any]] | None = None,
+    convert: Callable[[Row], Row] | None = None,
     source: str = "",
 ) -> Benchmark:
     """A benchmark of raw rows.
@@ -119,7 +119,7 @@ def collect(
     return Benchmark(name, kind, tuple(items), tuple(bad), dict(left_out), 0, source, scale)
 
 
-def _item(row: Any, kind: Kind, default_id: str) -> Item:
+def _item(row: Row, kind: Kind, default_id: str) -> Item:
     found = judged(row, kind)
     responses = [to_text(r) for r in found.responses]
     if not all(r.strip() for r in responses):
@@ -134,6 +134,6 @@ def _item(row: Any, kind: Kind, default_id: str) -> Item:
     )  # fmt: skip
 
 
-def _range(scale: Any) -> tuple[float, float]:
+def _range(scale: Sequence[object]) -> tuple[float, float]:
     low, high = scale
     return number(low, "scale"), number(high, "scale")

@@ -1,17 +1,14 @@
 """UltraFeedback, binarised test pairs: GPT-4 preferences; equal scores are left out (Cui et al. 2023; MIT)."""
 
-from __future__ import annotations
-
-from typing import Any
-
 from latent_rewards.evaluation.benchmarks.remote import Hub
 from latent_rewards.evaluation.benchmarks.rows import LeftOut
+from latent_rewards.files.types import Row
 
 KIND = "pair"
 SOURCE = Hub("HuggingFaceH4/ultrafeedback_binarized", ("test_prefs",))
 
 
-def convert(row: dict[str, Any]) -> dict[str, Any]:
+def convert(row: Row) -> Row:
     """Both dialogues end with the response."""
     if row["score_chosen"] == row["score_rejected"]:
         raise LeftOut("equal scores")

@@ -1,20 +1,12 @@
 """Vicuna Bench: 320 responses with three GPT-4 scores 1-5 each, as prepared for Prometheus (Apache-2.0)."""
 
-from __future__ import annotations
-
-from typing import Any
-
-from latent_rewards.evaluation.benchmarks.prometheus import rating
-from latent_rewards.evaluation.benchmarks.remote import GitHub
+from latent_rewards.evaluation.benchmarks.prometheus import rating, source
+from latent_rewards.files.types import Row
 
 KIND = "rating"
-SOURCE = GitHub(
-    "prometheus-eval/prometheus-eval",
-    "8536c6d6f69f492fb364a2173e522d4dad034488",
-    "eval/benchmark/data/vicuna_eval.json",
-)
+SOURCE = source("vicuna")
 
 
-def convert(row: dict[str, Any]) -> dict[str, Any]:
+def convert(row: Row) -> Row:
     """Prompt, response, reference and rubric are cut out of the judge prompt."""
     return rating(row, "gpt4_score")

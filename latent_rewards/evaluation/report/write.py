@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from latent_rewards.evaluation.report.html import page
 from latent_rewards.evaluation.report.plots import draw
+from latent_rewards.evaluation.results import BenchmarkResult, ConsistencyFigure, Results, Scorer
+from latent_rewards.files.markdown import figure, table
 from latent_rewards.files.outputs import to_json
-
-Results = Mapping[str, Any]
+from latent_rewards.stats.bootstrap import Figure
 
 NAMES = {
     "accuracy": "Accuracy (ties half)",
@@ -45,7 +44,7 @@ def write(results: Results, folder: str | Path) -> list[Path]:
     return [*(folder / name for name in texts), *draw(results, folder)]
 
 
-def load(folder: str | Path) -> dict[str, Any]:
+def load(folder: str | Path) -> Results:
     """Results written earlier.
 
     Raises:
@@ -54,7 +53,7 @@ def load(folder: str | Path) -> dict[str, Any]:
     from latent_rewards.evaluation.run import SCHEMA
 
     path = Path(folder) / "results.json"
-    results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    results: Results = json.loads(path.read_text(encoding="utf-8"))
     if results.get("schema") != SCHEMA:
         raise ValueError(f"{path}: schema {results.get('schema')!r}, this version reads {SCHEMA!r}")
     return results
@@ -96,14 +95,14 @@ def _checks(results: Results) -> list[str]:
         kinds = list(next(iter(attacked.values()), {}))
         out += _table(["scorer", *kinds], [[n, *(_cell(x[k]) for k in kinds)] for n, x in attacked.items()])
     if results["consistency"]:
-        keys = ["local", "first_place", "accuracy_one_order", "accuracy_aware"]
+        keys: list[ConsistencyFigure] = ["local", "first_place", "accuracy_one_order", "accuracy_aware"]
         out += ["## Comparisons in both orders", ""]
         rows = [[n, *(_cell(x[k]) for k in keys)] for n, x in results["consistency"].items()]
         out += _table(["benchmark", *keys], rows)
     return out
 
 
-def _about(b: Mapping[str, Any]) -> str:
+def _about(b: BenchmarkResult) -> str:
     left_out = "".join(f", {n} left out ({reason})" for reason, n in b["left_out"].items())
     return (
         f"{b['items']} items, {b['texts']} texts, {len(b['bad_rows'])} bad rows, {b['over_limit']} over the limit"
@@ -111,7 +110,7 @@ def _about(b: Mapping[str, Any]) -> str:
     )
 
 
-def _stability(s: Mapping[str, Any]) -> list[str]:
+def _stability(s: Scorer) -> list[str]:
     agreement, calibration = s.get("mode_agreement"), s.get("calibration")
     modal = s["compression"]["modal_share"]
     return [
@@ -122,12 +121,9 @@ def _stability(s: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _cell(f: Mapping[str, Any]) -> str:
-    if f["value"] is None:
-        return "-"
-    return f"{f['value']:.3f}" + ("" if f["low"] is None else f" [{f['low']:.3f}, {f['high']:.3f}]")
+def _cell(f: Figure) -> str:
+    return figure(f["value"], f["low"], f["high"])
 
 
 def _table(head: list[str], rows: list[list[str]]) -> list[str]:
-    lines = [head, ["---"] * len(head), *rows]
-    return [*("| " + " | ".join(c.replace("|", "\\|") for c in line) + " |" for line in lines), ""]
+    return [*table(head, rows), ""]
