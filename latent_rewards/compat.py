@@ -10,6 +10,7 @@ import functools
 import logging
 from collections.abc import Container
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +56,17 @@ def saved_by() -> str:
     """Ending of the names of folders that this transformers saves: 4.x cannot load what 5.x saved."""
     found = release("transformers")
     return "-v4" if found is not None and found[0] < 5 else ""
+
+
+def keep_softcap(model: Any) -> None:
+    """Eager attention for a model whose attention logits are soft-capped (Gemma 2, VaultGemma) and that would run SDPA.
+
+    Up to transformers 5.10 at least, it runs SDPA by default, which leaves the cap out, and so gives other scores,
+    without a word; 5.23 refuses to.
+    """
+    config = model.config.get_text_config(decoder=True)
+    if getattr(config, "attn_logit_softcapping", None) and model.config._attn_implementation == "sdpa":
+        model.set_attn_implementation("eager")
 
 
 @functools.cache

@@ -1,0 +1,24 @@
+"""What differs between versions of transformers and TRL, where the installed ones do not show it by themselves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import transformers
+
+from latent_rewards import compat
+
+TINY: dict[str, Any] = {
+    "vocab_size": 32, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1,
+    "num_key_value_heads": 1, "head_dim": 8,
+}  # fmt: skip
+
+
+def test_a_soft_capped_model_does_not_run_sdpa() -> None:
+    model: Any = transformers.AutoModelForCausalLM.from_config(transformers.Gemma2Config(**TINY))
+    model.config._attn_implementation_internal = "sdpa"  # what older versions choose by themselves
+    compat.keep_softcap(model)
+    assert model.config._attn_implementation == "eager"
+    plain: Any = transformers.AutoModelForCausalLM.from_config(transformers.LlamaConfig(**TINY))
+    compat.keep_softcap(plain)
+    assert plain.config._attn_implementation == "sdpa"
