@@ -69,6 +69,28 @@ def keep_softcap(model: Any) -> None:
         model.set_attn_implementation("eager")
 
 
+def mismatch(entry: str | tuple[str, Any, Any]) -> str:
+    """One of the `mismatched_keys` that `from_pretrained` tells, in words; transformers 4.x tells no shapes."""
+    if isinstance(entry, str):
+        return entry
+    name, there, here = entry
+    return f"{name}: {tuple(there)} in the file, {tuple(here)} by config.json"
+
+
+def holds_a_decoder(decoder: Any, blocks: Any) -> bool:
+    """Whether what `get_decoder` gave is no decoder, but holds one beside a vision tower.
+
+    So for SmolVLM in transformers 4.x, where the places of an image would limit the length of texts.
+    """
+    import transformers
+
+    found = release("transformers")
+    if found is None or found[0] >= 5:
+        return False
+    inner = [m for m in decoder.modules() if m is not decoder and isinstance(m, transformers.PreTrainedModel)]
+    return len(inner) > 1 and any(blocks in set(m.modules()) for m in inner)
+
+
 @functools.cache
 def warn_if_untested() -> None:
     """Say once a process which of the installed versions lie outside the tested range."""
