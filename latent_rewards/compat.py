@@ -10,6 +10,7 @@ import functools
 import logging
 from collections.abc import Container
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from typing import Any
 
 logger = logging.getLogger(__name__)
@@ -17,6 +18,11 @@ logger = logging.getLogger(__name__)
 # Package -> first and last version that the contract tests passed with; what lies outside is used with a warning.
 TESTED = {"torch": ("2.9", "2.13"), "transformers": ("4.57", "5.24"), "trl": ("1.0", "1.16")}
 NEEDS_JUDGE = "a judge in this process needs torch and transformers: pip install 'latent-rewards[judge]'"
+
+
+def has_torch() -> bool:
+    """Whether torch is there to be imported."""
+    return find_spec("torch") is not None
 
 
 def release(name: str) -> tuple[int, int] | None:
