@@ -23,8 +23,9 @@ PAIRS = (
 )  # fmt: skip
 TESTS = (
     "tests/test_readouts.py", "tests/judge/test_judge.py", "tests/judge/test_layout.py", "tests/judge/test_labels.py",
-    "tests/engine/test_forward.py", "tests/engine/test_tree.py", "tests/engine/test_pretrained.py", "tests/engine/test_invariant.py", "tests/rewards/test_rewards.py",
-    "tests/rewards/test_rubric.py", "tests/rewards/test_trainers.py", "tests/export/test_export.py",
+    "tests/engine/test_forward.py", "tests/engine/test_tree.py", "tests/engine/test_pretrained.py",
+    "tests/engine/test_invariant.py", "tests/rewards/test_rewards.py", "tests/rewards/test_rubric.py",
+    "tests/rewards/test_trainers.py", "tests/export/test_export.py",
     "tests/serving/test_adapters.py",
 )  # fmt: skip
 TOOLS = (
