@@ -17,14 +17,16 @@ import sys
 import time
 from pathlib import Path
 
+# TRL 1.15.0 is left out: it trains with Triton kernels only, so not on a CPU.
 PAIRS = (
     ("4.57.6", "1.0.0"), ("5.0.0", "1.0.0"), ("5.3.0", "1.5.1"), ("5.8.1", "1.9.2"), ("5.10.4", "1.12.0"),
     ("5.15.1", "1.14.2"), ("5.19.0", "1.16.0"), ("5.24.0", "1.16.0"),
 )  # fmt: skip
 TESTS = (
     "tests/test_readouts.py", "tests/judge/test_judge.py", "tests/judge/test_layout.py", "tests/judge/test_labels.py",
-    "tests/engine/test_forward.py", "tests/engine/test_invariant.py", "tests/rewards/test_rewards.py",
-    "tests/rewards/test_rubric.py", "tests/rewards/test_trainers.py", "tests/export/test_export.py",
+    "tests/engine/test_forward.py", "tests/engine/test_tree.py", "tests/engine/test_pretrained.py",
+    "tests/engine/test_invariant.py", "tests/rewards/test_rewards.py", "tests/rewards/test_rubric.py",
+    "tests/rewards/test_trainers.py", "tests/export/test_export.py",
     "tests/serving/test_adapters.py",
 )  # fmt: skip
 TOOLS = (

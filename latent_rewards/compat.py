@@ -10,12 +10,19 @@ import functools
 import logging
 from collections.abc import Container
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from typing import Any
 
 logger = logging.getLogger(__name__)
 
 # Package -> first and last version that the contract tests passed with; what lies outside is used with a warning.
 TESTED = {"torch": ("2.9", "2.13"), "transformers": ("4.57", "5.24"), "trl": ("1.0", "1.16")}
 NEEDS_JUDGE = "a judge in this process needs torch and transformers: pip install 'latent-rewards[judge]'"
+
+
+def has_torch() -> bool:
+    """Whether torch is there to be imported."""
+    return find_spec("torch") is not None
 
 
 def release(name: str) -> tuple[int, int] | None:
@@ -55,6 +62,39 @@ def saved_by() -> str:
     """Ending of the names of folders that this transformers saves: 4.x cannot load what 5.x saved."""
     found = release("transformers")
     return "-v4" if found is not None and found[0] < 5 else ""
+
+
+def keep_softcap(model: Any) -> None:
+    """Eager attention for a model whose attention logits are soft-capped (Gemma 2, VaultGemma) and that would run SDPA.
+
+    Up to transformers 5.10 at least, it runs SDPA by default, which leaves the cap out, and so gives other scores,
+    without a word; 5.23 refuses to.
+    """
+    config = model.config.get_text_config(decoder=True)
+    if getattr(config, "attn_logit_softcapping", None) and model.config._attn_implementation == "sdpa":
+        model.set_attn_implementation("eager")
+
+
+def mismatch(entry: str | tuple[str, Any, Any]) -> str:
+    """One of the `mismatched_keys` that `from_pretrained` tells, in words; transformers 4.x tells no shapes."""
+    if isinstance(entry, str):
+        return entry
+    name, there, here = entry
+    return f"{name}: {tuple(there)} in the file, {tuple(here)} by config.json"
+
+
+def holds_a_decoder(decoder: Any, blocks: Any) -> bool:
+    """Whether what `get_decoder` gave is no decoder, but holds one beside a vision tower.
+
+    So for SmolVLM in transformers 4.x, where the places of an image would limit the length of texts.
+    """
+    import transformers
+
+    found = release("transformers")
+    if found is None or found[0] >= 5:
+        return False
+    inner = [m for m in decoder.modules() if m is not decoder and isinstance(m, transformers.PreTrainedModel)]
+    return len(inner) > 1 and any(blocks in set(m.modules()) for m in inner)
 
 
 @functools.cache

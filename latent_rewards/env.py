@@ -12,6 +12,8 @@ YAML file named by `LATENT_REWARDS_CONFIG`:
       weighted: {scale: 0.1}
       verifier: {output: log_odds}
       strict: {reward: "weighted:rubric"}     # a name of your own: latent_rewards.env.strict
+
+Where torch is not installed, names are those of the server's own rewards, which have their options there.
 """
 
 from __future__ import annotations
@@ -21,13 +23,16 @@ import functools
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from latent_rewards.judge.hf import HFJudge, Judge
-from latent_rewards.rewards.base import Reward
-from latent_rewards.rewards.build import REWARDS, build_reward, wanted
+from latent_rewards.compat import NEEDS_JUDGE, has_torch
+
+if TYPE_CHECKING:
+    from latent_rewards.judge.hf import Judge
+    from latent_rewards.rewards.base import Reward
+    from latent_rewards.serving.client import ServedReward
 
 
 @functools.lru_cache(maxsize=1)
@@ -59,7 +64,10 @@ def read_config(path: Path) -> dict[str, Any]:
     for what, value in {"judge": judge, "rewards": rewards}.items():
         if not isinstance(value, dict):
             raise ValueError(f"{what!r} must be a mapping of options, got {value!r}")
-    wanted(rewards)
+    if has_torch():
+        from latent_rewards.rewards.build import wanted
+
+        wanted(rewards)
     return {"judge": judge, "rewards": rewards}
 
 
@@ -80,11 +88,15 @@ def _judge() -> Judge:
             from latent_rewards.serving import ServerJudge
 
             return ServerJudge(options.pop("server"), **options)
+        from latent_rewards.judge.hf import HFJudge
+
         return HFJudge(**options)
 
 
 @functools.cache
 def _reward(name: str) -> Reward:
+    from latent_rewards.rewards.build import build_reward, wanted
+
     asked = _config()["rewards"]
     (one,), judge = wanted({name: asked.get(name)}), _judge()
     kind, options = one.parsed()
@@ -94,8 +106,34 @@ def _reward(name: str) -> Reward:
         return build_reward(kind, judge, **options)
 
 
-def __getattr__(name: str) -> Reward:
-    own = {} if name.startswith("_") or not os.environ.get("LATENT_REWARDS_CONFIG") else _config()["rewards"]
+@functools.cache
+def _served(name: str) -> ServedReward:
+    """The server's own reward of that name, where there is no torch to make one of its readings.
+
+    Raises:
+        ImportError: no server, or options that only a reward made here can take.
+    """
+    options, asked = dict(_config()["judge"]), _config()["rewards"].get(name)
+    if "server" not in options:
+        raise ImportError(f"{NEEDS_JUDGE}; or set LATENT_REWARDS_SERVER to the URL of a judge server")
+    if asked or os.environ.get("LATENT_REWARDS_PROMPT"):
+        raise ImportError(
+            f"{name!r} has options or a prompt of its own: give them to the judge server, or {NEEDS_JUDGE}"
+        )
+    from latent_rewards.serving.client import ServedReward
+
+    with _named():
+        return ServedReward(name, options.pop("server"), **options)
+
+
+def __getattr__(name: str) -> Reward | ServedReward:
+    if name.startswith("_"):
+        raise AttributeError(f"no reward {name!r}")
+    if not has_torch():
+        return _served(name)
+    from latent_rewards.rewards.build import REWARDS
+
+    own = _config()["rewards"] if os.environ.get("LATENT_REWARDS_CONFIG") else {}
     if name not in {*REWARDS, *own}:
         raise AttributeError(f"no reward {name!r}; known are {sorted({*REWARDS, *own})}")
     return _reward(name)

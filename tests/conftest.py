@@ -191,7 +191,7 @@ def fresh_names() -> None:
 @pytest.fixture
 def clean_env(monkeypatch: pytest.MonkeyPatch) -> Any:
     """No LATENT_REWARDS_* variables but the cache, and nothing remembered by `latent_rewards.env`."""
-    caches = (env_module._config, env_module._judge, env_module._reward)
+    caches = (env_module._config, env_module._judge, env_module._reward, env_module._served)
     for key in list(os.environ):
         if key.startswith("LATENT_REWARDS_") and key != "LATENT_REWARDS_CACHE":
             monkeypatch.delenv(key)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from latent_rewards.compat import keep_softcap
 from latent_rewards.engine.decoder import find_decoder, longest_text, refuse_if_not_causal
 from latent_rewards.engine.head import Head
 from latent_rewards.engine.pretrained import check_model
@@ -47,6 +48,7 @@ class Blocks:
 
     def __init__(self, model: Any) -> None:
         check_model(model)
+        keep_softcap(model)
         self.model = model
         self.config = model.config.get_text_config(decoder=True)
         self.decoder, self.layers = find_decoder(model, self.config)

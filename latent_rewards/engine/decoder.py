@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from latent_rewards import compat
 from latent_rewards.engine.rope_switch import stretch
 
 
@@ -31,7 +32,7 @@ def find_decoder(model: Any, config: Any) -> tuple[Any, nn.ModuleList]:
     if not inside:
         raise ValueError(f"{name}: no list of {counts[0]} decoder blocks found; this judge cannot be read")
     blocks = max(inside, key=lambda m: sum(p.numel() for p in m.parameters()))
-    if decoder is model or blocks not in set(decoder.modules()):
+    if decoder is model or blocks not in set(decoder.modules()) or compat.holds_a_decoder(decoder, blocks):
         embedding = model.get_input_embeddings()
         around = [m for m in model.modules() if m is not model and {blocks, embedding} <= set(m.modules())]
         decoder = min(around, key=lambda m: len(list(m.modules())), default=None)

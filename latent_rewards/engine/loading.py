@@ -187,9 +187,9 @@ def load_tokenizer(model: str, *, revision: str | None, trust_remote_code: bool,
         if source.adapter is None:
             raise
         base = None
-    except ValueError as err:
+    except (ValueError, ImportError) as err:  # up to transformers 5.0 at least, protobuf is asked for
         if source.adapter is None:
-            said = str(err).splitlines()[0]
+            said = str(err).strip().splitlines()[0]
             raise ValueError(
                 f"{source.model} has no tokenizer that transformers can load ({said}); save it beside the weights with "
                 "tokenizer.save_pretrained, or give HFJudge(model, tokenizer=tokenizer)"

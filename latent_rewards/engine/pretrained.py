@@ -130,8 +130,7 @@ def check_weights(model: Any, info: dict[str, Any], name: str) -> None:
     """
     missing, extra = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
     if info["mismatched_keys"]:
-        shapes = [f"{k}: {tuple(there)} in the file, {tuple(here)} by config.json" for k, there, here in
-                  sorted(info["mismatched_keys"])]  # fmt: skip
+        shapes = sorted(map(compat.mismatch, info["mismatched_keys"]))
         raise ValueError(
             f"{name}: the shapes of {len(shapes)} weights are not those of its config.json ({_some(shapes)}); save "
             "model and config together with save_pretrained"

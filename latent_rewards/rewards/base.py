@@ -320,6 +320,10 @@ class AsyncReward:
             function(*values)
         return out
 
+    # TRL < 1.15 asks `inspect.iscoroutinefunction`, which does not look at `__call__`, but takes what has these for a
+    # function. (A partial of a function would do, too, but TRL from 1.9 on then takes that function's name.)
+    __code__, __defaults__, __kwdefaults__ = __call__.__code__, None, None
+
 
 def bounds_of(reward: Reward) -> tuple[float, float]:
     """The reward's bounds; infinite where it has none."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from latent_rewards.serving.transport import JudgeServerError, Transport
 
-__all__ = ["JudgeServerError", "RewardClient", "connect"]
+__all__ = ["JudgeServerError", "RewardClient", "ServedReward", "connect"]
 
 
 def connect(url: str | None, *, token: str | None = None, **options: Any) -> Transport:
@@ -61,3 +61,27 @@ class RewardClient:
             if score is None:
                 raise JudgeServerError(f"row {i} has no score: {reason}", row=i)
         return scores
+
+
+class ServedReward:
+    """A reward of a judge server, called as trainers call rewards; `name` is its name there. Needs no torch.
+
+    Args:
+        name: which of the server's rewards.
+        url: of the server; default $LATENT_REWARDS_SERVER.
+        **options: as for `RewardClient`.
+    """
+
+    def __init__(self, name: str, url: str | None = None, **options: Any) -> None:
+        self.client, self.__name__ = RewardClient(url, reward=name, **options), name
+
+    def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float]:
+        """One reward per completion; columns of B texts fill further slots of the judge prompt.
+
+        Raises:
+            ValueError: the lengths differ.
+            JudgeServerError: as `RewardClient.score`.
+        """
+        texts = {k: v for k, v in columns.items() if isinstance(v, list) and all(isinstance(x, str) for x in v)}
+        given = {"prompt": prompts, "completion": completions, **texts}
+        return self.client.score([dict(zip(given, row, strict=True)) for row in zip(*given.values(), strict=True)])

@@ -164,7 +164,8 @@ def test_weights_that_would_be_left_out(folder: str, tmp_path: Path, caplog: pyt
 def test_shapes_that_are_not_those_of_the_config(folder: str, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(folder, tmp_path / "copy"))
     edit_config(copy, vocab_size=333)
-    refused(copy, r"the shapes of 2 weights .*lm_head.weight: \(\d+, 32\) in the file, \(333, 32\) by config.json")
+    shapes = r": \(\d+, 32\) in the file, \(333, 32\) by config.json" if transformers.__version__ >= "5" else ""
+    refused(copy, r"the shapes of 2 weights .*lm_head.weight" + shapes)
 
 
 def test_files_that_are_cut_short(folder: str, tmp_path: Path) -> None:
@@ -186,6 +187,7 @@ def test_a_folder_without_tokenizer(folder: str, tmp_path: Path) -> None:
 
 
 def test_a_teacher_of_a_distillation_is_whole_too(folder: str, tmp_path: Path) -> None:
+    pytest.importorskip("trl", minversion="1.16")
     from latent_rewards.distillation.teaching import load_teachers
 
     copy = Path(shutil.copytree(folder, tmp_path / "copy"))

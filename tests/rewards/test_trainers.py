@@ -74,7 +74,6 @@ def test_grpo_with_two_rewards_makes_one_forward_per_batch(
     np.testing.assert_allclose(rewards[0].score(kwargs["prompts"], kwargs["completions"]), out, rtol=1e-6)
 
 
-@pytest.mark.skipif((release("trl") or (0, 0)) < (1, 15), reason="TRL 1.12 takes no callable object as an async reward")
 def test_grpo_with_async_twins_and_missing_scores(policy: str, folder: str, tmp_path: Path) -> None:
     judge = HFJudge(folder)
     tight = VerifierReward(HFJudge(folder, max_length=10), name="never")
