@@ -26,6 +26,8 @@ def evaluate(
     reward: options.Rewards = None,
     reward_option: options.RewardOption = None,
     prompt: options.Prompt = None,
+    reasoning: options.ReasoningOption = None,
+    unfinished: options.Unfinished = None,
     judge: options.Judge = "embedded",
     judge_option: options.JudgeOption = None,
     device: options.Device = None,

@@ -32,6 +32,19 @@ RewardOption = Annotated[
     list[str] | None, typer.Option(metavar="[REWARD.]KEY=VALUE", help="Argument of every reward, or of one; as YAML.")
 ]
 Prompt = Annotated[str | None, typer.Option(help="Judge prompt: name of a shipped one, or a file.")]
+ReasoningOption = Annotated[
+    str | None,
+    typer.Option(
+        "--reasoning", metavar="strip|keep|only",
+        help="Thoughts in completions: set aside (the default), shown, or shown alone.",
+    ),
+]  # fmt: skip
+Unfinished = Annotated[
+    str | None,
+    typer.Option(
+        metavar="none|keep|FLOOR", help="Of a reply that ends in its thought: no score, as it is, or a floor."
+    ),
+]
 Judge = Annotated[str, typer.Option(help="Hub id or folder of the judge, or 'embedded' (for trials).")]
 JudgeOption = Annotated[
     list[str] | None, typer.Option(metavar="KEY=VALUE", help="Any argument of HFJudge, such as quantization=4bit.")
@@ -170,6 +183,10 @@ def wanted_rewards(
         for one in out:
             if ":" not in one.reward:
                 one.options.setdefault("prompt", ctx.params["prompt"])
+    for name in ("reasoning", "unfinished"):
+        if (value := ctx.params.get(name)) is not None:
+            for one in out:
+                one.options.setdefault(name, value if name == "reasoning" else _unfinished(value))
     names = [one.own for one in out]
     for key, value in key_values(ctx.params.get("reward_option"), "--reward-option").items():
         target, _, option = key.rpartition(".")
@@ -179,6 +196,15 @@ def wanted_rewards(
         for one in meant:
             one.options[option] = value
     return out
+
+
+def _unfinished(value: str) -> float | str:
+    if value in ("none", "keep"):
+        return value
+    try:
+        return float(value)
+    except ValueError as err:
+        raise ValueError(f"--unfinished {value!r}: expected none, keep or a number") from err
 
 
 def is_given(ctx: typer.Context, name: str) -> bool:

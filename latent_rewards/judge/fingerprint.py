@@ -15,7 +15,7 @@ from latent_rewards.judge.prompts import JudgePrompt
 from latent_rewards.judge.reading import Judge
 from latent_rewards.version import __version__
 
-FORMAT = 2
+FORMAT = 3
 """Raised whenever the same judge, prompt and text give another reading than before."""
 _OF_THIS_MACHINE = ("_name_or_path", "_commit_hash", "transformers_version")
 

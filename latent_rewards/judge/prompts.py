@@ -8,10 +8,10 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import yaml
 from jinja2 import TemplateError
@@ -19,11 +19,16 @@ from jinja2 import TemplateError
 from latent_rewards.files.sources import RowError
 from latent_rewards.judge.labels import Labels
 from latent_rewards.judge.template import ENV, check_words, slots_of, ways_to_fill
+from latent_rewards.judge.thought_tags import THOUGHT_TAGS
+from latent_rewards.judge.thoughts import THOUGHT_PARTS, Reasoning, Treatment, read_prompt, read_reply, settled
+from latent_rewards.judge.trajectory import DERIVED, SHOWING, in_order, supplied, view
 
 _KEYS = {
     "name", "kind", "source", "system", "body", "prefill", "labels", "spellings", "scale", "pattern", "completion",
-    "optional",
+    "optional", "reasoning", "unfinished", "opened", "thought_tags",
 }  # fmt: skip
+REPLIES = ("completion", "other")
+"""Slots that hold what a policy replied."""
 _MARK = re.compile("\ue000([A-Za-z_][A-Za-z0-9_]*)\ue001")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _SPEAKER = {"user": "User", "assistant": "Assistant", "system": "System", "developer": "System", "tool": "Tool result"}
@@ -46,12 +51,13 @@ class Turn(NamedTuple):
 class Dialogue(NamedTuple):
     """What the judge reads: turns, then the start of its own answer (`prefill`, ours, may be empty).
 
-    `sampled`: the answer is to be written, so it may begin with a thought.
+    `sampled`: the answer is to be written, so it may begin with a thought. `problem`: why it must not be scored.
     """
 
     turns: tuple[Turn, ...]
     prefill: str = ""
     sampled: bool = False
+    problem: str | None = None
 
 
 @dataclass(frozen=True)
@@ -61,13 +67,19 @@ class JudgePrompt:
     Attributes:
         name: short name used in logs.
         kind: "label" (the answer is one of `labels`, read from probabilities) or "generate" (text is sampled, parsed).
-        body: Jinja template of the user turn; `{{ prompt }}`, `{{ completion }}` and dataset columns are its slots.
+        body: Jinja template of the user turn; `{{ prompt }}`, `{{ completion }}` and dataset columns are its slots,
+            and what is made from the completion: `{{ final_answer }}` and `{{ trajectory }}`.
         system: fixed head that comes before everything else.
         prefill: text that the judge's answer starts with.
         labels: for "label".
         scale: (lowest, highest) rating, for "generate".
         pattern: regular expression whose first group is the rating, for "generate"; its last match counts.
         optional: slots that may be missing from a row; they render as empty and false.
+        reasoning: of the policy's thoughts in completions: "strip" sets them aside, "keep" shows them, "only" shows
+            nothing else. In earlier turns of the assistant they are shown with "keep" alone.
+        unfinished: what a reply becomes that ends inside its thought: "none" (no score) or "keep" (it stays as it is).
+        opened: completions are known to begin inside a thought, which the policy's template opened.
+        thought_tags: pairs of opening and closing tag of a thought; see `thought_tags.split_thoughts`.
         source: where the idea comes from.
         path: file it was loaded from, for messages.
     """
@@ -84,6 +96,10 @@ class JudgePrompt:
     optional: tuple[str, ...] = ()
     source: str = ""
     path: str = ""
+    reasoning: Reasoning = "strip"
+    unfinished: Literal["none", "keep"] = "none"
+    opened: bool = False
+    thought_tags: tuple[tuple[str, str], ...] = THOUGHT_TAGS
 
     @classmethod
     def load(cls, name_or_path: str | Path | JudgePrompt, *, fence: str | None = None) -> JudgePrompt:
@@ -143,6 +159,8 @@ class JudgePrompt:
                 raise ValueError(f"'scale' must be [lowest, highest], got {[low, high]}")
             data["scale"] = (low, high)
         data["optional"] = tuple(data.get("optional") or ())
+        if "thought_tags" in data:
+            data["thought_tags"] = tuple(map(tuple, data["thought_tags"]))
         data.setdefault("name", path.stem)
         prompt = cls(**data, path=str(path))
         prompt._validate()
@@ -150,6 +168,7 @@ class JudgePrompt:
 
     def _validate(self) -> None:
         slots = self.slots
+        self.treatment.check()
         if self.kind == "label" and self.labels is None:
             raise ValueError("kind 'label' needs 'labels'")
         if self.kind == "generate":
@@ -170,25 +189,35 @@ class JudgePrompt:
             if "{{" in text or "{%" in text:
                 raise ValueError("slots belong in 'body'; 'system' and 'prefill' are constant")
         check_words(system=self.system, body=self.body, prefill=self.prefill)
-        want = [s for s in ("prompt", "completion") if s in slots]
+        names = slots_of(self.body)
         for filled in ways_to_fill(slots):
-            if [s for s in _MARK.findall(_render_body(self.body, filled)) if s in want] != want:
-                empty = [s for s, full in filled if not full]
+            full = dict(filled)
+            every = tuple((s, full["completion" if s in DERIVED else s]) for s in names)
+            if not in_order(_MARK.findall(_render_body(self.body, every)), names):
+                empty = [s for s, there in filled if not there]
                 raise ValueError(
-                    "{{ prompt }} must come once, before {{ completion }} once, so that prefixes are shared"
+                    "{{ prompt }} must come once, before {{ completion }} once, so that prefixes are shared (so must "
+                    "{{ final_answer }} and {{ trajectory }}, where they are)"
                     + (f"; without {empty} that is not so" if empty else "")
                 )
 
     @property
     def slots(self) -> tuple[str, ...]:
         """Names of the values a row must supply, sorted."""
-        return slots_of(self.body)
+        return supplied(slots_of(self.body))
+
+    @property
+    def treatment(self) -> Treatment:
+        """How thoughts are treated."""
+        return Treatment(self.reasoning, self.unfinished, self.opened, self.thought_tags)
 
     @property
     def hash(self) -> str:
         """Content hash of everything that changes what the judge reads or how it is read."""
         content = {k: getattr(self, k) for k in ("kind", "system", "body", "prefill", "scale", "pattern", "optional")}
         content["labels"] = self.labels.key if self.labels else None
+        if self.treatment != Treatment():
+            content["treatment"] = list(self.treatment)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     def render_all(self, rows: Sequence[Mapping[str, Any]]) -> list[Dialogue]:
@@ -218,23 +247,79 @@ class JudgePrompt:
         Raises:
             ValueError: a slot is missing or is neither text nor messages.
         """
-        values = {}
-        for slot in self.slots:
-            value = row.get(slot)
+        values, problem = self._values(row)
+        filled = tuple((s, any(seg.text for seg in found)) for s, found in values.items())
+        parts = _MARK.split(_render_body(self.body, filled))
+        main = next((part for part in parts[1::2] if part in SHOWING), None)
+        segments: list[Segment] = []
+        for i, part in enumerate(parts):
+            if i % 2:  # what is cut when it is too long, and where prefixes part, is the completion as first shown
+                segments += [s._replace(slot="completion") if part == main and s.slot else s for s in values[part]]
+            elif part:
+                segments.append(Segment(part))
+        turns = [Turn("system", (Segment(self.system.strip()),))] if self.system.strip() else []
+        return Dialogue((*turns, Turn("user", tuple(segments))), self.prefill, self.kind == "generate", problem)
+
+    def _values(self, row: Mapping[str, Any]) -> tuple[dict[str, list[Segment]], str | None]:
+        """Segments for each slot of the body, and why the row must not be scored; see `render`."""
+        values: dict[str, list[Segment]] = {}
+        problem: str | None = None
+        for name in slots_of(self.body):
+            slot = "completion" if name in DERIVED else name
+            value: Any = row.get(slot)
             if value is None and slot not in self.optional:
                 raise ValueError(
                     f"prompt {self.name!r} needs {slot!r}, which this row lacks (has {sorted(map(str, row))})"
                 )
             try:
-                values[slot] = to_segments(value if value is not None else "", slot)
+                if slot in REPLIES:
+                    reply = read_reply(value, self.treatment)
+                    value, problem = view(name, reply), problem or reply.problem
+                elif slot == "prompt":
+                    value = read_prompt(value, self.treatment)
+                values[name] = to_segments(value if value is not None else "", slot)
             except RecursionError as err:
                 raise ValueError(f"{slot!r} is nested too deeply to be text or messages") from err
-        filled = tuple((s, any(seg.text for seg in values[s])) for s in self.slots)
-        segments: list[Segment] = []
-        for i, part in enumerate(_MARK.split(_render_body(self.body, filled))):
-            segments += values[part] if i % 2 else [Segment(part)] if part else []
-        turns = [Turn("system", (Segment(self.system.strip()),))] if self.system.strip() else []
-        return Dialogue((*turns, Turn("user", tuple(segments))), self.prefill, self.kind == "generate")
+            if name == "trajectory" and all(s.slot for s in values[name]):
+                values[name].insert(0, Segment("Assistant:\n"))
+            if name in DERIVED:
+                values[name] = [s._replace(slot=name) if s.slot else s for s in values[name]]
+        return values, problem
+
+    def treating(
+        self,
+        reasoning: Reasoning | None = None,
+        unfinished: object = None,
+        opened: bool | None = None,
+    ) -> JudgePrompt:
+        """The same prompt with thoughts treated otherwise; None leaves a setting as it is.
+
+        Raises:
+            ValueError: a setting that means nothing.
+        """
+        given = {"reasoning": reasoning, "unfinished": unfinished, "opened": opened}
+        changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+        if all(getattr(self, key) == value for key, value in changes.items()):
+            return self
+        out = replace(self, **changes)
+        out.treatment.check()
+        return out
+
+    def ends_in_thought(self, completion: object) -> bool:
+        """Whether a completion ends inside a thought, whatever becomes of it."""
+        return read_reply(completion, self.treatment).unfinished
+
+    def as_judged(self, row: Mapping[str, Any], change: Callable[[Any], Any] = lambda value: value) -> dict[str, Any]:
+        """A row whose completion is what the judge reads of it, thoughts treated, or a change of that.
+
+        Args:
+            row: a row; one that must not be scored stays as it is.
+            change: from text or messages to text or messages.
+        """
+        reply = read_reply(row["completion"], self.treatment)
+        if reply.problem is not None:
+            return dict(row)
+        return {**row, "completion": settled(change(reply.shown), self.treatment)}
 
 
 def _digest(text: str) -> str:
@@ -267,6 +352,9 @@ def _check_types(raw: dict[str, Any]) -> None:
     for key in ("name", "source", "system", "prefill", "pattern"):
         if not isinstance(raw.get(key, ""), str):
             raise ValueError(f"key {key!r} must be text, got {type(raw[key]).__name__}")
+    tags = raw.get("thought_tags", [])
+    if not isinstance(tags, list) or not all(isinstance(pair, list) for pair in tags):
+        raise ValueError("key 'thought_tags' must be a list of pairs: an opening tag and a closing one")
     if not isinstance(raw.get("completion", True), bool):
         raise ValueError(f"key 'completion' must be true or false, got {type(raw['completion']).__name__}")
     optional = raw.get("optional")
@@ -347,6 +435,8 @@ def _content(message: Mapping[str, Any], slot: str) -> str:
         )
     parts = []
     for part in content if isinstance(content, Sequence) else [content]:
+        if isinstance(part, Mapping) and part.get("type") in THOUGHT_PARTS:
+            continue
         if not isinstance(part, Mapping) or part.get("type") != "text" or "text" not in part:
             kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
             raise ValueError(f"{slot!r} holds a {kind!r} part; this judge reads text only")

@@ -18,6 +18,7 @@ import numpy as np
 from latent_rewards.judge import fingerprint
 from latent_rewards.judge.hf import HFJudge, Judge
 from latent_rewards.judge.prompts import JudgePrompt
+from latent_rewards.judge.thoughts import UNFINISHED, Reasoning
 from latent_rewards.rewards.group_statistics import group_statistics
 
 logger = logging.getLogger(__name__)
@@ -41,6 +42,11 @@ class Reward:
         scale: the reward is `scale * score + shift`.
         shift: see `scale`.
         clip: (low, high) applied last.
+        reasoning: of the thoughts in completions, "strip" (what the default prompts do) sets them aside, "keep" shows
+            them to the judge, "only" shows nothing else; None leaves it to the prompt. See docs/thoughts.md.
+        unfinished: the score of a completion that ends inside its thought: None for none, a number as a floor (a score,
+            so before scale, shift and clip), or "keep" to judge the text as it is.
+        opened: completions are known to begin inside a thought, which the policy's chat template opened.
         on_missing: what a row without a score becomes: "none" (None: GRPO and RLOO leave it out), "raise", or "auto":
             raise under OnlineDPO, which would count None as 0, and None elsewhere.
 
@@ -62,6 +68,9 @@ class Reward:
         scale: float = 1.0,
         shift: float = 0.0,
         clip: tuple[float, float] | None = None,
+        reasoning: Reasoning | None = None,
+        unfinished: float | Literal["none", "keep"] | None = None,
+        opened: bool | None = None,
         on_missing: Literal["auto", "none", "raise"] = "auto",
     ) -> None:
         if on_missing not in ("auto", "none", "raise"):
@@ -69,7 +78,10 @@ class Reward:
         if clip is not None and not clip[0] < clip[1]:
             raise ValueError(f"clip must be (low, high) with low < high, got {clip}")
         self.judge: Judge = HFJudge(judge) if isinstance(judge, str) else judge
-        self.prompt = JudgePrompt.load(prompt if prompt is not None else self.default_prompt)
+        self.floor_unfinished = None if unfinished is None or isinstance(unfinished, str) else float(unfinished)
+        loaded = JudgePrompt.load(prompt if prompt is not None else self.default_prompt)
+        how = "none" if self.floor_unfinished is not None else unfinished
+        self.prompt = loaded.treating(reasoning, how, opened)
         self.scale, self.shift, self.clip, self.on_missing = float(scale), float(shift), clip, on_missing
         self.__name__ = self._asked_name = name or self._default_name()
         self._prepare()
@@ -99,7 +111,7 @@ class Reward:
             "class": self._class_key(), "prompt_hash": self.prompt.hash,
             "layout": fingerprint.layout_of(self.judge, self.prompt), "scale": self.scale, "shift": self.shift,
             "clip": None if self.clip is None else [float(x) for x in self.clip], "on_missing": self.on_missing,
-            "options": self.options(),
+            "unfinished": self.floor_unfinished, "options": self.options(),
         }  # fmt: skip
 
     @property
@@ -122,7 +134,8 @@ class Reward:
     def bounds(self) -> tuple[float, float] | None:
         """Lowest and highest reward that can be; None where one of them has no end."""
         with np.errstate(invalid="ignore"):
-            ends = np.sort(self._finish(np.array(self.score_range)))
+            floor = [] if self.floor_unfinished is None else [self.floor_unfinished]
+            ends = np.sort(self._finish(np.array([*self.score_range, *floor])))[[0, -1]]
         return (float(ends[0]), float(ends[1])) if np.isfinite(ends).all() else None
 
     @classmethod
@@ -176,8 +189,7 @@ class Reward:
         started = time.perf_counter()
         _check_lists(prompts=prompts, completions=completions)
         self._read_together(list(prompts or []), list(completions), kwargs)
-        scores, facts = self._score(list(prompts or []), list(completions), kwargs)
-        rewards = self._finish(scores)
+        rewards, facts = self._scored(list(prompts or []), list(completions), kwargs)
         missing = np.flatnonzero(np.isnan(rewards))
         no_way_out = "trainer_state" in kwargs and "log_metric" not in kwargs
         if len(missing) and (self.on_missing == "raise" or (self.on_missing == "auto" and no_way_out)):
@@ -193,6 +205,7 @@ class Reward:
         out = [None if np.isnan(r) else float(r) for r in rewards]
         if kwargs.get("log_metric") is not None:
             facts["metrics"] |= group_statistics(list(prompts or []), rewards)
+            facts["metrics"]["unfinished"] = float(np.mean(self._unfinished(completions))) if len(out) else 0.0
             facts["metrics"]["seconds"] = time.perf_counter() - started
             for key, value in facts["metrics"].items():
                 kwargs["log_metric"](f"{self.__name__}/{key}", float(value))
@@ -216,16 +229,14 @@ class Reward:
             ValueError: lengths differ, or a row lacks something the prompt needs; the message has the row number.
         """
         _check_lists(prompts=prompts, completions=completions)
-        scores, _ = self._score(list(prompts), list(completions), dict(columns))
-        return self._finish(scores)
+        return self._scored(list(prompts), list(completions), dict(columns))[0]
 
     def score_with_reasons(
         self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Sequence[Any]
     ) -> tuple[np.ndarray, list[str | None]]:
         """As `score`, and for each row without a score why it has none."""
         _check_lists(prompts=prompts, completions=completions)
-        scores, facts = self._score(list(prompts), list(completions), dict(columns))
-        final = self._finish(scores)
+        final, facts = self._scored(list(prompts), list(completions), dict(columns))
         return final, [why if np.isnan(x) else None for x, why in zip(final, facts["reasons"], strict=True)]
 
     def to_async(self) -> AsyncReward:
@@ -260,7 +271,26 @@ class Reward:
         """(B,) scores before scale and clip, and what to log; every kind of reward has its own."""
         raise NotImplementedError(f"{type(self).__name__} does not say how it scores")
 
-    def _finish(self, scores: np.ndarray) -> np.ndarray:
+    def _scored(
+        self, prompts: list[Any], completions: list[Any], columns: Mapping[str, Any]
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """(B,) rewards, and what to log."""
+        scores, facts = self._score(prompts, completions, columns)
+        rewards = self._finish(scores, [{"completion": c} for c in completions])
+        if np.isnan(rewards).any() and self.prompt.unfinished == "none":
+            known = zip(self._unfinished(completions), facts["reasons"], strict=True)
+            facts["reasons"] = [UNFINISHED if cut else why for cut, why in known]
+        return rewards, facts
+
+    def _unfinished(self, completions: Sequence[Any]) -> list[bool]:
+        """Which completions end inside a thought, whatever becomes of them."""
+        return [self.prompt.ends_in_thought(c) for c in completions]
+
+    def _finish(self, scores: np.ndarray, rows: Sequence[Mapping[str, Any]] | None = None) -> np.ndarray:
+        """(B,) scores with the floor of unfinished thoughts, where the rows are given, scaled, shifted and clipped."""
+        if self.floor_unfinished is not None and rows is not None:
+            cut = np.isnan(scores) & np.array(self._unfinished([r["completion"] for r in rows]), dtype=bool)
+            scores = np.where(cut, self.floor_unfinished, scores)
         rewards = scores * self.scale + self.shift
         return rewards if self.clip is None else np.clip(rewards, *self.clip)
 
@@ -296,12 +326,25 @@ def with_prompt_of(owner: Any, options: dict[str, Any]) -> dict[str, Any]:
         ValueError: they ask for another prompt, which would change nothing but its name.
     """
     given, own = options.pop("prompt", None), owner.prompt
+    if isinstance(owner, Reward):
+        _check_treatment(own, options)
     if given is not None and (loaded := JudgePrompt.load(given)).hash != own.hash:
         raise ValueError(
             f"prompt {loaded.name!r} has hash {loaded.hash}, but the {type(owner).__name__} in it reads prompt "
             f"{own.name!r} with hash {own.hash}; leave `prompt` out here, or make that part with it"
         )
     return {**options, "prompt": own}
+
+
+def _check_treatment(own: JudgePrompt, options: Mapping[str, Any]) -> None:
+    """Refuse a treatment of thoughts that a reward made of others asks for and its members do not have."""
+    keep = options.get("unfinished")
+    asked = own.treating(options.get("reasoning"), keep if isinstance(keep, str) else None, options.get("opened"))
+    if asked.treatment != own.treatment:
+        raise ValueError(
+            f"thoughts are treated by what reads them: give reasoning, opened and unfinished='keep' to the reward of "
+            f"prompt {own.name!r} that this one is made of"
+        )
 
 
 def _check_lists(**given: Any) -> None:

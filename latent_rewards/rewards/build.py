@@ -154,9 +154,13 @@ def _likert(scale: Literal[5, 10]) -> Callable[..., Reward]:
     return make
 
 
-def _member(judge: Judge | str, of: str | Mapping[str, Any], prompt: Any = None) -> LatentReward:
-    """A member of a composite: a name, or its options with the name under "reward"; a prompt of its own comes first."""
-    options = {"reward": of} if isinstance(of, str) else dict(of)
+def _member(judge: Judge | str, of: str | Mapping[str, Any], outer: dict[str, Any], prompt: Any = None) -> LatentReward:
+    """A member of a composite: a name, or its options with the name under "reward"; a prompt of its own comes first.
+
+    So does its own treatment of thoughts, else it is that of the composite's options, `outer`.
+    """
+    options = {k: v for k, v in outer.items() if k in ("reasoning", "opened") or (k, v) == ("unfinished", "keep")}
+    options |= {"reward": of} if isinstance(of, str) else dict(of)
     if prompt is not None and options.get("prompt") is None:
         options["prompt"] = prompt
     name, options = parse_reward((options.pop("reward", "weighted"), options))
@@ -175,7 +179,8 @@ def _guarded(
     **options: Any,
 ) -> Reward:
     judge = HFJudge(judge) if isinstance(judge, str) else judge
-    return GuardedReward(_member(judge, of, prompt), gate=None if gate is None else _member(judge, gate), **options)
+    gated = None if gate is None else _member(judge, gate, options)
+    return GuardedReward(_member(judge, of, options, prompt), gate=gated, **options)
 
 
 def _contrastive(
@@ -185,7 +190,7 @@ def _contrastive(
     prompt: str | Path | JudgePrompt | None = None,
     **options: Any,
 ) -> Reward:
-    return ContrastiveReward(_member(judge, of, prompt), **options)
+    return ContrastiveReward(_member(judge, of, options, prompt), **options)
 
 
 def _ensemble(
@@ -196,7 +201,7 @@ def _ensemble(
     **options: Any,
 ) -> Reward:
     judge = HFJudge(judge) if isinstance(judge, str) else judge
-    return EnsembleReward([_member(judge, each, prompt) for each in of], **options)
+    return EnsembleReward([_member(judge, each, options, prompt) for each in of], **options)
 
 
 def _cross_layer(
@@ -216,7 +221,7 @@ def _reasoned(
     prompt: str | Path | JudgePrompt = "weighted_reasoned",
     **options: Any,
 ) -> Reward:
-    return ReasonedReward(_member(judge, of, prompt), **options)
+    return ReasonedReward(_member(judge, of, options, prompt), **options)
 
 
 def _calibrated(
@@ -227,7 +232,7 @@ def _calibrated(
     prompt: str | Path | JudgePrompt | None = None,
     **options: Any,
 ) -> Reward:
-    return CalibratedReward(_member(judge, of, prompt), calibration, **options)
+    return CalibratedReward(_member(judge, of, options, prompt), calibration, **options)
 
 
 REWARDS: dict[str, Callable[..., Reward]] = {

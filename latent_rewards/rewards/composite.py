@@ -71,7 +71,7 @@ class ContrastiveReward(LatentReward):
         """The row that a row is contrasted with."""
         if self.against == "task":
             return {**row, "prompt": ""}
-        return {**row, "completion": shuffled(to_text(row["completion"]))}
+        return self.reward.prompt.as_judged(row, lambda said: shuffled(to_text(said)))
 
     def requests(self, rows: Sequence[Mapping[str, Any]]) -> list[Request]:
         """Those of the rows, then those of their baselines."""
@@ -80,9 +80,9 @@ class ContrastiveReward(LatentReward):
     def scores_of(self, rows: Sequence[Mapping[str, Any]], readings: Sequence[Reading]) -> np.ndarray:
         """(B,) differences, in the reward's units."""
         own = len(readings) // 2
-        return self.reward._finish(self.reward.scores_of(rows, readings[:own])) - self.weight * self.reward._finish(
-            self.reward.scores_of([self.baseline(r) for r in rows], readings[own:])
-        )
+        baselines = [self.baseline(r) for r in rows]
+        taken = self.reward._finish(self.reward.scores_of(baselines, readings[own:]), baselines)
+        return self.reward._finish(self.reward.scores_of(rows, readings[:own]), rows) - self.weight * taken
 
 
 class EnsembleReward(LatentReward):
@@ -170,7 +170,7 @@ class EnsembleReward(LatentReward):
         parts, at = [], 0
         for reward, location, scale in zip(self.rewards, self.location, self.scales, strict=True):
             n = len(reward.requests(rows))
-            scores = reward._finish(reward.scores_of(rows, readings[at : at + n]))
+            scores = reward._finish(reward.scores_of(rows, readings[at : at + n]), rows)
             parts.append((scores - location) / scale)
             at += n
         stacked = np.stack(parts)

@@ -46,7 +46,9 @@ class ReasonedReward(Reward):
         seed: int = 42,
         **options: Any,
     ) -> None:
-        self.reward, self.feedback_prompt = reward._as_part(), JudgePrompt.load(feedback_prompt)
+        own = reward.prompt
+        self.reward = reward._as_part()
+        self.feedback_prompt = JudgePrompt.load(feedback_prompt).treating(own.reasoning, own.unfinished, own.opened)
         if "feedback" not in reward.prompt.slots:
             raise ValueError(
                 f"prompt {reward.prompt.name!r} has no {{{{ feedback }}}} slot; use prompt='weighted_reasoned'"
@@ -84,8 +86,7 @@ class ReasonedReward(Reward):
         scores, facts = [], {"metrics": {}, "reasons": ["the judge wrote no feedback"] * len(rows)}
         for k in range(self.rationales):
             feedback = [(t[k] or "").split("[RESULT]")[0].strip() for t in texts]
-            score, facts = self.reward._score(prompts, completions, {**columns, "feedback": feedback})
-            score = self.reward._finish(score)
+            score, facts = self.reward._scored(prompts, completions, {**columns, "feedback": feedback})
             scores.append(np.where([t[k] is None for t in texts], np.nan, score))
         stacked = np.stack(scores)
         seen = (~np.isnan(stacked)).sum(0)

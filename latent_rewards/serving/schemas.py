@@ -17,6 +17,8 @@ from torch import Tensor
 from latent_rewards.judge.labels import Labels
 from latent_rewards.judge.prompts import JudgePrompt, to_segments
 from latent_rewards.judge.reading import Lens, Need, Reading
+from latent_rewards.judge.thought_tags import THOUGHT_TAGS
+from latent_rewards.judge.thoughts import Reasoning
 
 _MESSAGE: dict[str, Any] = {
     "type": "object",
@@ -167,6 +169,10 @@ class PromptSpec(Wire):
     pattern: str | None = Field(None, max_length=500)
     completion: StrictBool = True
     optional: list[str] = Field([], max_length=100)
+    reasoning: Reasoning = "strip"
+    unfinished: Literal["none", "keep"] = "none"
+    opened: StrictBool = False
+    thought_tags: list[tuple[str, str]] | None = Field(None, max_length=64, description="Null for the usual ones.")
 
     @classmethod
     def of(cls, prompt: JudgePrompt) -> PromptSpec:
@@ -178,6 +184,8 @@ class PromptSpec(Wire):
             values=None if labels is None else list(labels.values),
             spellings=None if labels is None else [list(s) for s in labels.spellings],
             scale=prompt.scale, pattern=prompt.pattern, completion=prompt.completion, optional=list(prompt.optional),
+            reasoning=prompt.reasoning, unfinished=prompt.unfinished, opened=prompt.opened,
+            thought_tags=None if prompt.thought_tags == THOUGHT_TAGS else list(prompt.thought_tags),
         )  # fmt: skip
 
     def build(self) -> JudgePrompt:
@@ -195,6 +203,8 @@ class PromptSpec(Wire):
         prompt = JudgePrompt(
             name=self.name, kind=self.kind, system=self.system, body=self.body, prefill=self.prefill, labels=labels,
             scale=self.scale, pattern=self.pattern, completion=self.completion, optional=tuple(self.optional),
+            reasoning=self.reasoning, unfinished=self.unfinished, opened=self.opened,
+            thought_tags=THOUGHT_TAGS if self.thought_tags is None else tuple(self.thought_tags),
         )  # fmt: skip
         check_template(prompt)
         return prompt

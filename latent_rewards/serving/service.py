@@ -18,6 +18,7 @@ from latent_rewards.judge.hf import HFJudge
 from latent_rewards.judge.prompts import JudgePrompt, to_segments
 from latent_rewards.judge.reading import Need, Reading, Request, Row, unread
 from latent_rewards.judge.requests import joins
+from latent_rewards.judge.thoughts import hidden_chars
 from latent_rewards.rewards.base import Reward
 from latent_rewards.rewards.latent import LatentReward, reasons_of
 from latent_rewards.rewards.probe import ProbeReward
@@ -96,7 +97,7 @@ class Service:
             )
         for i, row in enumerate(rows):
             for slot, value in row.items():
-                length = sum(len(s.text) for s in to_segments(value, slot))
+                length = sum(len(s.text) for s in to_segments(value, slot)) + hidden_chars(value)
                 if length > self.settings.max_text_chars:
                     limit = self.settings.max_text_chars
                     raise RequestError(
@@ -271,7 +272,7 @@ def read_out(
     """(B,) scores from what the reward asked for, scaled and clipped like the reward, and why rows have none."""
     if not rows:
         return np.zeros(0), []
-    values = reward._finish(reward.scores_of(_slots(reward.prompt, rows), readings))
+    values = reward._finish(reward.scores_of(_slots(reward.prompt, rows), readings), rows)
     return values, [why if np.isnan(v) else None for v, why in zip(values, reasons_of(readings), strict=True)]
 
 
