@@ -168,7 +168,7 @@ OTHER: dict[str, Any] = {
     "feedback": False, "temperature": 0.1, "n_samples": 3, "max_new_tokens": 7, "seed": 9, "statistic": "one",
     "of": "cross_layer", "floor": -5.0, "guards": ("blank", "echo"), "gate": "weighted", "gate_below": 0.25,
     "gate_slope": None, "relevance": 0.25, "against": "shuffled", "weight": 0.5, "how": "mean", "location": [1.0, 2.0],
-    "scales": [1.0, 2.0], "aspect": "second",
+    "scales": [1.0, 2.0], "aspect": "second", "reasoning": "keep", "unfinished": 0.5, "opened": True,
 }  # fmt: skip
 OTHER_OF: dict[str, dict[str, Any]] = {
     "verifier": {"prompt": "verifier_hardened"}, "likert5": {"prompt": "likert10"}, "likert10": {"prompt": "likert5"},

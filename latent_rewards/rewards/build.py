@@ -154,13 +154,14 @@ def _likert(scale: Literal[5, 10]) -> Callable[..., Reward]:
     return make
 
 
-def _member(judge: Judge | str, of: str | Mapping[str, Any], outer: dict[str, Any], prompt: Any = None) -> LatentReward:
+def _member(
+    judge: Judge | str, of: str | Mapping[str, Any], outer: Mapping[str, Any], prompt: Any = None
+) -> LatentReward:
     """A member of a composite: a name, or its options with the name under "reward"; a prompt of its own comes first.
 
-    So does its own treatment of thoughts, else it is that of the composite's options, `outer`.
+    So does its own treatment of thoughts, else that of the composite, `outer`.
     """
-    options = {k: v for k, v in outer.items() if k in ("reasoning", "opened") or (k, v) == ("unfinished", "keep")}
-    options |= {"reward": of} if isinstance(of, str) else dict(of)
+    options = outer | ({"reward": of} if isinstance(of, str) else dict(of))
     if prompt is not None and options.get("prompt") is None:
         options["prompt"] = prompt
     name, options = parse_reward((options.pop("reward", "weighted"), options))
@@ -168,6 +169,13 @@ def _member(judge: Judge | str, of: str | Mapping[str, Any], outer: dict[str, An
     if not isinstance(reward, LatentReward):
         raise ValueError(f"{reward.__name__} is sampled; only rewards that are read can be combined")
     return reward
+
+
+def _inner(options: dict[str, Any]) -> dict[str, Any]:
+    """Of a composite's options those that its members read by, taken out; a floor stays its own."""
+    text = isinstance(options.get("unfinished"), str)
+    names = {"reasoning", "opened", *(["unfinished"] if text else [])} & options.keys()
+    return {name: options.pop(name) for name in names}
 
 
 def _guarded(
@@ -178,9 +186,9 @@ def _guarded(
     prompt: str | Path | JudgePrompt | None = None,
     **options: Any,
 ) -> Reward:
-    judge = HFJudge(judge) if isinstance(judge, str) else judge
-    gated = None if gate is None else _member(judge, gate, options)
-    return GuardedReward(_member(judge, of, options, prompt), gate=gated, **options)
+    judge, inner = HFJudge(judge) if isinstance(judge, str) else judge, _inner(options)
+    gated = None if gate is None else _member(judge, gate, inner)
+    return GuardedReward(_member(judge, of, inner, prompt), gate=gated, **options)
 
 
 def _contrastive(
@@ -190,7 +198,7 @@ def _contrastive(
     prompt: str | Path | JudgePrompt | None = None,
     **options: Any,
 ) -> Reward:
-    return ContrastiveReward(_member(judge, of, options, prompt), **options)
+    return ContrastiveReward(_member(judge, of, _inner(options), prompt), **options)
 
 
 def _ensemble(
@@ -200,8 +208,8 @@ def _ensemble(
     prompt: str | Path | JudgePrompt | None = None,
     **options: Any,
 ) -> Reward:
-    judge = HFJudge(judge) if isinstance(judge, str) else judge
-    return EnsembleReward([_member(judge, each, options, prompt) for each in of], **options)
+    judge, inner = HFJudge(judge) if isinstance(judge, str) else judge, _inner(options)
+    return EnsembleReward([_member(judge, each, inner, prompt) for each in of], **options)
 
 
 def _cross_layer(
@@ -221,7 +229,7 @@ def _reasoned(
     prompt: str | Path | JudgePrompt = "weighted_reasoned",
     **options: Any,
 ) -> Reward:
-    return ReasonedReward(_member(judge, of, options, prompt), **options)
+    return ReasonedReward(_member(judge, of, _inner(options), prompt), **options)
 
 
 def _calibrated(
@@ -232,7 +240,7 @@ def _calibrated(
     prompt: str | Path | JudgePrompt | None = None,
     **options: Any,
 ) -> Reward:
-    return CalibratedReward(_member(judge, of, options, prompt), calibration, **options)
+    return CalibratedReward(_member(judge, of, _inner(options), prompt), calibration, **options)
 
 
 REWARDS: dict[str, Callable[..., Reward]] = {
