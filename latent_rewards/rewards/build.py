@@ -161,7 +161,7 @@ def _member(
 
     So does its own treatment of thoughts, else that of the composite, `outer`.
     """
-    options = outer | ({"reward": of} if isinstance(of, str) else dict(of))
+    options = {**outer, **({"reward": of} if isinstance(of, str) else of)}
     if prompt is not None and options.get("prompt") is None:
         options["prompt"] = prompt
     name, options = parse_reward((options.pop("reward", "weighted"), options))
