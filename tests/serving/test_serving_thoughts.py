@@ -52,10 +52,12 @@ def test_score(url: str) -> None:
     assert len({weighted[i] for i in (0, 1, 3, 4)}) == 1 and weighted[0] is not None
 
 
-@pytest.mark.parametrize(
-    "how", [{}, {"reasoning": "keep"}, {"reasoning": "only"}, {"unfinished": "keep"}, {"unfinished": 0.5}, {"opened": True}],
-    ids=str,
-)  # fmt: skip
+HOW: list[dict[str, Any]] = [
+    {}, {"reasoning": "keep"}, {"reasoning": "only"}, {"unfinished": "keep"}, {"unfinished": 0.5}, {"opened": True},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("how", HOW, ids=str)
 def test_a_server_judge_reads_the_same(url: str, judge: HFJudge, how: dict[str, Any]) -> None:
     there = build_reward("weighted", ServerJudge(url), **how)
     here = build_reward("weighted", judge, **how)
