@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from latent_rewards.rewards.latent import CrossLayerReward, ProbabilityWeightedReward, VerifierReward
     from latent_rewards.rewards.likert import GuidedLikertReward, LikertReward
     from latent_rewards.rewards.probe import ProbeReward
+    from latent_rewards.rewards.rubric import RubricReward
 
 __all__ = [
     "AsyncReward",
@@ -45,6 +46,7 @@ __all__ = [
     "Reading",
     "Request",
     "Reward",
+    "RubricReward",
     "VerifierReward",
     "build_reward",
 ]
@@ -62,6 +64,7 @@ _HOMES = {
     "rewards.latent": ("CrossLayerReward", "ProbabilityWeightedReward", "VerifierReward"),
     "rewards.likert": ("GuidedLikertReward", "LikertReward"),
     "rewards.probe": ("ProbeReward",),
+    "rewards.rubric": ("RubricReward",),
 }
 _HOME_OF = {name: f"{__name__}.{home}" for home, names in _HOMES.items() for name in names}
 

@@ -23,6 +23,7 @@ SLOT_VALUES = {
     "prompt": "Name a prime number.",
     "completion": "Seven is prime.",
     "criteria": "The number must be prime.",
+    "criterion": "It names a prime number.",
     "reference": "",
     "other": "Eight is prime.",
     "feedback": "It is right and short.",
@@ -118,7 +119,9 @@ def columns_for(prompt: JudgePrompt, n: int) -> dict[str, list[str]]:
 
 
 def options_for(name: str, judge: Any) -> dict[str, Any]:
-    """What a reward of this name needs besides a judge: a probe fitted to nothing, for probes."""
+    """What a reward of this name needs besides a judge: a probe fitted to nothing, criteria."""
+    if name == "rubric_list":
+        return {"criteria": ["It names a prime number.", {"criterion": "It rambles.", "points": -1, "name": "long"}]}
     if name != "probe":
         return {}
     prompt = JudgePrompt.load("weighted")
@@ -141,7 +144,7 @@ def check_reward(reward: Reward) -> None:
     out = reward(prompts=prompts, completions=completions, **kwargs)
     assert len(out) == 4 and out[2] is None
     assert all(type(x) is float for i, x in enumerate(out) if i != 2)
-    assert logs.extra == {reward.__name__: out}
+    assert logs.extra[reward.__name__] == out and all(len(column) == 4 for column in logs.extra.values())
     keys = {k.removeprefix(reward.__name__ + "/") for k in logs.metrics}
     assert {"spread", "tie_share", "flat_groups", "missing", "seconds"} <= keys
     assert logs.metrics[f"{reward.__name__}/missing"] == 0.25
@@ -161,6 +164,7 @@ def check_reward(reward: Reward) -> None:
 BASE: dict[str, dict[str, Any]] = {
     "guarded": {"gate": "verifier", "gate_below": 0.5, "gate_slope": 1.0, "relevance": 0.5},
     "ensemble": {"of": ("weighted", "cross_layer")},
+    "rubric_list": {"criteria": ["It is short."]},
 }
 OTHER: dict[str, Any] = {
     "prompt": "four_rubric", "scale": 2.0, "shift": 1.0, "clip": (0.25, 0.5), "on_missing": "raise",
@@ -168,11 +172,14 @@ OTHER: dict[str, Any] = {
     "feedback": False, "temperature": 0.1, "n_samples": 3, "max_new_tokens": 7, "seed": 9, "statistic": "one",
     "of": "cross_layer", "floor": -5.0, "guards": ("blank", "echo"), "gate": "weighted", "gate_below": 0.25,
     "gate_slope": None, "relevance": 0.25, "against": "shuffled", "weight": 0.5, "how": "mean", "location": [1.0, 2.0],
-    "scales": [1.0, 2.0], "aspect": "second", "reasoning": "keep", "unfinished": 0.5, "opened": True,
+    "scales": [1.0, 2.0], "aspect": "second", "criteria": ["It is long."], "criteria_column": "checks",
+    "aggregate": "min",
+    "threshold": 0.25, "dropout": 0.5, "unreadable": "leave_out", "reasoning": "keep", "unfinished": 0.25,
+    "thought_tags": [("<plan>", "</plan>")], "opened": True,
 }  # fmt: skip
 OTHER_OF: dict[str, dict[str, Any]] = {
     "verifier": {"prompt": "verifier_hardened"}, "likert5": {"prompt": "likert10"}, "likert10": {"prompt": "likert5"},
-    "ensemble": {"of": ("cross_layer", "weighted")},
+    "ensemble": {"of": ("cross_layer", "weighted")}, "rubric_list": {"prompt": "criterion_scale"},
 }  # fmt: skip
 NO_SCORE_CHANGES = {
     "self",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import socket
@@ -120,3 +121,23 @@ def stop(server: Server) -> None:
     except subprocess.TimeoutExpired:
         server.process.kill()
         server.process.wait()
+
+
+def launch(
+    program: Path, *arguments: str, timeout: float, options: tuple[str, ...] = ("--multi_gpu",), **env: str
+) -> list[Any]:
+    """`accelerate launch` with two ranks on the CPU (gloo); what each wrote."""
+    command = [
+        sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--num_machines", "1",
+        "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", str(free_port()), *options,
+        str(program), *arguments,
+    ]  # fmt: skip
+    out = Path(arguments[2])
+    env = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"} | env
+    done = subprocess.run(
+        command, cwd=out, env=environment(**env), capture_output=True, text=True, timeout=timeout, check=False
+    )
+    assert done.returncode == 0, "\n".join(
+        x for x in (done.stdout + done.stderr).splitlines() if "[rank" in x or "rror" in x
+    )[-6000:]
+    return [json.loads((out / f"rank{rank}.json").read_text()) for rank in range(2)]

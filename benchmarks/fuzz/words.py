@@ -22,8 +22,8 @@ from latent_rewards.rewards.likert import parse_rating
 
 @functools.cache
 def shipped() -> tuple[JudgePrompt, ...]:
-    """All shipped prompts."""
-    return tuple(JudgePrompt.load(p) for p in sorted(prompt_folder().glob("*.yaml")))
+    """All shipped prompts, showing replies whole."""
+    return tuple(JudgePrompt.load(p).with_thoughts("keep") for p in sorted(prompt_folder().glob("*.yaml")))
 
 
 def check_dialogue(prompt: JudgePrompt, row: dict[str, Any], dialogue: Dialogue) -> None:

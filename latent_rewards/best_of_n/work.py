@@ -159,7 +159,7 @@ class Engine:
 
     def _check_alive(self, scorer: Scorer, cause: Exception) -> None:
         """Tell a row that the judge fails on from a judge that fails on everything, such as a lost device."""
-        slots = {s for r in scorer.rewards.values() for s in r.prompt.slots}
+        slots = {s for r in scorer.rewards.values() for s in r.inputs}
         try:
             scorer.read([{s: _CANARY.get(s, "-") for s in slots | set(_CANARY)}], [None], [-1])
         except (RuntimeError, ArithmeticError, IndexError) as err:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 NAMES = (  # as in `latent_rewards.rewards.build`, which `--help` should not wait for
     "weighted", "verifier", "cross_layer", "likert5", "likert10", "probe", "guarded", "contrastive", "ensemble",
-    "reasoned", "calibrated",
+    "rubric_list", "reasoned", "calibrated",
 )  # fmt: skip
 
 Rewards = Annotated[

@@ -47,6 +47,9 @@ def score(
     revision: options.Revision = None,
     prompt_column: Annotated[str, typer.Option(help="Column with the prompt, text or messages.")] = "prompt",
     completion_column: Annotated[str, typer.Option(help="Column with the completion.")] = "completion",
+    criteria_column: Annotated[
+        str | None, typer.Option(help="Column with each row's criteria, for the reward rubric_list; default rubrics.")
+    ] = None,
     score_column: Annotated[list[str] | None, typer.Option(help="Output column, one per reward; default its name.")] = (
         None
     ),
@@ -64,7 +67,7 @@ def score(
     """Score every row; rows that cannot be scored are kept with a null score and reported by number (from 0)."""
     with user_errors():
         arguments = options.judge_arguments(ctx)
-        wanted = options.wanted_rewards(ctx, ["weighted"])
+        wanted = _with_criteria(options.wanted_rewards(ctx, ["weighted"]), criteria_column)
         if describe:
             return _describe(options.load_judge(arguments, weights=False), wanted)
         if input is None or output is None:
@@ -90,6 +93,18 @@ def _build(one: Wanted, judge: HFJudge) -> Reward:
 
     name, arguments = one.parsed()
     return build_reward(name, judge, **arguments)
+
+
+def _with_criteria(wanted: list[Wanted], column: str | None) -> list[Wanted]:
+    """The rewards, those that take a rubric list told the column that holds it."""
+    if column is None:
+        return wanted
+    lists = [one for one in wanted if one.parsed()[0] == "rubric_list"]
+    if not lists:
+        raise ValueError("--criteria-column is for the reward rubric_list, which is not among the rewards")
+    for one in lists:
+        one.options.setdefault("criteria_column", column)
+    return wanted
 
 
 def _describe(judge: HFJudge, wanted: list[Wanted]) -> None:
@@ -158,14 +173,13 @@ def _score_columns(rewards: list[str], given: list[str] | None) -> list[str]:
 def _check_columns(rewards: dict[str, Reward], columns: dict[str, str], source: Source) -> None:
     from latent_rewards.files.sources import RAW, InputError
     from latent_rewards.judge.transcripts import PEEK, hold_prompts
-    from latent_rewards.rewards.scorer import required_slots
 
     if not source.total:
         raise InputError("the input has no rows")
     taken = sorted(set(rewards) & set(source.columns))
     if taken:
         raise InputError(f"the input already has the columns {taken}; name the new ones with --score-column")
-    for slot in sorted({slot for r in rewards.values() for slot in required_slots(r)}):
+    for slot in sorted({slot for r in rewards.values() for slot in r.required}):
         column = columns.get(slot, slot)
         if slot == "prompt" and hold_prompts(next(source.chunks(PEEK)).rows, columns["completion"]):
             continue

@@ -45,7 +45,7 @@ def _drift(reward: LatentReward, rows: Sequence[dict[str, Any]]) -> dict[str, fl
 
 
 def _scores(reward: LatentReward, rows: Sequence[dict[str, Any]]) -> np.ndarray:
-    return reward._finish(reward.scores_of(rows, reward.judge.read(reward.requests(rows))), rows)
+    return reward._finish(reward.scores_of(rows, reward.judge.read(reward.requests(rows))))
 
 
 def _largest(change: np.ndarray) -> float | None:

@@ -17,7 +17,7 @@ from latent_rewards.rewards.base import Reward
 def texts(items: Sequence[Item], reward: Reward) -> list[dict[str, Any]]:
     """Every response of every item, in order, as a row for the reward's prompt."""
     flat = [(item, response) for item in items for response in item.responses]
-    needed = [s for s in reward.prompt.slots if s not in ("prompt", "completion")]
+    needed = [s for s in reward.inputs if s not in ("prompt", "completion")]
     columns = {slot: [item.columns.get(slot, "") for item, _ in flat] for slot in needed}
     if not flat:
         return []

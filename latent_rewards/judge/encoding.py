@@ -94,10 +94,10 @@ class Encoder:
             for key, found in zip(missing, self._encode(list(missing.values())), strict=True):
                 self._cache[key] = array("i", found.ids), found.completion, found.head, found.problem
             out = []
-            for key in keys:
+            for key, dialogue in zip(keys, dialogues, strict=True):
                 ids, completion, head, problem = self._cache[key]
                 self._cache.move_to_end(key)
-                out.append(Encoded(list(ids), completion, head, problem))
+                out.append(Encoded(list(ids), completion, head, dialogue.problem or problem))
             n_cached = sum(len(ids) + 16 for ids, *_ in self._cache.values())
             while n_cached > _MAX_CACHED:
                 n_cached -= len(self._cache.popitem(last=False)[1][0]) + 16

@@ -115,6 +115,7 @@ def content_key(prompt: JudgePrompt, encoded: Sequence[Encoded]) -> str:
     """Equal for the same texts under the same prompt."""
     digest = hashlib.sha256(prompt.hash.encode())
     for e in encoded:
+        digest.update(b"-" if e.problem else b"+")
         digest.update(len(e.ids).to_bytes(8, "little") + torch.tensor(e.ids, dtype=torch.int32).numpy().tobytes())
     return digest.hexdigest()
 

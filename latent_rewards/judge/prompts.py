@@ -19,7 +19,6 @@ from jinja2 import TemplateError
 from latent_rewards.files.sources import RowError
 from latent_rewards.judge.labels import Labels
 from latent_rewards.judge.template import ENV, check_words, slots_of, ways_to_fill
-from latent_rewards.judge.thought_tags import THOUGHT_TAGS
 from latent_rewards.judge.thoughts import THOUGHT_PARTS, Reasoning, Treatment, read_prompt, read_reply, settled
 from latent_rewards.judge.trajectory import DERIVED, SHOWING, in_order, supplied, view
 
@@ -79,7 +78,7 @@ class JudgePrompt:
             nothing else. In earlier turns of the assistant they are shown with "keep" alone.
         unfinished: what a reply becomes that ends inside its thought: "none" (no score) or "keep" (it stays as it is).
         opened: completions are known to begin inside a thought, which the policy's template opened.
-        thought_tags: pairs of opening and closing tag of a thought; see `thought_tags.split_thoughts`.
+        thought_tags: pairs of opening and closing tag of a thought, besides `thought_tags.THOUGHT_TAGS`.
         source: where the idea comes from.
         path: file it was loaded from, for messages.
     """
@@ -99,7 +98,7 @@ class JudgePrompt:
     reasoning: Reasoning = "strip"
     unfinished: Literal["none", "keep"] = "none"
     opened: bool = False
-    thought_tags: tuple[tuple[str, str], ...] = THOUGHT_TAGS
+    thought_tags: tuple[tuple[str, str], ...] = ()
 
     @classmethod
     def load(cls, name_or_path: str | Path | JudgePrompt, *, fence: str | None = None) -> JudgePrompt:
@@ -160,7 +159,7 @@ class JudgePrompt:
             data["scale"] = (low, high)
         data["optional"] = tuple(data.get("optional") or ())
         if "thought_tags" in data:
-            data["thought_tags"] = tuple(map(tuple, data["thought_tags"]))
+            data["thought_tags"] = tuple(map(tuple, data["thought_tags"] or ()))
         data.setdefault("name", path.stem)
         prompt = cls(**data, path=str(path))
         prompt._validate()
@@ -286,24 +285,28 @@ class JudgePrompt:
                 values[name] = [s._replace(slot=name) if s.slot else s for s in values[name]]
         return values, problem
 
-    def treating(
+    def with_thoughts(
         self,
         reasoning: Reasoning | None = None,
-        unfinished: object = None,
+        tags: Sequence[tuple[str, str]] = (),
+        *,
+        keep_unfinished: bool = False,
         opened: bool | None = None,
     ) -> JudgePrompt:
-        """The same prompt with thoughts treated otherwise; None leaves a setting as it is.
+        """The same prompt with another way to treat thoughts; None leaves a setting as it is. See the attributes.
 
         Raises:
             ValueError: a setting that means nothing.
         """
-        given = {"reasoning": reasoning, "unfinished": unfinished, "opened": opened}
-        changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
-        if all(getattr(self, key) == value for key, value in changes.items()):
-            return self
-        out = replace(self, **changes)
+        out = replace(
+            self,
+            reasoning=self.reasoning if reasoning is None else reasoning,
+            unfinished="keep" if keep_unfinished else self.unfinished,
+            opened=self.opened if opened is None else opened,
+            thought_tags=(*self.thought_tags, *(tuple(pair) for pair in tags)),
+        )
         out.treatment.check()
-        return out
+        return self if out == self else out
 
     def ends_in_thought(self, completion: object) -> bool:
         """Whether a completion ends inside a thought, whatever becomes of it."""
@@ -352,7 +355,7 @@ def _check_types(raw: dict[str, Any]) -> None:
     for key in ("name", "source", "system", "prefill", "pattern"):
         if not isinstance(raw.get(key, ""), str):
             raise ValueError(f"key {key!r} must be text, got {type(raw[key]).__name__}")
-    tags = raw.get("thought_tags", [])
+    tags = raw.get("thought_tags") or []
     if not isinstance(tags, list) or not all(isinstance(pair, list) for pair in tags):
         raise ValueError("key 'thought_tags' must be a list of pairs: an opening tag and a closing one")
     if not isinstance(raw.get("completion", True), bool):

@@ -30,7 +30,7 @@ class Treatment(NamedTuple):
     reasoning: Reasoning = "strip"
     unfinished: Literal["none", "keep"] = "none"
     opened: bool = False
-    tags: tuple[tuple[str, str], ...] = THOUGHT_TAGS
+    tags: tuple[tuple[str, str], ...] = ()
 
     def check(self) -> None:
         """Raise ValueError for values that mean nothing."""
@@ -86,7 +86,7 @@ def read_reply(value: object, how: Treatment) -> Reply:
     if messages is None:
         if not isinstance(value, str):
             return Reply(value, value, False, None)
-        parts = split_thoughts(value, how.tags, opened=how.opened)
+        parts = split_thoughts(value, (*THOUGHT_TAGS, *how.tags), opened=how.opened)
         one = _Said(parts.thoughts, parts.answer, parts.unfinished, value, parts.answer != value)
         return _reply(value, [one], how, lambda: _shown(one, how))
     own = [m for m in messages if m["role"] == "assistant"]
@@ -156,7 +156,7 @@ def _said(message: Mapping[str, object], how: Treatment) -> _Said:
     if not isinstance(text, str):
         return _Said(tuple(apart), text, False, text, bool(apart))
     opened = how.opened and not apart and not any(name in message for name in THOUGHT_FIELDS)
-    parts = split_thoughts(text, how.tags, opened=opened)
+    parts = split_thoughts(text, (*THOUGHT_TAGS, *how.tags), opened=opened)
     silent = bool(apart) and not text.strip() and not message.get("tool_calls")
     whole = text
     if apart:

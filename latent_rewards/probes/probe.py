@@ -17,7 +17,6 @@ from torch import Tensor
 from latent_rewards.files import artefact
 from latent_rewards.judge.hf import Judge
 from latent_rewards.judge.prompts import JudgePrompt
-from latent_rewards.judge.thoughts import Treatment
 
 logger = logging.getLogger(__name__)
 
@@ -197,9 +196,9 @@ def prompt_yaml(prompt: JudgePrompt) -> str:
     keys = ("name", "kind", "source", "system", "body", "prefill", "pattern")
     raw: dict[str, Any] = {k: getattr(prompt, k) for k in keys if getattr(prompt, k)}
     raw |= {"completion": prompt.completion, "optional": list(prompt.optional)}
-    if prompt.treatment != Treatment():
-        tags = [list(pair) for pair in prompt.thought_tags]
-        raw |= {key: getattr(prompt, key) for key in ("reasoning", "unfinished", "opened")} | {"thought_tags": tags}
+    if prompt.thought_tags:
+        raw["thought_tags"] = [list(pair) for pair in prompt.thought_tags]
+    raw |= {k: v for k in ("reasoning", "unfinished", "opened") if (v := getattr(prompt, k)) != getattr(JudgePrompt, k)}
     if prompt.scale:
         raw["scale"] = list(prompt.scale)
     if prompt.labels:

@@ -18,7 +18,7 @@ import numpy as np
 from latent_rewards.judge import fingerprint
 from latent_rewards.judge.hf import HFJudge, Judge
 from latent_rewards.judge.prompts import JudgePrompt
-from latent_rewards.judge.thoughts import UNFINISHED, Reasoning
+from latent_rewards.judge.thoughts import UNFINISHED
 from latent_rewards.rewards.group_statistics import group_statistics
 
 logger = logging.getLogger(__name__)
@@ -42,10 +42,11 @@ class Reward:
         scale: the reward is `scale * score + shift`.
         shift: see `scale`.
         clip: (low, high) applied last.
-        reasoning: of the thoughts in completions, "strip" (what the default prompts do) sets them aside, "keep" shows
-            them to the judge, "only" shows nothing else; None leaves it to the prompt. See docs/thoughts.md.
-        unfinished: the score of a completion that ends inside its thought: None for none, a number as a floor (a score,
-            so before scale, shift and clip), or "keep" to judge the text as it is.
+        reasoning: what the judge sees of a reply that holds a thought: "strip" its answer (the default), "keep" all of
+            it, "only" the thought; see `latent_rewards.judge.thoughts`.
+        unfinished: reward of a reply that ends inside its thought: None is no score (see `on_missing`), a number that
+            reward, "keep" judges the text as it is.
+        thought_tags: pairs of an opening and a closing tag that surround thoughts, besides the known ones.
         opened: completions are known to begin inside a thought, which the policy's chat template opened.
         on_missing: what a row without a score becomes: "none" (None: GRPO and RLOO leave it out), "raise", or "auto":
             raise under OnlineDPO, which would count None as 0, and None elsewhere.
@@ -68,20 +69,24 @@ class Reward:
         scale: float = 1.0,
         shift: float = 0.0,
         clip: tuple[float, float] | None = None,
-        reasoning: Reasoning | None = None,
-        unfinished: float | Literal["none", "keep"] | None = None,
-        opened: bool | None = None,
         on_missing: Literal["auto", "none", "raise"] = "auto",
+        reasoning: Literal["strip", "keep", "only"] | None = None,
+        unfinished: float | Literal["none", "keep"] | None = None,
+        thought_tags: Sequence[tuple[str, str]] = (),
+        opened: bool | None = None,
     ) -> None:
         if on_missing not in ("auto", "none", "raise"):
             raise ValueError(f"on_missing must be 'auto', 'none' or 'raise', got {on_missing!r}")
         if clip is not None and not clip[0] < clip[1]:
             raise ValueError(f"clip must be (low, high) with low < high, got {clip}")
         self.judge: Judge = HFJudge(judge) if isinstance(judge, str) else judge
-        self.floor_unfinished = None if unfinished is None or isinstance(unfinished, str) else float(unfinished)
-        loaded = JudgePrompt.load(prompt if prompt is not None else self.default_prompt)
-        how = "none" if self.floor_unfinished is not None else unfinished
-        self.prompt = loaded.treating(reasoning, how, opened)
+        self.prompt = JudgePrompt.load(prompt if prompt is not None else self.default_prompt)
+        if isinstance(unfinished, str) and unfinished not in ("none", "keep"):
+            raise ValueError(f"unfinished must be None, 'none', 'keep' or a number, got {unfinished!r}")
+        self.prompt = self.prompt.with_thoughts(
+            reasoning, thought_tags, keep_unfinished=unfinished == "keep", opened=opened
+        )
+        self.floor_unfinished = float(unfinished) if isinstance(unfinished, int | float) else None
         self.scale, self.shift, self.clip, self.on_missing = float(scale), float(shift), clip, on_missing
         self.__name__ = self._asked_name = name or self._default_name()
         self._prepare()
@@ -111,8 +116,8 @@ class Reward:
             "class": self._class_key(), "prompt_hash": self.prompt.hash,
             "layout": fingerprint.layout_of(self.judge, self.prompt), "scale": self.scale, "shift": self.shift,
             "clip": None if self.clip is None else [float(x) for x in self.clip], "on_missing": self.on_missing,
-            "unfinished": self.floor_unfinished, "options": self.options(),
-        }  # fmt: skip
+            "options": self.options(),
+        } | ({} if self.floor_unfinished is None else {"unfinished": self.floor_unfinished})  # fmt: skip
 
     @property
     def fingerprint(self) -> str:
@@ -135,8 +140,22 @@ class Reward:
         """Lowest and highest reward that can be; None where one of them has no end."""
         with np.errstate(invalid="ignore"):
             floor = [] if self.floor_unfinished is None else [self.floor_unfinished]
-            ends = np.sort(self._finish(np.array([*self.score_range, *floor])))[[0, -1]]
+            ends = np.sort([*self._finish(np.array(self.score_range)), *floor])[[0, -1]]
         return (float(ends[0]), float(ends[1])) if np.isfinite(ends).all() else None
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the values that a row supplies: the prompt's slots."""
+        return self.prompt.slots
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        """Those of `inputs` that no row may lack."""
+        return tuple(name for name in self.inputs if name not in self.prompt.optional)
+
+    def check_row(self, row: Mapping[str, Any]) -> None:
+        """Raise ValueError where a row cannot be scored for what it holds; see `JudgePrompt.render`."""
+        self.prompt.render(row)
 
     @classmethod
     def _class_key(cls) -> str:
@@ -189,7 +208,7 @@ class Reward:
         started = time.perf_counter()
         _check_lists(prompts=prompts, completions=completions)
         self._read_together(list(prompts or []), list(completions), kwargs)
-        rewards, facts = self._scored(list(prompts or []), list(completions), kwargs)
+        rewards, facts = self._rewards(list(prompts or []), list(completions), kwargs)
         missing = np.flatnonzero(np.isnan(rewards))
         no_way_out = "trainer_state" in kwargs and "log_metric" not in kwargs
         if len(missing) and (self.on_missing == "raise" or (self.on_missing == "auto" and no_way_out)):
@@ -205,12 +224,15 @@ class Reward:
         out = [None if np.isnan(r) else float(r) for r in rewards]
         if kwargs.get("log_metric") is not None:
             facts["metrics"] |= group_statistics(list(prompts or []), rewards)
-            facts["metrics"]["unfinished"] = float(np.mean(self._unfinished(completions))) if len(out) else 0.0
+            cut = [self.prompt.ends_in_thought(c) for c in completions]
+            facts["metrics"]["unfinished"] = float(np.mean(cut)) if cut else 0.0
             facts["metrics"]["seconds"] = time.perf_counter() - started
             for key, value in facts["metrics"].items():
                 kwargs["log_metric"](f"{self.__name__}/{key}", float(value))
         if kwargs.get("log_extra") is not None:
             kwargs["log_extra"](self.__name__, out)
+            for key, column in facts.get("extra", {}).items():
+                kwargs["log_extra"](f"{self.__name__}/{key}", column)
         return out
 
     def score(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Sequence[Any]) -> np.ndarray:
@@ -229,14 +251,14 @@ class Reward:
             ValueError: lengths differ, or a row lacks something the prompt needs; the message has the row number.
         """
         _check_lists(prompts=prompts, completions=completions)
-        return self._scored(list(prompts), list(completions), dict(columns))[0]
+        return self._rewards(list(prompts), list(completions), dict(columns))[0]
 
     def score_with_reasons(
         self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Sequence[Any]
     ) -> tuple[np.ndarray, list[str | None]]:
         """As `score`, and for each row without a score why it has none."""
         _check_lists(prompts=prompts, completions=completions)
-        final, facts = self._scored(list(prompts), list(completions), dict(columns))
+        final, facts = self._rewards(list(prompts), list(completions), dict(columns))
         return final, [why if np.isnan(x) else None for x, why in zip(final, facts["reasons"], strict=True)]
 
     def to_async(self) -> AsyncReward:
@@ -252,7 +274,7 @@ class Reward:
         if len(prompts) != len(completions):
             raise ValueError(f"{len(prompts)} prompts but {len(completions)} completions")
         given = {"prompt": prompts, "completion": completions}
-        for slot in self.prompt.slots:
+        for slot in self.inputs:
             if slot in given or columns.get(slot) is None:
                 continue
             _check_lists(**{slot: columns[slot]})
@@ -271,26 +293,27 @@ class Reward:
         """(B,) scores before scale and clip, and what to log; every kind of reward has its own."""
         raise NotImplementedError(f"{type(self).__name__} does not say how it scores")
 
-    def _scored(
+    def _rewards(
         self, prompts: list[Any], completions: list[Any], columns: Mapping[str, Any]
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """(B,) rewards, and what to log."""
+        """(B,) rewards, and what to log; an unfinished thought is the reason whatever became of its row."""
         scores, facts = self._score(prompts, completions, columns)
-        rewards = self._finish(scores, [{"completion": c} for c in completions])
-        if np.isnan(rewards).any() and self.prompt.unfinished == "none":
-            known = zip(self._unfinished(completions), facts["reasons"], strict=True)
-            facts["reasons"] = [UNFINISHED if cut else why for cut, why in known]
-        return rewards, facts
+        facts["reasons"] = list(facts["reasons"])
+        if self.prompt.unfinished == "none":
+            for i in np.flatnonzero(np.isnan(scores)):
+                if self.prompt.ends_in_thought(completions[i]):
+                    facts["reasons"][i] = UNFINISHED
+        return self.finish(scores, facts["reasons"]), facts
 
-    def _unfinished(self, completions: Sequence[Any]) -> list[bool]:
-        """Which completions end inside a thought, whatever becomes of them."""
-        return [self.prompt.ends_in_thought(c) for c in completions]
+    def finish(self, scores: np.ndarray, reasons: Sequence[str | None]) -> np.ndarray:
+        """(B,) rewards: scores scaled and clipped, and the floor for replies that end inside their thought."""
+        rewards = self._finish(scores)
+        if self.floor_unfinished is None:
+            return rewards
+        cut = np.array([UNFINISHED in (why or "") for why in reasons], dtype=bool)
+        return np.where(cut & np.isnan(rewards), self.floor_unfinished, rewards)
 
-    def _finish(self, scores: np.ndarray, rows: Sequence[Mapping[str, Any]] | None = None) -> np.ndarray:
-        """(B,) scores with the floor of unfinished thoughts, where the rows are given, scaled, shifted and clipped."""
-        if self.floor_unfinished is not None and rows is not None:
-            cut = np.isnan(scores) & np.array(self._unfinished([r["completion"] for r in rows]), dtype=bool)
-            scores = np.where(cut, self.floor_unfinished, scores)
+    def _finish(self, scores: np.ndarray) -> np.ndarray:
         rewards = scores * self.scale + self.shift
         return rewards if self.clip is None else np.clip(rewards, *self.clip)
 
@@ -325,26 +348,20 @@ def with_prompt_of(owner: Any, options: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: they ask for another prompt, which would change nothing but its name.
     """
+    lost = (
+        sorted(key for key in ("reasoning", "thought_tags", "opened") if options.get(key))
+        if isinstance(owner, Reward)
+        else []
+    )
+    if lost or (options.get("unfinished") == "keep" and isinstance(owner, Reward)):
+        raise ValueError(f"give {lost or ['unfinished']} to the {type(owner).__name__} in it, which is what reads")
     given, own = options.pop("prompt", None), owner.prompt
-    if isinstance(owner, Reward):
-        _check_treatment(own, options)
     if given is not None and (loaded := JudgePrompt.load(given)).hash != own.hash:
         raise ValueError(
             f"prompt {loaded.name!r} has hash {loaded.hash}, but the {type(owner).__name__} in it reads prompt "
             f"{own.name!r} with hash {own.hash}; leave `prompt` out here, or make that part with it"
         )
     return {**options, "prompt": own}
-
-
-def _check_treatment(own: JudgePrompt, options: Mapping[str, Any]) -> None:
-    """Refuse a treatment of thoughts that a reward made of others asks for and its members do not have."""
-    keep = options.get("unfinished")
-    asked = own.treating(options.get("reasoning"), keep if isinstance(keep, str) else None, options.get("opened"))
-    if asked.treatment != own.treatment:
-        raise ValueError(
-            f"thoughts are treated by what reads them: give reasoning, opened and unfinished='keep' to the reward of "
-            f"prompt {own.name!r} that this one is made of"
-        )
 
 
 def _check_lists(**given: Any) -> None:

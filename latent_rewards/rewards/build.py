@@ -19,6 +19,7 @@ from latent_rewards.rewards.layer_weights import LayerWeights
 from latent_rewards.rewards.likert import GuidedLikertReward, LikertReward
 from latent_rewards.rewards.probe import ProbeReward
 from latent_rewards.rewards.reasoned import ReasonedReward
+from latent_rewards.rewards.rubric import RubricReward
 
 
 def build_reward(kind: str, /, judge: Judge | str = "embedded", **options: Any) -> Reward:
@@ -77,7 +78,8 @@ def parse_reward(spec: str | tuple[str, Mapping[str, Any]]) -> tuple[str, dict[s
     """Name and options of a reward by its short name, with what it needs after a colon.
 
     "weighted", "weighted:rubric" (another prompt, by name or path), "probe:runs/probe" (a saved probe), "likert10:bare"
-    (the number without feedback), "likert10:guided" (the number under a choice constraint),
+    (the number without feedback), "likert10:guided" (the number under a choice constraint), "rubric_list:criteria.yaml"
+    (criteria for all rows, in a file; another prompt for them is the option "prompt"),
     "guarded:weighted", "contrastive:verifier", "ensemble:weighted+verifier", or a pair of name and options.
     """
     name, options = (spec, {}) if isinstance(spec, str) else (spec[0], dict(spec[1]))
@@ -89,6 +91,8 @@ def parse_reward(spec: str | tuple[str, Mapping[str, Any]]) -> tuple[str, dict[s
         return name, {**how, **options}
     if name in ("guarded", "contrastive", "ensemble", "reasoned", "calibrated"):
         return name, options | {"of": argument.split("+") if name == "ensemble" else argument}
+    if name == "rubric_list" and argument.endswith((".yaml", ".yml", ".json")):
+        return name, options | {"criteria": argument}
     return name, options | {"path" if name == "probe" else "prompt": argument}
 
 
@@ -174,7 +178,7 @@ def _member(
 def _inner(options: dict[str, Any]) -> dict[str, Any]:
     """Of a composite's options those that its members read by, taken out; a floor stays its own."""
     text = isinstance(options.get("unfinished"), str)
-    names = {"reasoning", "opened", *(["unfinished"] if text else [])} & options.keys()
+    names = {"reasoning", "opened", "thought_tags", *(["unfinished"] if text else [])} & options.keys()
     return {name: options.pop(name) for name in names}
 
 
@@ -253,6 +257,7 @@ REWARDS: dict[str, Callable[..., Reward]] = {
     "guarded": _guarded,
     "contrastive": _contrastive,
     "ensemble": _ensemble,
+    "rubric_list": RubricReward,
 }
 # What is laid around a reward, and by which no file or trainer means a reward by itself.
 AROUND: dict[str, Callable[..., Reward]] = {"reasoned": _reasoned, "calibrated": _calibrated}

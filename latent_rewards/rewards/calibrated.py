@@ -130,14 +130,23 @@ class CalibratedReward(Reward):
             low, high = np.sort(self.calibration.predict(bounds_of(self.reward)))
         return float(low), float(high)
 
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """As the reward."""
+        return self.reward.inputs
+
+    def check_row(self, row: Mapping[str, Any]) -> None:
+        """As the reward."""
+        self.reward.check_row(row)
+
     def _read_together(self, prompts: list[Any], completions: list[Any], columns: Mapping[str, Any]) -> None:
         self.reward._read_together(prompts, completions, columns)
 
     def _score(
         self, prompts: list[Any], completions: list[Any], columns: Mapping[str, Any]
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        scores, facts = self.reward._scored(prompts, completions, columns)
-        return self.calibration.predict(scores), facts
+        scores, facts = self.reward._score(prompts, completions, columns)
+        return self.calibration.predict(self.reward._finish(scores)), facts
 
 
 def split_prompts(prompts: Sequence[Any], *, share: float = 0.5, seed: int = 42) -> tuple[np.ndarray, np.ndarray]:

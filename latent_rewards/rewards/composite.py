@@ -13,7 +13,7 @@ import numpy as np
 from latent_rewards.judge.hf import Need, Reading, Request
 from latent_rewards.judge.prompts import to_text
 from latent_rewards.rewards.base import bounds_of, with_prompt_of
-from latent_rewards.rewards.latent import LatentReward
+from latent_rewards.rewards.latent import LatentReward, first_reasons
 
 
 class ContrastiveReward(LatentReward):
@@ -63,6 +63,19 @@ class ContrastiveReward(LatentReward):
         return low - taken[1], high - taken[0]
 
     @property
+    def inputs(self) -> tuple[str, ...]:
+        """As the reward."""
+        return self.reward.inputs
+
+    def rows(self, prompts: list[Any], completions: list[Any], columns: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """As the reward."""
+        return self.reward.rows(prompts, completions, columns)
+
+    def check_row(self, row: Mapping[str, Any]) -> None:
+        """As the reward."""
+        self.reward.check_row(row)
+
+    @property
     def need(self) -> Need:
         """As the reward."""
         return self.reward.need
@@ -77,12 +90,18 @@ class ContrastiveReward(LatentReward):
         """Those of the rows, then those of their baselines."""
         return [*self.reward.requests(rows), *self.reward.requests([self.baseline(r) for r in rows])]
 
+    def reasons(self, rows: Sequence[Mapping[str, Any]], readings: Sequence[Reading]) -> list[str]:
+        """Those of the rows, then of their baselines."""
+        own = len(readings) // 2
+        baselines = [self.baseline(r) for r in rows]
+        return first_reasons(self.reward.reasons(rows, readings[:own]), self.reward.reasons(baselines, readings[own:]))
+
     def scores_of(self, rows: Sequence[Mapping[str, Any]], readings: Sequence[Reading]) -> np.ndarray:
         """(B,) differences, in the reward's units."""
         own = len(readings) // 2
-        baselines = [self.baseline(r) for r in rows]
-        taken = self.reward._finish(self.reward.scores_of(baselines, readings[own:]), baselines)
-        return self.reward._finish(self.reward.scores_of(rows, readings[:own]), rows) - self.weight * taken
+        return self.reward._finish(self.reward.scores_of(rows, readings[:own])) - self.weight * self.reward._finish(
+            self.reward.scores_of([self.baseline(r) for r in rows], readings[own:])
+        )
 
 
 class EnsembleReward(LatentReward):
@@ -157,6 +176,21 @@ class EnsembleReward(LatentReward):
         """The members have been checked already."""
 
     @property
+    def inputs(self) -> tuple[str, ...]:
+        """Those of all rewards."""
+        return tuple(dict.fromkeys(name for reward in self.rewards for name in reward.inputs))
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        """What any reward requires."""
+        return tuple(dict.fromkeys(name for reward in self.rewards for name in reward.required))
+
+    def check_row(self, row: Mapping[str, Any]) -> None:
+        """As every reward."""
+        for reward in self.rewards:
+            reward.check_row(row)
+
+    @property
     def need(self) -> Need:
         """As the first reward."""
         return self.rewards[0].need
@@ -167,14 +201,25 @@ class EnsembleReward(LatentReward):
 
     def scores_of(self, rows: Sequence[Mapping[str, Any]], readings: Sequence[Reading]) -> np.ndarray:
         """(B,) standardised; NaN where any reward has no score."""
-        parts, at = [], 0
-        for reward, location, scale in zip(self.rewards, self.location, self.scales, strict=True):
-            n = len(reward.requests(rows))
-            scores = reward._finish(reward.scores_of(rows, readings[at : at + n]), rows)
-            parts.append((scores - location) / scale)
-            at += n
+        parts = []
+        for (reward, own), location, scale in zip(self._split(rows, readings), self.location, self.scales, strict=True):
+            parts.append((reward._finish(reward.scores_of(rows, own)) - location) / scale)
         stacked = np.stack(parts)
         return stacked.min(0) if self.how == "min" else stacked.mean(0)
+
+    def reasons(self, rows: Sequence[Mapping[str, Any]], readings: Sequence[Reading]) -> list[str]:
+        """Those of the first reward that has some."""
+        return first_reasons(*(reward.reasons(rows, own) for reward, own in self._split(rows, readings)))
+
+    def _split(
+        self, rows: Sequence[Mapping[str, Any]], readings: Sequence[Reading]
+    ) -> list[tuple[LatentReward, Sequence[Reading]]]:
+        out, at = [], 0
+        for reward in self.rewards:
+            n = len(reward.requests(rows))
+            out.append((reward, readings[at : at + n]))
+            at += n
+        return out
 
 
 def shuffled(text: str) -> str:

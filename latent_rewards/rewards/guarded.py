@@ -13,7 +13,7 @@ import numpy as np
 from latent_rewards.judge.hf import Need, Reading, Request
 from latent_rewards.judge.prompts import to_text
 from latent_rewards.rewards.base import bounds_of, with_prompt_of
-from latent_rewards.rewards.latent import LatentReward
+from latent_rewards.rewards.latent import LatentReward, first_reasons
 from latent_rewards.rewards.relevance import log_odds, weights_hash, without_copies
 
 _OPENER = re.compile(
@@ -199,6 +199,19 @@ class GuardedReward(LatentReward):
         return min(low, self.floor), max(high, self.floor)
 
     @property
+    def inputs(self) -> tuple[str, ...]:
+        """As the reward."""
+        return self.reward.inputs
+
+    def rows(self, prompts: list[Any], completions: list[Any], columns: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """As the reward."""
+        return self.reward.rows(prompts, completions, columns)
+
+    def check_row(self, row: Mapping[str, Any]) -> None:
+        """As the reward."""
+        self.reward.check_row(row)
+
+    @property
     def need(self) -> Need:
         """As the guarded reward."""
         return self.reward.need
@@ -210,7 +223,7 @@ class GuardedReward(LatentReward):
     def scores_of(self, rows: Sequence[Mapping[str, Any]], readings: Sequence[Reading]) -> np.ndarray:
         """(B,) the reward's scores, or the floor; NaN where the reward or the gate could not be read."""
         own = len(self.reward.requests(rows))
-        scores = self.reward._finish(self.reward.scores_of(rows, readings[:own]), rows)
+        scores = self.reward._finish(self.reward.scores_of(rows, readings[:own]))
         judged = [self.prompt.as_judged(r) for r in rows]
         low = np.array([bool(broken_guards(r["prompt"], r["completion"], self.guards)) for r in judged], dtype=bool)
         if self.gate is not None and self.gate_below is not None:
@@ -222,10 +235,20 @@ class GuardedReward(LatentReward):
                 scores = np.maximum(scores + self.gate_slope * np.minimum(0.0, below), np.minimum(scores, self.floor))
         return np.where(low & ~np.isnan(scores), self.floor, scores)
 
+    def reasons(self, rows: Sequence[Mapping[str, Any]], readings: Sequence[Reading]) -> list[str]:
+        """Those of the reward, then of the gate."""
+        own = len(self.reward.requests(rows))
+        found = self.reward.reasons(rows, readings[:own])
+        return (
+            found
+            if self.gate is None
+            else first_reasons(found, self.gate.reasons(self._uncopied(rows), readings[own:]))
+        )
+
     def _gate_scores(self, rows: Sequence[Mapping[str, Any]], readings: Sequence[Reading]) -> np.ndarray:
         assert self.gate is not None
         uncopied = self._uncopied(rows)
-        scores = self.gate._finish(self.gate.scores_of(uncopied, readings), uncopied)
+        scores = self.gate._finish(self.gate.scores_of(uncopied, readings))
         if not self.relevance:
             return scores
         judged = [self.gate.prompt.as_judged(r) for r in rows]

@@ -32,7 +32,8 @@ class LatentReward(Reward):
 
     def requests(self, rows: Sequence[Mapping[str, Any]]) -> list[Request]:
         """What the judge has to read to score B rows."""
-        return [Request(self.prompt, list(rows), self.need)]
+        wanted = {"prompt", "completion", *self.prompt.slots}  # rows may hold what other rewards take
+        return [Request(self.prompt, [{k: v for k, v in row.items() if k in wanted} for row in rows], self.need)]
 
     def scores_of(self, rows: Sequence[Mapping[str, Any]], readings: Sequence[Reading]) -> np.ndarray:
         """(B,) float64 scores, NaN where there is none, from the readings of `requests(rows)`."""
@@ -62,8 +63,8 @@ class LatentReward(Reward):
             return
         together: list[Request] = []
         for reward in sorted(self.judge.readers.called(self), key=lambda r: r.__name__):
-            given = {"prompt", "completion", *reward.prompt.optional, *(k for k, v in columns.items() if v is not None)}
-            if set(reward.prompt.slots) <= given:
+            given = {"prompt", "completion", *(k for k, v in columns.items() if v is not None)}
+            if set(reward.required) <= given:
                 together += reward.requests(reward.rows(prompts, completions, columns))
         if len(together) < 2:
             return
@@ -90,13 +91,28 @@ class LatentReward(Reward):
         readings = self.judge.read(self.requests(rows))
         mass = readings[0].label_mass
         metrics = {} if mass is None else {"label_mass": float(mass.nanmean())}
-        return self.scores_of(rows, readings), {"metrics": metrics, "reasons": reasons_of(readings)}
+        facts = {"metrics": metrics, "reasons": self.reasons(rows, readings)}
+        if "log_metric" in columns or "log_extra" in columns:
+            more = self.facts_of(rows, readings)
+            facts |= {"metrics": metrics | more.get("metrics", {}), "extra": more.get("extra", {})}
+        return self.scores_of(rows, readings), facts
+
+    def reasons(self, rows: Sequence[Mapping[str, Any]], readings: Sequence[Reading]) -> list[str]:
+        """(B,) why each row has no score, if it has none: what the first reading says that could not read it."""
+        every = zip(*(reading.reasons for reading in readings), strict=True)
+        return [next((why for why in row if why), UNKNOWN) for row in every]
+
+    def facts_of(self, rows: Sequence[Mapping[str, Any]], readings: Sequence[Reading]) -> dict[str, Any]:
+        """What else a trainer's log shows: "metrics" (name -> float) and "extra" (column -> B texts)."""
+        return {}
 
 
-def reasons_of(readings: Sequence[Reading]) -> list[str]:
-    """Why each row has no score, if it has none: what the first reading says that could not read it."""
-    every = zip(*(reading.reasons for reading in readings), strict=True)
-    return [next((why for why in row if why), "the judge gave NaN") for row in every]
+UNKNOWN = "the judge gave NaN"
+
+
+def first_reasons(*several: Sequence[str]) -> list[str]:
+    """For each row the first reason that says anything, of the reasons that members of a reward give."""
+    return [next((why for why in row if why != UNKNOWN), UNKNOWN) for row in zip(*several, strict=True)]
 
 
 class ProbabilityWeightedReward(LatentReward):

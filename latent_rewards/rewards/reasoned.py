@@ -48,7 +48,9 @@ class ReasonedReward(Reward):
     ) -> None:
         own = reward.prompt
         self.reward = reward._as_part()
-        self.feedback_prompt = JudgePrompt.load(feedback_prompt).treating(own.reasoning, own.unfinished, own.opened)
+        self.feedback_prompt = JudgePrompt.load(feedback_prompt).with_thoughts(
+            own.reasoning, own.thought_tags, keep_unfinished=own.unfinished == "keep", opened=own.opened
+        )
         if "feedback" not in reward.prompt.slots:
             raise ValueError(
                 f"prompt {reward.prompt.name!r} has no {{{{ feedback }}}} slot; use prompt='weighted_reasoned'"
@@ -86,7 +88,8 @@ class ReasonedReward(Reward):
         scores, facts = [], {"metrics": {}, "reasons": ["the judge wrote no feedback"] * len(rows)}
         for k in range(self.rationales):
             feedback = [(t[k] or "").split("[RESULT]")[0].strip() for t in texts]
-            score, facts = self.reward._scored(prompts, completions, {**columns, "feedback": feedback})
+            score, facts = self.reward._score(prompts, completions, {**columns, "feedback": feedback})
+            score = self.reward._finish(score)
             scores.append(np.where([t[k] is None for t in texts], np.nan, score))
         stacked = np.stack(scores)
         seen = (~np.isnan(stacked)).sum(0)

@@ -104,12 +104,12 @@ class Scorer:
         for i, row in enumerate(slots):
             if row is None:
                 continue
-            lacking = [s for s in required_slots(reward) if s not in row]
+            lacking = [s for s in reward.required if s not in row]
             if lacking:
                 reasons[i] |= {f"column {self.columns.get(s, s)!r} is missing or null": None for s in lacking}
                 continue
             try:
-                reward.prompt.render(row)
+                reward.check_row(row)
                 good.append(i)
             except ValueError as err:
                 reasons[i][str(err)] = None
@@ -138,7 +138,7 @@ class Scorer:
         self, reward: Reward, index: list[int], slots: list[dict[str, Any] | None]
     ) -> tuple[dict[str, list[Any]], tuple[list[Any], list[Any]]]:
         rows = [slots[i] or {} for i in index]
-        given = {name: [row.get(name) for row in rows] for name in (*reward.prompt.slots, "prompt", "completion")}
+        given = {name: [row.get(name) for row in rows] for name in (*reward.inputs, "prompt", "completion")}
         return given, (given.pop("prompt"), given.pop("completion"))
 
     def _batch(
@@ -163,8 +163,3 @@ def _numbered(index: list[int], numbers: Sequence[int]) -> Iterator[None]:
         yield
     except RowError as err:
         raise InputError(f"row {numbers[index[err.row]]}: {err.reason}") from err
-
-
-def required_slots(reward: Reward) -> list[str]:
-    """Prompt slots that every row must fill."""
-    return [slot for slot in reward.prompt.slots if slot not in reward.prompt.optional]

@@ -171,12 +171,13 @@ def _add_judge_routes(app: FastAPI, service: Service) -> None:
         given: Any = body
         rows, names = schemas.rows_of(given.rows), given.rewards or service.names
         work = service.score(rows, names, alone=given.alone, deadline=given.deadline)
-        scores, reasons, readings = await while_connected(request, work)
+        scores, reasons, readings, explanations = await while_connected(request, work)
         return schemas.ScoreResponse(
             rewards={name: schemas.finite(values) for name, values in scores.items()},
             reasons=reasons,
             label_mass={n: schemas.finite(r.label_mass) for n, r in readings.items() if r.label_mass is not None},
             distribution=_distributions(service, readings) if given.distribution else None,
+            explanations=explanations if given.explain else None,
         )
 
     @app.post("/read", summary="Readings, bit for bit as the judge gives them; for `ServerJudge`.", responses=_ERRORS)

@@ -77,7 +77,7 @@ def add_routes(app: FastAPI, service: Service, while_connected: Any, errors: dic
         name = service.reward(reward)
         if not service.batcher.ready:
             raise RequestError(503, "not_ready", "the judge is loading", retry=2)
-        values, reasons, readings = await while_connected(request, service.score(rows, [name]))
+        values, reasons, readings, _ = await while_connected(request, service.score(rows, [name]))
         for i in np.flatnonzero(~np.isfinite(values[name])):
             # These stacks have no way to leave a row out, and a number that was not read is worse than an error.
             raise RequestError(422, "no_score", f"row {i}: {reasons[i]}", row=int(i))

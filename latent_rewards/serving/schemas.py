@@ -17,8 +17,6 @@ from torch import Tensor
 from latent_rewards.judge.labels import Labels
 from latent_rewards.judge.prompts import JudgePrompt, to_segments
 from latent_rewards.judge.reading import Lens, Need, Reading
-from latent_rewards.judge.thought_tags import THOUGHT_TAGS
-from latent_rewards.judge.thoughts import Reasoning
 
 _MESSAGE: dict[str, Any] = {
     "type": "object",
@@ -55,7 +53,16 @@ def _text(value: Any) -> Any:
 
 
 def _optional_text(value: Any) -> Any:
-    return value if value is None else _text(value)
+    return value if value is None or is_rubric(value) else _text(value)
+
+
+def is_rubric(value: Any) -> bool:
+    """A list of criteria: of texts, or of mappings that are no messages; a reward that takes one checks the rest."""
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(x, str) or (isinstance(x, dict) and "role" not in x) for x in value)
+    )
 
 
 def _number(value: Any) -> Any:
@@ -67,8 +74,12 @@ def _number(value: Any) -> Any:
 Whole = Annotated[int, BeforeValidator(_number)]
 Real = Annotated[float, BeforeValidator(_number)]
 Text = Annotated[Any, BeforeValidator(_text), WithJsonSchema(_TEXT)]
+_RUBRIC: dict[str, Any] = {
+    "type": "array", "minItems": 1, "items": {"anyOf": [{"type": "string"}, {"type": "object"}]},
+    "description": "criteria, for rewards that take a rubric list",
+}  # fmt: skip
 Slot = Annotated[
-    Any, BeforeValidator(_optional_text), WithJsonSchema({"anyOf": [*_TEXT["anyOf"], {"type": "null"}]})
+    Any, BeforeValidator(_optional_text), WithJsonSchema({"anyOf": [*_TEXT["anyOf"], _RUBRIC, {"type": "null"}]})
 ]  # fmt: skip
 
 
@@ -115,6 +126,7 @@ class ScoreRequest(Wire):
     rows: list[dict[str, Slot]]
     rewards: list[str] | None = None
     distribution: StrictBool = False
+    explain: StrictBool = Field(False, description="Tell for rubric lists how far each criterion is met.")
     alone: StrictBool = Field(False, description="Judge these rows apart from those of other requests.")
     deadline: Deadline = None
 
@@ -152,6 +164,7 @@ class ScoreResponse(BaseModel):
     reasons: list[str | None]
     label_mass: dict[str, list[float | None]]
     distribution: dict[str, Distribution] | None = None
+    explanations: dict[str, list[list[dict[str, str | float | bool | None]]]] | None = None
 
 
 class PromptSpec(Wire):
@@ -169,10 +182,10 @@ class PromptSpec(Wire):
     pattern: str | None = Field(None, max_length=500)
     completion: StrictBool = True
     optional: list[str] = Field([], max_length=100)
-    reasoning: Reasoning = "strip"
+    reasoning: Literal["strip", "keep", "only"] = "strip"
+    thought_tags: list[tuple[str, str]] = Field([], max_length=20)
     unfinished: Literal["none", "keep"] = "none"
     opened: StrictBool = False
-    thought_tags: list[tuple[str, str]] | None = Field(None, max_length=64, description="Null for the usual ones.")
 
     @classmethod
     def of(cls, prompt: JudgePrompt) -> PromptSpec:
@@ -184,8 +197,8 @@ class PromptSpec(Wire):
             values=None if labels is None else list(labels.values),
             spellings=None if labels is None else [list(s) for s in labels.spellings],
             scale=prompt.scale, pattern=prompt.pattern, completion=prompt.completion, optional=list(prompt.optional),
-            reasoning=prompt.reasoning, unfinished=prompt.unfinished, opened=prompt.opened,
-            thought_tags=None if prompt.thought_tags == THOUGHT_TAGS else list(prompt.thought_tags),
+            reasoning=prompt.reasoning, thought_tags=list(prompt.thought_tags), unfinished=prompt.unfinished,
+            opened=prompt.opened,
         )  # fmt: skip
 
     def build(self) -> JudgePrompt:
@@ -203,8 +216,8 @@ class PromptSpec(Wire):
         prompt = JudgePrompt(
             name=self.name, kind=self.kind, system=self.system, body=self.body, prefill=self.prefill, labels=labels,
             scale=self.scale, pattern=self.pattern, completion=self.completion, optional=tuple(self.optional),
-            reasoning=self.reasoning, unfinished=self.unfinished, opened=self.opened,
-            thought_tags=THOUGHT_TAGS if self.thought_tags is None else tuple(self.thought_tags),
+            reasoning=self.reasoning, thought_tags=tuple(self.thought_tags), unfinished=self.unfinished,
+            opened=self.opened,
         )  # fmt: skip
         check_template(prompt)
         return prompt

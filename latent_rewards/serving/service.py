@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,10 +21,12 @@ from latent_rewards.judge.reading import Need, Reading, Request, Row, unread
 from latent_rewards.judge.requests import joins
 from latent_rewards.judge.thoughts import hidden_chars
 from latent_rewards.rewards.base import Reward
-from latent_rewards.rewards.latent import LatentReward, reasons_of
+from latent_rewards.rewards.latent import LatentReward
 from latent_rewards.rewards.probe import ProbeReward
+from latent_rewards.rewards.rubric import RubricReward
 from latent_rewards.serving.batching import Batcher, Job
 from latent_rewards.serving.metrics import Metrics
+from latent_rewards.serving.schemas import is_rubric
 from latent_rewards.serving.settings import ServeSettings
 
 
@@ -33,6 +36,22 @@ class RequestError(Exception):
     def __init__(self, status: int, kind: str, message: str, *, row: int | None = None, retry: int | None = None):
         super().__init__(message)
         self.status, self.kind, self.row, self.retry = status, kind, row, retry
+
+
+class Scored(NamedTuple):
+    """Scores of B rows.
+
+    Attributes:
+        scores: reward -> (B,) float64, NaN for a missing score.
+        reasons: (B,) why one is missing.
+        readings: reward -> its first reading, where that has a text for each row.
+        explanations: rubric list -> for each row what `RubricReward.explain` gives.
+    """
+
+    scores: dict[str, np.ndarray]
+    reasons: list[str | None]
+    readings: dict[str, Reading]
+    explanations: dict[str, list[list[dict[str, Any]]]]
 
 
 class Service:
@@ -72,7 +91,7 @@ class Service:
     @property
     def required(self) -> list[str]:
         """Slots that every row needs, whichever reward is asked for."""
-        slots = [set(r.prompt.slots) - set(r.prompt.optional) for r in self.rewards[0].values()]
+        slots = [set(r.required) for r in self.rewards[0].values()]
         return sorted(set.intersection(*slots), reverse=True)
 
     def reward(self, name: str | None) -> str:
@@ -97,7 +116,8 @@ class Service:
             )
         for i, row in enumerate(rows):
             for slot, value in row.items():
-                length = sum(len(s.text) for s in to_segments(value, slot)) + hidden_chars(value)
+                parts = [json.dumps(value)] if is_rubric(value) else [s.text for s in to_segments(value, slot)]
+                length = sum(map(len, parts)) + hidden_chars(value)
                 if length > self.settings.max_text_chars:
                     limit = self.settings.max_text_chars
                     raise RequestError(
@@ -114,6 +134,18 @@ class Service:
             prompt.render_all(rows)
         except RowError as err:
             raise RequestError(422, "bad_row", str(err), row=err.row) from err
+
+    def check_inputs(self, reward: Reward, rows: Sequence[Row]) -> None:
+        """Every row has what the reward takes.
+
+        Raises:
+            RequestError: names the row.
+        """
+        for i, row in enumerate(rows):
+            try:
+                reward.check_row(row)
+            except ValueError as err:
+                raise RequestError(422, "bad_row", f"row {i}: {err}", row=i) from err
 
     def check_prompt(self, prompt: JudgePrompt, need: Need) -> None:
         """The judge can read this.
@@ -139,13 +171,8 @@ class Service:
 
     async def score(
         self, rows: Sequence[Row], names: Sequence[str], *, alone: bool = False, deadline: float | None = None
-    ) -> tuple[dict[str, np.ndarray], list[str | None], dict[str, Reading]]:
-        """Scores of rows.
-
-        Returns:
-            reward -> (B,) float64 with NaN for a missing score; for each row why one is missing; reward -> its (first)
-            reading.
-        """
+    ) -> Scored:
+        """Scores of rows."""
         rewards = {name: self.rewards[0][name] for name in dict.fromkeys(names)}
         reads: list[Request] = []
         places: dict[str, list[int]] = {}
@@ -153,11 +180,12 @@ class Service:
         def prepare() -> None:
             self.check_size(rows)
             for name, reward in rewards.items():
-                self.check_rows(reward.prompt, rows)
+                self.check_inputs(reward, rows)
                 if isinstance(reward, LatentReward):
                     asked = [Request(r.prompt, _slots(r.prompt, r.rows), r.need) for r in reward.requests(rows)]
                     for read in asked:
-                        self.check_rows(read.prompt, read.rows)
+                        if len(read.rows) == len(rows):
+                            self.check_rows(read.prompt, read.rows)
                     places[name] = [_add(reads, read) for read in asked]
 
         await _call(len(rows), prepare)
@@ -183,15 +211,19 @@ class Service:
                 text = why[i] or "no score"
                 reasons[i] = text if reasons[i] in (None, text) else f"{reasons[i]}; {text}"
             self.metrics.missing.labels(name).inc(int(np.isnan(values).sum()))
-        first = {name: several[0] for name, several in found.items()}
+        first = {name: several[0] for name, several in found.items() if len(several[0]) == len(rows)}
         for name, reading in first.items():
             if reading.label_mass is not None and len(reading):
                 self.metrics.label_mass.labels(name).set(float(torch.nan_to_num(reading.label_mass).mean()))
-        return scores, reasons, first
+        explained = {}
+        for name, reward in rewards.items():
+            if isinstance(reward, RubricReward) and rows:
+                explained[name] = reward.explain_of(rows, found[name])
+        return Scored(scores, reasons, first, explained)
 
     def _sampled(self, name: str, rows: Sequence[Row]) -> Callable[[int], Any]:
         """The work of a reward that is no readout, on whichever judge is free."""
-        slots = self.rewards[0][name].prompt.slots
+        slots = self.rewards[0][name].inputs
         columns = {slot: [row.get(slot) for row in rows] for slot in {*slots, "prompt", "completion"}}
         prompts, completions = columns.pop("prompt"), columns.pop("completion")
         return lambda index: self.rewards[index][name].score_with_reasons(prompts, completions, **columns)
@@ -272,8 +304,10 @@ def read_out(
     """(B,) scores from what the reward asked for, scaled and clipped like the reward, and why rows have none."""
     if not rows:
         return np.zeros(0), []
-    values = reward._finish(reward.scores_of(_slots(reward.prompt, rows), readings), rows)
-    return values, [why if np.isnan(v) else None for v, why in zip(values, reasons_of(readings), strict=True)]
+    own = [{k: v for k, v in row.items() if k in (*reward.inputs, "prompt", "completion")} for row in rows]
+    reasons = reward.reasons(own, readings)
+    values = reward.finish(reward.scores_of(own, readings), reasons)
+    return values, [why if np.isnan(v) else None for v, why in zip(values, reasons, strict=True)]
 
 
 def _group(rows: Sequence[Row]) -> str:

@@ -223,7 +223,10 @@ def test_hashes_by_content() -> None:
 @pytest.mark.parametrize("name", sorted(REWARDS))
 def test_name_prompt_scale_and_clip_go_together(name: str) -> None:
     judge = FakeJudge()
-    prompt = {"verifier": "verifier", "likert5": "likert10", "likert10": "likert5", "probe": "weighted"}
+    prompt = {
+        "verifier": "verifier", "likert5": "likert10", "likert10": "likert5", "probe": "weighted",
+        "rubric_list": "criterion_scale",
+    }  # fmt: skip
     options = BASE.get(name, {}) | options_for(name, judge) | {"prompt": prompt.get(name, "four_rubric")}
     reward = build_reward(name, judge, name="mine", scale=0.5, clip=(0.5, 1.5), **options)
     assert reward.__name__ == "mine" and reward.prompt.name == options["prompt"]

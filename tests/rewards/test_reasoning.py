@@ -67,7 +67,9 @@ def text_of(prompt: JudgePrompt, row: Mapping[str, Any]) -> str:
 
 def seen(completion: object, **how: Any) -> str:
     """What stands in the slot of the completion."""
-    segments = JudgePrompt.load("weighted").treating(**how).render({"prompt": "P", "completion": completion}).turns[-1]
+    segments = (
+        JudgePrompt.load("weighted").with_thoughts(**how).render({"prompt": "P", "completion": completion}).turns[-1]
+    )
     return "".join(s.text for s in segments.segments[3:-1])
 
 
@@ -85,7 +87,7 @@ def test_kept_and_only() -> None:
     assert seen(said(ANSWER, reasoning_content=THOUGHT), reasoning="only") == THOUGHT
     several = "<think>a</think>First.\n<think>b</think>Second."
     assert seen(several, reasoning="only") == "a\n\nb" and seen(several) == "First.\nSecond."
-    only = JudgePrompt.load("weighted").treating("only")
+    only = JudgePrompt.load("weighted").with_thoughts("only")
     assert only.render({"prompt": "P", "completion": ANSWER}).problem == NO_THOUGHT
     assert only.render({"prompt": "P", "completion": WHOLE}).problem is None
 
@@ -104,8 +106,8 @@ def test_a_reply_that_ends_inside_its_thought(completion: Any) -> None:
     prompt = JudgePrompt.load("weighted")
     row = {"prompt": "P", "completion": completion}
     assert prompt.render(row).problem == UNFINISHED and prompt.ends_in_thought(completion)
-    assert prompt.treating("only").render(row).problem == UNFINISHED
-    kept = prompt.treating(unfinished="keep")
+    assert prompt.with_thoughts("only").render(row).problem == UNFINISHED
+    kept = prompt.with_thoughts(keep_unfinished=True)
     assert kept.render(row).problem is None and "<think>\nTen is even" in text_of(kept, row)
 
 
@@ -122,14 +124,14 @@ def test_earlier_turns() -> None:
     row = {"prompt": talk, "completion": ANSWER}
     text = text_of(prompt, row)
     assert "<think>mine</think>" in text and "Assistant:\nOne." in text and "<think>a" not in text
-    assert "<think>a</think>One." in text_of(prompt.treating("keep"), row)
+    assert "<think>a</think>One." in text_of(prompt.with_thoughts("keep"), row)
     assert "<think>x</think>" in text_of(prompt, {"prompt": "Explain\n<think>x</think>", "completion": ANSWER})
     cut = [*talk[:1], *said(CUT), *talk[2:]]
     assert prompt.render({"prompt": cut, "completion": ANSWER}).problem is None
 
 
 def test_a_completion_that_is_known_to_begin_inside_the_thought() -> None:
-    prompt = JudgePrompt.load("weighted").treating(opened=True)
+    prompt = JudgePrompt.load("weighted").with_thoughts(opened=True)
     assert prompt.render({"prompt": "P", "completion": ANSWER}).problem == UNFINISHED
     assert seen(f"{THOUGHT}</think>{ANSWER}", opened=True) == ANSWER
     assert seen(said(ANSWER, reasoning_content=THOUGHT), opened=True) == ANSWER
@@ -144,15 +146,15 @@ def test_both_replies_of_a_pair() -> None:
 
 def test_hash_and_file(tmp_path: Path) -> None:
     prompt = JudgePrompt.load("weighted")
-    assert prompt.treating("strip", "none", False) is prompt
-    changed = [prompt.treating("keep"), prompt.treating("only"), prompt.treating(unfinished="keep"),
-               prompt.treating(opened=True)]  # fmt: skip
+    assert prompt.with_thoughts("strip") is prompt
+    changed = [prompt.with_thoughts("keep"), prompt.with_thoughts("only"), prompt.with_thoughts(keep_unfinished=True),
+               prompt.with_thoughts(opened=True)]  # fmt: skip
     assert len({p.hash for p in [prompt, *changed]}) == 5
     for p in changed:
         (tmp_path / "mine.yaml").write_text(prompt_yaml(p))
         assert JudgePrompt.load(tmp_path / "mine.yaml").hash == p.hash
     with pytest.raises(ValueError, match="reasoning must be one of"):
-        prompt.treating("drop")  # type: ignore[arg-type]
+        prompt.with_thoughts("drop")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -171,7 +173,7 @@ def test_own_tags_of_a_prompt_file(tmp_path: Path) -> None:
     path.write_text(prompt_yaml(JudgePrompt.load("weighted")) + 'thought_tags: [["<plan>", "</plan>"]]\n')
     prompt = JudgePrompt.load(path)
     assert text_of(prompt, {"prompt": "P", "completion": f"<plan>x</plan>{ANSWER}"}).count("plan") == 0
-    assert "<think>" in text_of(prompt, {"prompt": "P", "completion": WHOLE})
+    assert text_of(prompt, {"prompt": "P", "completion": WHOLE}).count("think") == 0
 
 
 def test_rows_whose_completion_holds_the_prompt_keep_their_thought() -> None:
@@ -188,9 +190,9 @@ def test_every_reward_scores_the_answer(judge: HFJudge, name: str) -> None:
     np.testing.assert_allclose(scores[0], scores[1], rtol=1e-5)  # read as one text; a probe's head rounds by row
     assert np.isnan(scores[2]) and reasons[2] == UNFINISHED
     floored = build_reward(name, judge, **options, unfinished=-1.5, scale=2.0, shift=1.0)
-    assert floored.score([TASK] * 2, [CUT, ANSWER])[0] == -2.0
+    assert floored.score([TASK] * 2, [CUT, ANSWER])[0] == -1.5
     if bounds := floored.bounds:
-        assert bounds[0] <= -2.0 <= bounds[1]
+        assert bounds[0] <= -1.5 <= bounds[1]
 
 
 def test_the_log_counts_them() -> None:
@@ -203,7 +205,7 @@ def test_a_trainer_gets_none_or_the_floor(judge: HFJudge) -> None:
     rows = {"prompts": [TASK] * 2, "completions": [CUT, ANSWER]}
     out = VerifierReward(judge)(**rows, **trl_kwargs(2))
     assert out[0] is None and out[1] is not None
-    assert VerifierReward(judge, unfinished=0.0, clip=(0.1, 1.0))(**rows, **trl_kwargs(2)) == [0.1, out[1]]
+    assert VerifierReward(judge, unfinished=-1.0, clip=(0.0, 1.0))(**rows, **trl_kwargs(2)) == [-1.0, out[1]]
     kept = VerifierReward(judge, unfinished="keep")(**rows, **trl_kwargs(2))
     assert kept[0] is not None and kept[1] == pytest.approx(out[1], abs=1e-4)
 
@@ -239,9 +241,9 @@ def test_a_reward_made_of_others_treats_thoughts_as_they_do() -> None:
     makers = [lambda **o: GuardedReward(inner, **o), lambda **o: ContrastiveReward(inner, **o),
               lambda **o: EnsembleReward([inner, inner], **o)]  # fmt: skip
     for make in makers:
-        assert make(reasoning="keep").prompt.reasoning == "keep"
+        assert make().prompt.reasoning == "keep"
         for wrong in ({"reasoning": "only"}, {"opened": True}, {"unfinished": "keep"}):
-            with pytest.raises(ValueError, match="thoughts are treated by what reads them"):
+            with pytest.raises(ValueError, match="which is what reads"):
                 make(**wrong)
     members = [{"reward": "weighted", "reasoning": "only"}, "verifier"]
     made = build_reward("ensemble", judge, of=members, reasoning="keep", unfinished=0.0)

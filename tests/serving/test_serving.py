@@ -98,7 +98,7 @@ def test_every_reward_can_be_served(name: str, judge: HFJudge) -> None:
     service = Service([judge], build, ServeSettings(linger=0))
     service.batcher.start()
     try:
-        scores, reasons, _ = asyncio.run(service.score(rows, ["served"]))
+        scores, reasons, *_ = asyncio.run(service.score(rows, ["served"]))
     finally:
         service.batcher.close()
     want = build(judge)["served"].score(*columns(rows))

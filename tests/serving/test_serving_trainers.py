@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from servers import environment, free_port, serving
+from servers import launch, serving
 
 pytest.importorskip("trl")
 pytest.importorskip("fastapi")
@@ -20,24 +18,6 @@ pytest.importorskip("prometheus_client")
 from latent_rewards import HFJudge, ProbabilityWeightedReward
 
 PROGRAM = Path(__file__).parents[1] / "grpo_ranks.py"
-
-
-def launch(*arguments: str, timeout: float, options: tuple[str, ...] = ("--multi_gpu",), **env: str) -> list[Any]:
-    """`accelerate launch` with two ranks on the CPU (gloo); what each wrote."""
-    command = [
-        sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--num_machines", "1",
-        "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", str(free_port()), *options,
-        str(PROGRAM), *arguments,
-    ]  # fmt: skip
-    out = Path(arguments[2])
-    env = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"} | env
-    done = subprocess.run(
-        command, cwd=out, env=environment(**env), capture_output=True, text=True, timeout=timeout, check=False
-    )
-    assert done.returncode == 0, "\n".join(
-        x for x in (done.stdout + done.stderr).splitlines() if "[rank" in x or "rror" in x
-    )[-6000:]
-    return [json.loads((out / f"rank{rank}.json").read_text()) for rank in range(2)]
 
 
 def check_run(ranks: list[Any], folder: str) -> None:
@@ -58,7 +38,7 @@ def check_run(ranks: list[Any], folder: str) -> None:
 
 def test_two_ranks_share_one_server(policy: str, folder: str, tmp_path: Path) -> None:
     with serving(folder, tmp_path / "log", "--reward", "weighted") as server:
-        ranks = launch(policy, server.url, str(tmp_path), timeout=550)
+        ranks = launch(PROGRAM, policy, server.url, str(tmp_path), timeout=550)
         text = server.http().get("/metrics").text
     check_run(ranks, folder)
     rows = next(float(line.split()[1]) for line in text.splitlines() if line.startswith("latent_rewards_rows_total"))
@@ -77,7 +57,7 @@ ZERO3 = {
 def test_a_judge_in_each_rank_of_a_zero_3_run(policy: str, folder: str, tmp_path: Path) -> None:
     (tmp_path / "zero3.json").write_text(json.dumps(ZERO3))
     ranks = launch(
-        policy, folder, str(tmp_path), str(tmp_path / "zero3.json"), timeout=900, DS_ACCELERATOR="cpu",
+        PROGRAM, policy, folder, str(tmp_path), str(tmp_path / "zero3.json"), timeout=900, DS_ACCELERATOR="cpu",
         ACCELERATE_USE_CPU="false",
     )  # fmt: skip
     check_run(ranks, folder)
