@@ -303,7 +303,7 @@ class JudgePrompt:
             reasoning=self.reasoning if reasoning is None else reasoning,
             unfinished="keep" if keep_unfinished else self.unfinished,
             opened=self.opened if opened is None else opened,
-            thought_tags=(*self.thought_tags, *(tuple(pair) for pair in tags)),
+            thought_tags=(*self.thought_tags, *((opens, closes) for opens, closes in tags)),
         )
         out.treatment.check()
         return self if out == self else out

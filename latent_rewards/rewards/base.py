@@ -348,13 +348,10 @@ def with_prompt_of(owner: Any, options: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: they ask for another prompt, which would change nothing but its name.
     """
-    lost = (
-        sorted(key for key in ("reasoning", "thought_tags", "opened") if options.get(key))
-        if isinstance(owner, Reward)
-        else []
-    )
-    if lost or (options.get("unfinished") == "keep" and isinstance(owner, Reward)):
-        raise ValueError(f"give {lost or ['unfinished']} to the {type(owner).__name__} in it, which is what reads")
+    lost = sorted(key for key in ("reasoning", "thought_tags", "opened") if options.get(key))
+    lost += ["unfinished"] if options.get("unfinished") == "keep" else []
+    if lost and isinstance(owner, Reward):
+        raise ValueError(f"give {lost} to the {type(owner).__name__} in it, which is what reads")
     given, own = options.pop("prompt", None), owner.prompt
     if given is not None and (loaded := JudgePrompt.load(given)).hash != own.hash:
         raise ValueError(
