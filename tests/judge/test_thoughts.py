@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -196,7 +198,8 @@ def test_nothing_is_made_up(text: str) -> None:
      "```\n" * 60_000 + "</think>", "<|channel|>analysis<|message|>" * 10_000, "<|end|><|start|>assistant" * 15_000],
     ids=range(11),
 )  # fmt: skip
-@pytest.mark.timeout(10)
 def test_long_texts_of_tags_take_no_time(text: str) -> None:
+    started = time.process_time()
     split_thoughts(text)
     split_thoughts("x" + text)
+    assert time.process_time() - started < 10  # quadratic work takes minutes
