@@ -72,7 +72,14 @@ _HOME_OF = {name: f"{__name__}.{home}" for home, names in _HOMES.items() for nam
 def __getattr__(name: str) -> Any:
     if name not in _HOME_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found = globals()[name] = getattr(import_module(_HOME_OF[name]), name)
+    try:
+        found = globals()[name] = getattr(import_module(_HOME_OF[name]), name)
+    except ModuleNotFoundError as err:
+        if err.name not in ("torch", "transformers"):
+            raise
+        from latent_rewards.compat import NEEDS_JUDGE
+
+        raise ImportError(f"{name}: {NEEDS_JUDGE}") from err
     return found
 
 

@@ -91,7 +91,9 @@ def _byte_level(*, digits: bool, chat: bool) -> Any:
         if chat
         else {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
     )
-    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tok, **names)
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tok, model_input_names=["input_ids", "attention_mask"], **names
+    )
     fast.add_special_tokens({"additional_special_tokens": special})
     fast.add_tokens(ADDED)
     if chat:

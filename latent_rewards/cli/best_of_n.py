@@ -29,15 +29,22 @@ _SELECTION = {"select": "method"} | {
 }
 
 
+_Input = Annotated[
+    str | None, typer.Option(help="JSONL[.gz] or Parquet file, datasets folder, or hub data set[:config]; required.")
+]
+_Output = Annotated[
+    Path | None, typer.Option(help="Required: folder of the run; the same command again goes on in it.")
+]
+_Generator = Annotated[str | None, typer.Option(help="Policy that writes the completions, if none are given.")]
+_GeneratorOption = Annotated[
+    list[str] | None, typer.Option(help="key=value for the backend, such as url=http://host:8000/v1.")
+]
+
+
 def best_of_n(
     ctx: typer.Context,
-    input: Annotated[
-        str | None,
-        typer.Option(help="JSONL[.gz] or Parquet file, datasets folder, or hub data set[:config]; required."),
-    ] = None,
-    output: Annotated[
-        Path | None, typer.Option(help="Required: folder of the run; the same command again goes on in it.")
-    ] = None,
+    input: _Input = None,
+    output: _Output = None,
     reward: options.Rewards = None,
     reward_option: options.RewardOption = None,
     prompt: options.Prompt = None,
@@ -48,13 +55,9 @@ def best_of_n(
     device: options.Device = None,
     dtype: options.Dtype = None,
     revision: options.Revision = None,
-    generator: Annotated[
-        str | None, typer.Option(help="Policy that writes the completions, if none are given.")
-    ] = None,
+    generator: _Generator = None,
     backend: Annotated[str, typer.Option(help="What runs the policy: hf, vllm or server.")] = "hf",
-    generator_option: Annotated[
-        list[str] | None, typer.Option(help="key=value for the backend, such as url=http://host:8000/v1.")
-    ] = None,
+    generator_option: _GeneratorOption = None,
     n: Annotated[int, typer.Option("-n", "--n", min=1, help="Completions to generate per prompt.")] = 8,
     sampling_temperature: Annotated[float, typer.Option(min=0, help="Of generation.")] = 1.0,
     top_p: Annotated[float, typer.Option(help="Of generation.")] = 1.0,
@@ -89,11 +92,15 @@ def best_of_n(
     config: options.Config = None,
 ) -> None:
     """Score completions, given or generated here, and write what is selected; a stopped run goes on where it was."""
+    with user_errors(ValueError, FileNotFoundError, ImportError):
+        settings = _config(ctx)
+    _run(settings, overwrite=overwrite)
+
+
+def _run(settings: BestOfNConfig, *, overwrite: bool) -> None:
     from latent_rewards.best_of_n import best_of_n as run
     from latent_rewards.best_of_n.work import JudgeFailedError
 
-    with user_errors(ValueError, FileNotFoundError, ImportError):
-        settings = _config(ctx)
     full = "; what is done is kept: make room and run the same command again"
     try:
         if overwrite:

@@ -12,6 +12,8 @@ from typing import Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
+from latent_rewards.compat import NEEDS_JUDGE
+
 LOADING = (ValueError, OSError, ImportError, RuntimeError, AssertionError)  # what transformers and torch raise
 USER = (ValueError, OSError, ImportError)
 ClickError: Any = typer.BadParameter.__mro__[2]  # typer has a click of its own from 0.29 on
@@ -40,7 +42,8 @@ def user_errors(*kinds: type[Exception], about: str = "", code: int = 2) -> Iter
     try:
         yield
     except caught as err:
-        fail(f"{about}{err}", code)
+        lacks = isinstance(err, ModuleNotFoundError) and err.name in ("torch", "transformers")
+        fail(NEEDS_JUDGE if lacks else f"{about}{err}", code)
 
 
 class Group(TyperGroup):

@@ -197,11 +197,17 @@ def distillation_loss(
             _chunk_sums, *given, None if labels is None else labels[part], options, use_reentrant=False,
             preserve_rng_state=False,
         )  # fmt: skip
+    return _put_together(sums, n, [t.name for t in teachers], options, num_items)
+
+
+def _put_together(
+    sums: Tensor, n: int, names: Sequence[str], options: LossOptions, num_items: Tensor | float | None
+) -> LossParts:
+    """The parts of the loss from the sums over all n positions (`_chunk_sums`)."""
     kd, ce, tokens, plain, teacher_entropy, student_entropy = sums.unbind()
     used = tokens.detach().clamp(min=1.0)
     dropped = n - tokens.detach()
     if options.on_nan == "raise" and bool(dropped > 0):
-        names = [t.name for t in teachers]
         raise ValueError(f"{int(dropped)} of {n} positions have no usable logits from any of the teachers {names}")
     mean_entropy = (teacher_entropy / used).detach()
     if options.normalize == "batch_mean" and options.entropy_temperature is not None:

@@ -85,14 +85,19 @@ def choose_teachers(
         index = np.where(present[:, fallback], fallback, NO_TEACHER)
     else:
         raise ValueError(f"unknown method {method!r}; use 'argmax', 'softmax', 'margin', 'random' or 'single'")
-    weights = np.zeros((n_prompts, m))
+    taken = np.where(known & present, scores, -np.inf) / temperature if method == "softmax" else None
+    return TeacherChoice(index, _weights(index, m, taken), fell_back)
+
+
+def _weights(index: np.ndarray, m: int, scores: np.ndarray | None) -> np.ndarray:
+    """(P, M): all on the chosen teacher, or softmax of (P, M) scores; rows without a teacher are 0."""
+    weights = np.zeros((len(index), m))
     rows = np.flatnonzero(index >= 0)
     weights[rows, index[rows]] = 1.0
-    if method == "softmax":
-        z = np.where((known & present)[rows], scores[rows], -np.inf) / temperature
-        z = np.exp(z - z.max(1, keepdims=True))
+    if scores is not None:
+        z = np.exp(scores[rows] - scores[rows].max(1, keepdims=True))
         weights[rows] = z / z.sum(1, keepdims=True)
-    return TeacherChoice(index, weights, fell_back)
+    return weights
 
 
 def _argmax_random_ties(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from latent_rewards import compat
 from latent_rewards.engine.peft_adapters import PICKLED, Source, adapter_tokenizer, apply_adapter, find_source
 from latent_rewards.engine.pretrained import load_causal_lm, processor_template
 
@@ -45,7 +46,7 @@ def embedded_model() -> str:
     Raises:
         FileNotFoundError: the package is missing and the hub is switched off.
     """
-    folder = cache_folder() / "smollm2-135m-instruct-1"
+    folder = cache_folder() / f"smollm2-135m-instruct-1{compat.saved_by()}"
     if (folder / "config.json").is_file():
         return str(folder)
     source = _embedded_source()
@@ -73,7 +74,7 @@ def _embedded_source() -> Path | None:
 
 def _convert(source: Path, folder: Path) -> None:
     from filelock import FileLock
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
@@ -87,7 +88,7 @@ def _convert(source: Path, folder: Path) -> None:
                     source.parent,
                     gguf_file=source.name,
                     dtype=torch.float32,
-                    quantization_config=GgufConfig(dequantize=True),
+                    **compat.gguf_options(),
                 )
             tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
             # The GGUF file pads with its end-of-turn token. pad must never be eos.
@@ -122,6 +123,7 @@ def load_frozen(
     Raises:
         ValueError: unknown options, weights that are there as a pickle only or not at all, or no causal LM.
     """
+    compat.warn_if_untested()
     if device.type == "cpu":
         _bound_kernel_caches()
     options: dict[str, Any] = {

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from latent_rewards import compat
 from latent_rewards.engine.peft_adapters import check_loaded, text_of
 
 logger = logging.getLogger(__name__)
@@ -77,16 +78,11 @@ def auto_class(config: Any, name: str) -> Any:
         ValueError: there is none.
     """
     import transformers
-    from transformers.models.auto import modeling_auto as auto
 
     if "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}):
         return transformers.AutoModelForCausalLM
-    for mapping, cls in (
-        (auto.MODEL_FOR_CAUSAL_LM_MAPPING, transformers.AutoModelForCausalLM),
-        (auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, transformers.AutoModelForImageTextToText),
-        (auto.MODEL_FOR_MULTIMODAL_LM_MAPPING, transformers.AutoModelForMultimodalLM),
-    ):
-        if type(config) in mapping:
+    for configs, cls in compat.lm_classes():
+        if type(config) in configs:
             return cls
     raise ValueError(f"{name} is a {config.model_type!r} model, for which transformers has no LM head; {_NOT_A_JUDGE}")
 

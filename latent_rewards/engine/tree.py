@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import itertools
 import logging
-import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -15,6 +13,7 @@ import torch
 
 from latent_rewards.engine.attention import CannotShareError, Span, TreePlan
 from latent_rewards.engine.blocks import Blocks, States, read_states
+from latent_rewards.engine.memory import default_batch_tokens, give_back_memory
 from latent_rewards.engine.packed import packed_forward
 from latent_rewards.engine.packs import ancestors, packs, steps
 from latent_rewards.engine.prefix_cache import KeysValues, PrefixCache
@@ -69,7 +68,7 @@ class TreeForward:
         compile: bool = False,
     ) -> None:
         self.blocks, self.min_saving = blocks, min_saving
-        self.batch_tokens = _default_batch_tokens(blocks) if batch_tokens is None else batch_tokens
+        self.batch_tokens = default_batch_tokens(blocks) if batch_tokens is None else batch_tokens
         self.cache = PrefixCache(cache_bytes)
         self.usable = share_prefixes and _can_share(blocks)
         self.longest = _longest_untuned(blocks.config)
@@ -141,9 +140,11 @@ class TreeForward:
         shared: Callable[[Group, Wanted], States],
     ) -> States:
         groups = group_texts(sequences, positions, self.blocks.rope, self.longest if self.usable else _NO_LIMIT)
-        parts = [self._read_group(group, wanted._replace(regime=group.regime), shared) for group in groups]
+        parts = []
+        for group in groups:
+            parts.append(self._read_group(group, wanted._replace(regime=group.regime), shared))
         if self.blocks.device.type == "cpu":
-            _give_back_memory()
+            give_back_memory()
         return put_together(groups, parts)
 
     def _read_group(self, group: Group, wanted: Wanted, shared: Callable[[Group, Wanted], States]) -> States:
@@ -375,32 +376,6 @@ def salt_of(regime: int) -> bytes:
 def _longest_untuned(config: Any) -> int:
     """Most tokens in a call before Llama 4 scales queries by their place in it, which a pack does not keep."""
     return int(config.floor_scale) - 1 if getattr(config, "attn_temperature_tuning", False) else _NO_LIMIT
-
-
-def _give_back_memory() -> None:
-    """Let glibc return what a call has freed to the system; otherwise its heap stays as large as it ever was."""
-    if _malloc_trim is not None:
-        _malloc_trim(0)
-
-
-def _find_malloc_trim() -> Any:
-    try:
-        return ctypes.CDLL(None).malloc_trim if sys.platform == "linux" else None
-    except (OSError, AttributeError):  # another C library
-        return None
-
-
-_malloc_trim = _find_malloc_trim()
-
-
-def _default_batch_tokens(blocks: Blocks) -> int:
-    """2048 on CPU, where more only costs memory; on an accelerator what fits a quarter of its free memory."""
-    if blocks.device.type != "cuda":
-        return 2048
-    free, _ = torch.cuda.mem_get_info(blocks.device)
-    config = blocks.config
-    width = 6 * config.hidden_size + 4 * getattr(config, "intermediate_size", 4 * config.hidden_size)
-    return int(min(65_536, max(2048, free / 4 / (2 * width))))
 
 
 def _can_share(blocks: Blocks) -> bool:

@@ -93,20 +93,51 @@ def export_labels(
 
 
 def usage(folder: str | Path) -> dict[str, str]:
-    """The exact line for each stack, for a folder written by this module."""
-    config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+    """The exact line for each stack, for a folder written by this module; where a stack cannot read it, what can.
+
+    Source: what each stack does with a reward model, by its code of November 2026. OpenRLHF feeds the policy's token
+    ids; ms-swift renders with a template of its own unless told to use the folder's; verl cuts a leading BOS, which our
+    tokenizer does not add again, and spreads a model over two cards; SGLang's /classify takes rendered text.
+    """
+    path = Path(folder)
+    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     bias = config["latent_rewards"]["bias"]
-    pooler = json.dumps({"logit_mean": -bias[0]}) if len(bias) == 1 else "{}"
+    server = "latent-rewards serve --judge NAME --reward NAME[:PROMPT]"
+    lines = {
+        "OpenRLHF": f"{server}, then --reward.remote_url http://HOST:8077/get_reward   # its own loader feeds the "
+        "policy's tokens to a reward model",
+        "vLLM": f"vllm serve {folder} --runner pooling --pooler-config "
+        f"'{json.dumps({'logit_mean': -bias[0]}) if len(bias) == 1 else '{}'}'   "
+        '# POST /classify {"messages": [...], "use_activation": false}',
+        "SGLang": f'python -m sglang.launch_server --model-path {folder} --is-embedding   # POST /classify {{"text": '
+        f"tokenizer.apply_chat_template(messages, tokenize=False)}}; `embedding` holds the scores{_plus(bias)}",
+    }
+    if len(bias) > 1:
+        why = f"no: it wants one score, and this has {len(bias)} outputs; {server}"
+        return {"TRL": why, "verl": why, "ms-swift": why, **lines}
+    verl = (
+        f"reward.reward_model.enable=True reward.reward_model.model_path={folder} "
+        "reward.reward_model.rollout.name=vllm reward.reward_model.rollout.tensor_model_parallel_size=1"
+    )
     return {
         "TRL": f'GRPOTrainer(reward_funcs="{folder}", ...)   # conversational prompts',
-        "verl": f"reward.reward_model.enable=True reward.reward_model.model_path={folder} "
-        "reward.reward_model.rollout.name=vllm",
-        "OpenRLHF": f"--reward.model_name_or_path {folder} --ds.value_head_prefix score",
-        "ms-swift": f"--reward_model {folder}",
-        "vLLM": f"vllm serve {folder} --runner pooling --pooler-config '{pooler}'   "
-        '# POST /classify {"messages": [...], "use_activation": false}',
-        "SGLang": f"python -m sglang.launch_server --model-path {folder} --is-embedding   # POST /classify",
+        "verl": f"no: it cuts the BOS token that this judge begins with; {server}" if _begins_with_bos(path) else verl,
+        "ms-swift": f"--reward_model {folder} --template_backend jinja",
+        **lines,
     }
+
+
+def _plus(bias: Sequence[float]) -> str:
+    return "" if not any(bias) else f", to which {', '.join(f'{b:.6g}' for b in bias)} is to be added"
+
+
+def _begins_with_bos(folder: Path) -> bool:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    text = str(tokenizer.apply_chat_template(talk, tokenize=False))
+    return tokenizer.bos_token is not None and text.startswith(str(tokenizer.bos_token))
 
 
 def _export(

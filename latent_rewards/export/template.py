@@ -13,11 +13,21 @@ from typing import Any
 
 from latent_rewards.judge.encoding import Encoder
 from latent_rewards.judge.hf import HFJudge
-from latent_rewards.judge.prompts import _SPEAKER, JudgePrompt, Segment
+from latent_rewards.judge.messages import SPEAKER, Segment
+from latent_rewards.judge.prompts import JudgePrompt
 from latent_rewards.judge.template import slots_of
 from latent_rewards.judge.trajectory import DERIVED
 
 FENCE = "\ue004"
+_CODE = "tokenizer_as_saved"
+_AS_SAVED = '''"""tokenizer.json as it stands, for loaders that pass trust_remote_code=True; others read no code."""
+
+from transformers import PreTrainedTokenizerFast
+
+
+class AsSaved(PreTrainedTokenizerFast):
+    """The plain tokenizer: nothing is built from a vocabulary."""
+'''
 
 _HEAD = """
 {%- macro fenced(text) -%}
@@ -75,7 +85,7 @@ def judge_template(encoder: Encoder, prompt: JudgePrompt) -> str:
     constants = {
         "FENCE": FENCE,
         "FORBIDDEN": sorted((t for t in encoder.control.values() if len(t) > 1), key=lambda t: (-len(t), t)),
-        "SPEAKERS": _SPEAKER,
+        "SPEAKERS": SPEAKER,
     }
     text = "".join(f"{{%- set {name} = {json.dumps(value)} -%}}" for name, value in constants.items())
     head = encoder.tokenizer.convert_ids_to_tokens(encoder._head())
@@ -112,13 +122,16 @@ def judge_tokenizer(tokenizer: Any, template: str) -> Any:
 def save_tokenizer(tokenizer: Any, folder: Path) -> None:
     """Save so that `AutoTokenizer` reads tokenizer.json as it stands.
 
-    For some model types (Qwen2, Phi-3) transformers 5 builds the family's own tokenizer from the vocabulary instead,
-    without our step, unless the config names a remote one; the empty name is never looked up while remote code is off.
+    For some model types (Qwen2, Phi-3) some versions of transformers 5 build the family's own tokenizer from the
+    vocabulary instead, without our step, unless the config names a class of the folder's own. That class is
+    transformers' plain one, and read only by loaders that pass `trust_remote_code=True` (verl and ms-swift do).
     """
     tokenizer.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
-    config |= {"tokenizer_class": "PreTrainedTokenizerFast", "auto_map": {"AutoTokenizer": ["", ""]}}
+    config["model_input_names"] = ["input_ids", "attention_mask"]  # transformers 4 would give token types, too
+    config |= {"tokenizer_class": "PreTrainedTokenizerFast", "auto_map": {"AutoTokenizer": [None, f"{_CODE}.AsSaved"]}}
+    (folder / f"{_CODE}.py").write_text(_AS_SAVED, encoding="utf-8")
     path.write_text(json.dumps(config, indent=1), encoding="utf-8")
 
 

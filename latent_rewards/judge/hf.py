@@ -370,12 +370,13 @@ class HFJudge(Judge):
         if not parts:
             return []
         started, n = time.perf_counter(), max(len(part.reasons) for part in parts)
-        pieces = in_halves(lambda a, b: self._forward_of([part.rows(a, b) for part in parts]), n, self.name)
+        pieces = in_halves(functools.partial(self._forward_of, parts), n, self.name)
         self.seconds += time.perf_counter() - started
         self.rows_read += sum(len(part.reasons) for part in parts)
         return pieces[0] if len(pieces) == 1 else [Reading.join(same) for same in zip(*pieces, strict=True)]
 
-    def _forward_of(self, parts: list[Part]) -> list[Reading]:
+    def _forward_of(self, whole: list[Part], first: int, end: int) -> list[Reading]:
+        parts = [part.rows(first, end) for part in whole]
         work = plan(parts, self.blocks.n_layers)
         states = States()
         if work.sequences:

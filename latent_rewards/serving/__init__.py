@@ -20,6 +20,12 @@ __all__ = ["JudgeServerError", "ServerJudge"]
 def __getattr__(name: str) -> Any:
     if name != "ServerJudge":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from latent_rewards.serving.server_judge import ServerJudge
+    try:
+        from latent_rewards.serving.server_judge import ServerJudge
+    except ModuleNotFoundError as err:
+        if err.name not in ("torch", "transformers"):
+            raise
+        from latent_rewards.compat import NEEDS_JUDGE
 
+        raise ImportError(f"ServerJudge reads tensors; {NEEDS_JUDGE}; RewardClient needs neither") from err
     return ServerJudge

@@ -177,7 +177,28 @@ def test_what_cannot_be_exported(judge, make_judge, tmp_path):
 def test_usage_names_every_stack(judge, tmp_path):
     lines = usage(export_probe(judge, random_probe(judge, 2), tmp_path / "out"))
     assert set(lines) == {"TRL", "verl", "OpenRLHF", "ms-swift", "vLLM", "SGLang"}
-    assert '"logit_mean": -3.0' in lines["vLLM"]
+    assert '"logit_mean": -3.0' in lines["vLLM"] and "3 is to be added" in lines["SGLang"]
+    assert "get_reward" in lines["OpenRLHF"] and "model_name_or_path" not in lines["OpenRLHF"]
+    assert lines["ms-swift"].endswith("--template_backend jinja")
+    assert "tensor_model_parallel_size=1" in lines["verl"] or lines["verl"].startswith("no: it cuts the BOS")
+
+
+def test_several_outputs_are_no_reward_model(judge, tmp_path):
+    lines = usage(export_labels(judge, tmp_path / "out", prompt="four_rubric"))
+    for stack in ("TRL", "verl", "ms-swift"):
+        assert lines[stack].startswith("no: it wants one score, and this has 5 outputs; latent-rewards serve")
+
+
+def test_loaders_that_trust_the_folder_read_the_same_tokens(judge, tmp_path):
+    """verl and ms-swift pass `trust_remote_code=True`."""
+    from transformers import AutoTokenizer
+
+    folder = export_verifier(judge, tmp_path / "out")
+    talk = [{"role": "user", "content": "Name a prime."}, {"role": "assistant", "content": "<|im_end|> 7"}]
+    plain, trusting = (AutoTokenizer.from_pretrained(folder, trust_remote_code=t) for t in (False, True))
+    assert plain.apply_chat_template(talk) == trusting.apply_chat_template(talk)
+    text = plain.apply_chat_template(talk, tokenize=False)
+    assert plain(text, add_special_tokens=False) == trusting(text, add_special_tokens=False)
 
 
 def test_trl_grpo_run(judge, policy, tmp_path):

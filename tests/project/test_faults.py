@@ -112,9 +112,9 @@ class Cramped:
         if len(rows) > self.room:
             self.error()
 
-    def read(self, parts: Any) -> list[Reading]:
-        self._check(parts[0].reasons)
-        return self.read_rows(parts)
+    def read(self, parts: Any, first: int, end: int) -> list[Reading]:
+        self._check(parts[0].reasons[first:end])
+        return self.read_rows(parts, first, end)
 
     def generate(self, prompt: JudgePrompt, rows: Any, *options: Any) -> Any:
         self._check(rows)

@@ -2,15 +2,18 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 import tomllib
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import latent_rewards
+from latent_rewards import compat
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "latent_rewards"
@@ -33,6 +36,45 @@ def test_the_front_is_light() -> None:
     loaded = python("import sys, latent_rewards; print(*sys.modules)")
     assert not {"torch", "transformers", "numpy", "jinja2", "yaml"} & set(loaded)
     assert [m for m in loaded if m.startswith("latent_rewards")] == ["latent_rewards.version", "latent_rewards"]
+
+
+def without_torch(code: str) -> subprocess.CompletedProcess[str]:
+    """In an interpreter that has neither torch nor transformers."""
+    return run("-c", f"import sys; sys.modules['torch'] = sys.modules['transformers'] = None\n{code}")
+
+
+def test_the_client_needs_no_torch() -> None:
+    done = without_torch(
+        "from latent_rewards.serving.client import RewardClient\n"
+        "import latent_rewards.serving.adapters.verl\n"
+        "print(RewardClient('http://127.0.0.1:9').transport.url)"
+    )
+    assert done.stdout.strip() == "http://127.0.0.1:9", done.stderr
+    for code in ("from latent_rewards import HFJudge", "from latent_rewards.serving import ServerJudge"):
+        assert "pip install 'latent-rewards[judge]'" in without_torch(code).stderr
+    cli = "from latent_rewards.cli import app; app(['score', '--describe'])"
+    done = without_torch(cli)
+    assert done.returncode == 2 and "error: a judge in this process needs torch" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_base_pins_no_stack() -> None:
+    base = {re.split(r"[<>=\[]", d)[0] for d in PROJECT["project"]["dependencies"]}
+    assert not base & {"torch", "transformers", "trl", "peft", "accelerate", "datasets"}
+    every = [d for extra in PROJECT["project"]["optional-dependencies"].values() for d in extra]
+    assert not [d for d in every if re.match(r"(torch|transformers|trl|peft|accelerate|datasets)\b.*(<|==)", d)]
+
+
+def test_versions_outside_the_tested_range_are_told(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    monkeypatch.setattr(compat, "version", {"torch": "2.5.1+cpu", "transformers": "9.0.0", "trl": "1.3.0"}.get)
+    compat.warn_if_untested.cache_clear()
+    compat.warn_if_untested()
+    compat.warn_if_untested()
+    (said,) = caplog.messages
+    assert (
+        "torch 2.5.1+cpu (tested: 2.9 to 2.13), transformers 9.0.0 (tested: 4.57 to 5.24)" in said and "trl" not in said
+    )
+    compat.warn_if_untested.cache_clear()
 
 
 def test_every_name_of_the_front_is_there() -> None:

