@@ -2,7 +2,7 @@
 
     python -m benchmarks.matrix --folder runs/matrix --output benchmarks/results/matrix
 
-Needs a package index; a pair takes 2 to 5 minutes on two cores, and `--only` runs some of them. TRL 1.15 is left out: it
+Needs a package index; a pair takes 2 to 5 minutes on two cores, `--only` runs some. TRL 1.15 is left out: it
 trains nothing without Triton, which CPU builds of torch lack.
 """
 

@@ -175,7 +175,7 @@ OTHER: dict[str, Any] = {
     "scales": [1.0, 2.0], "aspect": "second", "criteria": ["It is long."], "criteria_column": "checks",
     "aggregate": "min",
     "threshold": 0.25, "dropout": 0.5, "unreadable": "leave_out", "reasoning": "keep", "unfinished": 0.25,
-    "thought_tags": [("<plan>", "</plan>")],
+    "thought_tags": [("<plan>", "</plan>")], "opened": True,
 }  # fmt: skip
 OTHER_OF: dict[str, dict[str, Any]] = {
     "verifier": {"prompt": "verifier_hardened"}, "likert5": {"prompt": "likert10"}, "likert10": {"prompt": "likert5"},
@@ -212,8 +212,6 @@ def check_fingerprint(name: str) -> None:
     for option in score_options(name):
         if (name, option) == ("probe", "prompt"):
             continue  # a probe has its own
-        if name in ("guarded", "contrastive", "ensemble") and option in ("reasoning", "thought_tags"):
-            continue  # their members have them
         value = two_outputs(judge, last=1e-6) if option == "path" else (OTHER | OTHER_OF.get(name, {}))[option]
         found[option] = build_reward(name, judge, **(base | {option: value})).fingerprint
     other = FakeJudge()

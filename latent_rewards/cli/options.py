@@ -45,6 +45,13 @@ REWARDS: Group = {
         metavar="[REWARD.]KEY=VALUE", help="Argument of every reward, or of one; as YAML.",
     )], None),
     "prompt": (Annotated[str | None, typer.Option(help="Judge prompt: name of a shipped one, or a file.")], None),
+    "reasoning": (Annotated[str | None, typer.Option(
+        "--reasoning", metavar="strip|keep|only",
+        help="Thoughts in completions: set aside (the default), shown, or shown alone.",
+    )], None),
+    "unfinished": (Annotated[str | None, typer.Option(
+        metavar="none|keep|FLOOR", help="Of a reply that ends in its thought: no score, as it is, or a floor.",
+    )], None),
 }  # fmt: skip
 JUDGE: Group = {
     "judge": (Judge, "embedded"), "judge_option": (JudgeOption, None), "device": (Device, None), "dtype": (Dtype, None),
@@ -167,6 +174,10 @@ def wanted_rewards(
         for one in out:
             if ":" not in one.reward:
                 one.options.setdefault("prompt", ctx.params["prompt"])
+    for name in ("reasoning", "unfinished"):
+        if (value := ctx.params.get(name)) is not None:
+            for one in out:
+                one.options.setdefault(name, value if name == "reasoning" else _unfinished(value))
     names = [one.own for one in out]
     for key, value in key_values(ctx.params.get("reward_option"), "--reward-option").items():
         target, _, option = key.rpartition(".")
@@ -176,6 +187,15 @@ def wanted_rewards(
         for one in meant:
             one.options[option] = value
     return out
+
+
+def _unfinished(value: str) -> float | str:
+    if value in ("none", "keep"):
+        return value
+    try:
+        return float(value)
+    except ValueError as err:
+        raise ValueError(f"--unfinished {value!r}: expected none, keep or a number") from err
 
 
 def is_given(ctx: typer.Context, name: str) -> bool:

@@ -43,7 +43,7 @@ def columns(name: str, reward: Reward, readings: Readings, rows: Rows, *, greedy
     reading = got[0]
     if isinstance(reward, GuidedLikertReward):
         return _guided_columns(name, reward, reading, rows)
-    scores = reward._finish(reward.scores_of(rows, got))
+    scores = reward.finish(reward.scores_of(rows, got), reward.reasons(rows, got))
     facts = {}
     if reading.label_mass is not None and not bool(reading.label_mass.isnan().all()):
         facts["label_mass"] = float(reading.label_mass.nanmean())
@@ -51,7 +51,8 @@ def columns(name: str, reward: Reward, readings: Readings, rows: Rows, *, greedy
     if reward.kind == "weighted":
         assert reading.label_logprobs is not None
         best = reward._finish(np.array(reward.values))[reading.label_logprobs.nan_to_num(-torch.inf).argmax(1).numpy()]
-        out[f"{name}/argmax"] = Column(np.where(np.isnan(scores), np.nan, best), _range(reward))
+        unread = reading.label_logprobs.isnan().any(-1).numpy()  # its score may be a floor
+        out[f"{name}/argmax"] = Column(np.where(np.isnan(scores) | unread, scores, best), _range(reward))
     return out
 
 

@@ -15,6 +15,8 @@ from latent_rewards.judge.encoding import Encoder
 from latent_rewards.judge.hf import HFJudge
 from latent_rewards.judge.messages import SPEAKER, Segment
 from latent_rewards.judge.prompts import JudgePrompt
+from latent_rewards.judge.template import slots_of
+from latent_rewards.judge.trajectory import DERIVED
 
 FENCE = "\ue004"
 _CODE = "tokenizer_as_saved"
@@ -71,6 +73,12 @@ def judge_template(encoder: Encoder, prompt: JudgePrompt) -> str:
         raise ValueError(
             f"prompt {prompt.name!r} needs {more or 'no completion'}; only a prompt that needs exactly 'prompt' and "
             "'completion' can become a chat template"
+        )
+    made = sorted(set(slots_of(prompt.body)) & set(DERIVED))
+    if made or prompt.reasoning == "only" or prompt.opened:
+        raise ValueError(
+            f"prompt {prompt.name!r} needs {made or 'thoughts told from answers'}, which a chat template cannot make "
+            "from the conversation; export one with {{ completion }}, and strip thoughts before you send them"
         )
     dialogue = prompt.render({"prompt": "p", "completion": "c"})
     slots = [s.slot for t in dialogue.turns for s in t.segments if s.slot is not None]

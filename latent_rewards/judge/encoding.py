@@ -166,10 +166,11 @@ class Encoder:
         made = [_pieces(self._layout(d), _untrusted(d)) for d in dialogues]
         tokens = self._tokens.encode([row for row, _ in made], [borders for _, borders in made])
         head, out = self._head(), []
-        for (_, borders), found in zip(made, tokens, strict=True):
+        for dialogue, (_, borders), found in zip(dialogues, made, tokens, strict=True):
             at = [(len(head) + before, len(head) + after) for before, after in found.borders]
             span = (at[1][1], max(at[1][1], at[2][0])) if borders[1] >= 0 else (0, 0)
-            out.append(Encoded([*head, *found.ids], span, at[0][0] if borders[0] >= 0 else 0, found.problem))
+            first = at[0][0] if borders[0] >= 0 else 0
+            out.append(Encoded([*head, *found.ids], span, first, dialogue.problem or found.problem))
         return out
 
     def _encode_own(self, own: OwnTemplate, dialogue: Dialogue) -> Encoded:
@@ -180,7 +181,7 @@ class Encoder:
         borders += [(completion[0], 0), (completion[-1], len(segments[completion[-1]].text))] if completion else []
         ids, found, problem = own.encode(dialogue, borders)
         span = (found[-2], max(found[-2:])) if completion else (0, 0)
-        return Encoded(ids, span, found[0] if at else 0, problem)
+        return Encoded(ids, span, found[0] if at else 0, dialogue.problem or problem)
 
     def _head(self) -> list[int]:
         """BOS for tokenizers that want one and have no chat template to write it."""
@@ -191,7 +192,7 @@ class Encoder:
         return [bos] if bos is not None and list(first) == [bos] else []
 
     def _key(self, dialogue: Dialogue) -> tuple[Any, ...]:
-        return (_shape(dialogue), *(s.text for s in _untrusted(dialogue)))
+        return (_shape(dialogue), dialogue.problem, *(s.text for s in _untrusted(dialogue)))
 
     def _layout(self, dialogue: Dialogue) -> Layout:
         """The rendered dialogue; cached by its shape."""

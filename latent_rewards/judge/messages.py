@@ -8,6 +8,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from latent_rewards.judge.thoughts import THOUGHT_PARTS
+
 _SURROGATE = re.compile("[\ud800-\udfff]")
 SPEAKER = {"user": "User", "assistant": "Assistant", "system": "System", "developer": "System", "tool": "Tool result"}
 
@@ -76,6 +78,8 @@ def _content(message: Mapping[str, Any], slot: str) -> str:
         )
     parts = []
     for part in content if isinstance(content, Sequence) else [content]:
+        if isinstance(part, Mapping) and part.get("type") in THOUGHT_PARTS:
+            continue
         if not isinstance(part, Mapping) or part.get("type") != "text" or "text" not in part:
             kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
             raise ValueError(f"{slot!r} holds a {kind!r} part; this judge reads text only")

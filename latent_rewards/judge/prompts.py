@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -21,13 +21,15 @@ from latent_rewards.judge.messages import Segment as Segment
 from latent_rewards.judge.messages import to_segments as to_segments
 from latent_rewards.judge.messages import to_text as to_text
 from latent_rewards.judge.template import ENV, check_words, slots_of, ways_to_fill
-from latent_rewards.judge.thoughts import UNFINISHED, set_aside
+from latent_rewards.judge.thoughts import Reasoning, Treatment, read_prompt, read_reply, settled
+from latent_rewards.judge.trajectory import DERIVED, SHOWING, in_order, supplied, view
 
 _KEYS = {
     "name", "kind", "source", "system", "body", "prefill", "labels", "spellings", "scale", "pattern", "completion",
-    "optional", "reasoning", "thought_tags", "unfinished",
+    "optional", "reasoning", "unfinished", "opened", "thought_tags",
 }  # fmt: skip
-_REPLIES = ("completion", "other")  # slots that hold what a policy wrote
+REPLIES = ("completion", "other")
+"""Slots that hold what a policy replied."""
 _MARK = re.compile("\ue000([A-Za-z_][A-Za-z0-9_]*)\ue001")
 
 
@@ -41,7 +43,7 @@ class Turn(NamedTuple):
 class Dialogue(NamedTuple):
     """What the judge reads: turns, then the start of its own answer (`prefill`, ours, may be empty).
 
-    `sampled`: the answer is to be written, so it may begin with a thought. `problem`: why this must not be judged.
+    `sampled`: the answer is to be written, so it may begin with a thought. `problem`: why it must not be scored.
     """
 
     turns: tuple[Turn, ...]
@@ -57,17 +59,19 @@ class JudgePrompt:
     Attributes:
         name: short name used in logs.
         kind: "label" (the answer is one of `labels`, read from probabilities) or "generate" (text is sampled, parsed).
-        body: Jinja template of the user turn; `{{ prompt }}`, `{{ completion }}` and dataset columns are its slots.
+        body: Jinja template of the user turn; `{{ prompt }}`, `{{ completion }}` and dataset columns are its slots,
+            and what is made from the completion: `{{ final_answer }}` and `{{ trajectory }}`.
         system: fixed head that comes before everything else.
         prefill: text that the judge's answer starts with.
         labels: for "label".
         scale: (lowest, highest) rating, for "generate".
         pattern: regular expression whose first group is the rating, for "generate"; its last match counts.
         optional: slots that may be missing from a row; they render as empty and false.
-        reasoning: what is shown of a reply that holds a thought (see `latent_rewards.judge.thoughts`): "strip" its
-            answer, "keep" all of it, "only" the thought.
-        thought_tags: pairs of an opening and a closing tag, besides the known ones.
-        unfinished: a reply that ends inside its thought is not judged ("none"), or as the text it is ("keep").
+        reasoning: of the policy's thoughts in completions: "strip" sets them aside, "keep" shows them, "only" shows
+            nothing else. In earlier turns of the assistant they are shown with "keep" alone.
+        unfinished: what a reply becomes that ends inside its thought: "none" (no score) or "keep" (it stays as it is).
+        opened: completions are known to begin inside a thought, which the policy's template opened.
+        thought_tags: pairs of opening and closing tag of a thought, besides `thought_tags.THOUGHT_TAGS`.
         source: where the idea comes from.
         path: file it was loaded from, for messages.
     """
@@ -82,11 +86,12 @@ class JudgePrompt:
     pattern: str | None = None
     completion: bool = True
     optional: tuple[str, ...] = ()
-    reasoning: Literal["strip", "keep", "only"] = "strip"
-    thought_tags: tuple[tuple[str, str], ...] = ()
-    unfinished: Literal["none", "keep"] = "none"
     source: str = ""
     path: str = ""
+    reasoning: Reasoning = "strip"
+    unfinished: Literal["none", "keep"] = "none"
+    opened: bool = False
+    thought_tags: tuple[tuple[str, str], ...] = ()
 
     @classmethod
     def load(cls, name_or_path: str | Path | JudgePrompt, *, fence: str | None = None) -> JudgePrompt:
@@ -146,7 +151,8 @@ class JudgePrompt:
                 raise ValueError(f"'scale' must be [lowest, highest], got {[low, high]}")
             data["scale"] = (low, high)
         data["optional"] = tuple(data.get("optional") or ())
-        data["thought_tags"] = tuple((str(o), str(c)) for o, c in data.get("thought_tags") or ())
+        if "thought_tags" in data:
+            data["thought_tags"] = tuple(map(tuple, data["thought_tags"] or ()))
         data.setdefault("name", path.stem)
         prompt = cls(**data, path=str(path))
         prompt._validate()
@@ -154,6 +160,7 @@ class JudgePrompt:
 
     def _validate(self) -> None:
         slots = self.slots
+        self.treatment.check()
         if self.kind == "label" and self.labels is None:
             raise ValueError("kind 'label' needs 'labels'")
         if self.kind == "generate":
@@ -161,13 +168,6 @@ class JudgePrompt:
                 raise ValueError("kind 'generate' needs 'pattern' and 'scale'")
             if re.compile(self.pattern).groups < 1:
                 raise ValueError("'pattern' needs one group: the rating")
-        if self.reasoning not in ("strip", "keep", "only") or self.unfinished not in ("none", "keep"):
-            raise ValueError(
-                "'reasoning' must be 'strip', 'keep' or 'only', and 'unfinished' 'none' or 'keep', got "
-                f"{self.reasoning!r} and {self.unfinished!r}"
-            )
-        if any(not tag.strip() for pair in self.thought_tags for tag in pair):
-            raise ValueError(f"'thought_tags' are pairs of texts, got {self.thought_tags!r}")
         if self.kind not in ("label", "generate"):
             raise ValueError(f"kind must be 'label' or 'generate', got {self.kind!r}")
         if "prompt" not in slots:
@@ -181,49 +181,35 @@ class JudgePrompt:
             if "{{" in text or "{%" in text:
                 raise ValueError("slots belong in 'body'; 'system' and 'prefill' are constant")
         check_words(system=self.system, body=self.body, prefill=self.prefill)
-        want = [s for s in ("prompt", "completion") if s in slots]
+        names = slots_of(self.body)
         for filled in ways_to_fill(slots):
-            if [s for s in _MARK.findall(_render_body(self.body, filled)) if s in want] != want:
-                empty = [s for s, full in filled if not full]
+            full = dict(filled)
+            every = tuple((s, full["completion" if s in DERIVED else s]) for s in names)
+            if not in_order(_MARK.findall(_render_body(self.body, every)), names):
+                empty = [s for s, there in filled if not there]
                 raise ValueError(
-                    "{{ prompt }} must come once, before {{ completion }} once, so that prefixes are shared"
+                    "{{ prompt }} must come once, before {{ completion }} once, so that prefixes are shared (so must "
+                    "{{ final_answer }} and {{ trajectory }}, where they are)"
                     + (f"; without {empty} that is not so" if empty else "")
                 )
-
-    def with_thoughts(
-        self,
-        reasoning: Literal["strip", "keep", "only"] | None = None,
-        tags: Sequence[tuple[str, str]] = (),
-        *,
-        keep_unfinished: bool = False,
-    ) -> JudgePrompt:
-        """The same prompt with another way to treat thoughts; see the attributes.
-
-        Raises:
-            ValueError: values that there are not.
-        """
-        made = replace(
-            self,
-            reasoning=self.reasoning if reasoning is None else reasoning,
-            thought_tags=(*self.thought_tags, *((str(o), str(c)) for o, c in tags)),
-            unfinished="keep" if keep_unfinished else self.unfinished,
-        )
-        made._validate()
-        return made
 
     @property
     def slots(self) -> tuple[str, ...]:
         """Names of the values a row must supply, sorted."""
-        return slots_of(self.body)
+        return supplied(slots_of(self.body))
+
+    @property
+    def treatment(self) -> Treatment:
+        """How thoughts are treated."""
+        return Treatment(self.reasoning, self.unfinished, self.opened, self.thought_tags)
 
     @property
     def hash(self) -> str:
         """Content hash of everything that changes what the judge reads or how it is read."""
         content = {k: getattr(self, k) for k in ("kind", "system", "body", "prefill", "scale", "pattern", "optional")}
         content["labels"] = self.labels.key if self.labels else None
-        thoughts = (self.reasoning, self.thought_tags, self.unfinished)
-        if thoughts != ("strip", (), "none"):
-            content["thoughts"] = thoughts
+        if self.treatment != Treatment():
+            content["treatment"] = list(self.treatment)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     def render_all(self, rows: Sequence[Mapping[str, Any]]) -> list[Dialogue]:
@@ -253,35 +239,83 @@ class JudgePrompt:
         Raises:
             ValueError: a slot is missing or is neither text nor messages.
         """
-        values, problem = {}, None
-        for slot in self.slots:
-            value = row.get(slot)
+        values, problem = self._values(row)
+        filled = tuple((s, any(seg.text for seg in found)) for s, found in values.items())
+        parts = _MARK.split(_render_body(self.body, filled))
+        main = next((part for part in parts[1::2] if part in SHOWING), None)
+        segments: list[Segment] = []
+        for i, part in enumerate(parts):
+            if i % 2:  # what is cut when it is too long, and where prefixes part, is the completion as first shown
+                segments += [s._replace(slot="completion") if part == main and s.slot else s for s in values[part]]
+            elif part:
+                segments.append(Segment(part))
+        turns = [Turn("system", (Segment(self.system.strip()),))] if self.system.strip() else []
+        return Dialogue((*turns, Turn("user", tuple(segments))), self.prefill, self.kind == "generate", problem)
+
+    def _values(self, row: Mapping[str, Any]) -> tuple[dict[str, list[Segment]], str | None]:
+        """Segments for each slot of the body, and why the row must not be scored; see `render`."""
+        values: dict[str, list[Segment]] = {}
+        problem: str | None = None
+        for name in slots_of(self.body):
+            slot = "completion" if name in DERIVED else name
+            value: Any = row.get(slot)
             if value is None and slot not in self.optional:
                 raise ValueError(
                     f"prompt {self.name!r} needs {slot!r}, which this row lacks (has {sorted(map(str, row))})"
                 )
-            if slot in _REPLIES or (slot == "prompt" and not isinstance(value, str)):
-                value, problem = self._without_thoughts(value, slot, problem)
             try:
-                values[slot] = to_segments(value if value is not None else "", slot)
+                if slot in REPLIES:
+                    reply = read_reply(value, self.treatment)
+                    value, problem = view(name, reply), problem or reply.problem
+                elif slot == "prompt":
+                    value = read_prompt(value, self.treatment)
+                values[name] = to_segments(value if value is not None else "", slot)
             except RecursionError as err:
                 raise ValueError(f"{slot!r} is nested too deeply to be text or messages") from err
-        filled = tuple((s, any(seg.text for seg in values[s])) for s in self.slots)
-        segments: list[Segment] = []
-        for i, part in enumerate(_MARK.split(_render_body(self.body, filled))):
-            segments += values[part] if i % 2 else [Segment(part)] if part else []
-        turns = [Turn("system", (Segment(self.system.strip()),))] if self.system.strip() else []
-        return Dialogue((*turns, Turn("user", tuple(segments))), self.prefill, self.kind == "generate", problem)
+            if name == "trajectory" and all(s.slot for s in values[name]):
+                values[name].insert(0, Segment("Assistant:\n"))
+            if name in DERIVED:
+                values[name] = [s._replace(slot=name) if s.slot else s for s in values[name]]
+        return values, problem
 
-    def _without_thoughts(self, value: object, slot: str, problem: str | None) -> tuple[Any, str | None]:
-        """A reply, or the replies in a dialogue that is a prompt, as `reasoning` wants it, and why it has no score."""
-        if slot == "prompt":
-            how = "keep" if self.reasoning == "keep" else "strip"
-            return set_aside(value, how, self.thought_tags)[0], problem
-        made, finished = set_aside(value, self.reasoning, self.thought_tags)
-        if finished:
-            return made, problem
-        return value, problem if self.unfinished == "keep" else UNFINISHED
+    def with_thoughts(
+        self,
+        reasoning: Reasoning | None = None,
+        tags: Sequence[tuple[str, str]] = (),
+        *,
+        keep_unfinished: bool = False,
+        opened: bool | None = None,
+    ) -> JudgePrompt:
+        """The same prompt with another way to treat thoughts; None leaves a setting as it is. See the attributes.
+
+        Raises:
+            ValueError: a setting that means nothing.
+        """
+        out = replace(
+            self,
+            reasoning=self.reasoning if reasoning is None else reasoning,
+            unfinished="keep" if keep_unfinished else self.unfinished,
+            opened=self.opened if opened is None else opened,
+            thought_tags=(*self.thought_tags, *((opens, closes) for opens, closes in tags)),
+        )
+        out.treatment.check()
+        return self if out == self else out
+
+    def ends_in_thought(self, completion: object) -> bool:
+        """Whether a completion ends inside a thought, whatever becomes of it."""
+        return read_reply(completion, self.treatment).unfinished
+
+    def as_judged(self, row: Mapping[str, Any], change: Callable[[Any], Any] = lambda value: value) -> dict[str, Any]:
+        """A row whose completion is what the judge reads of it, thoughts treated, or a change of that.
+
+        Args:
+            row: a row; one that must not be scored stays as it is.
+            change: from text or messages to text or messages.
+        """
+        reply = read_reply(row["completion"], self.treatment)
+        if reply.problem is not None:
+            return dict(row)
+        return {**row, "completion": settled(change(reply.shown), self.treatment)}
 
 
 def _digest(text: str) -> str:
@@ -314,14 +348,14 @@ def _check_types(raw: dict[str, Any]) -> None:
     for key in ("name", "source", "system", "prefill", "pattern"):
         if not isinstance(raw.get(key, ""), str):
             raise ValueError(f"key {key!r} must be text, got {type(raw[key]).__name__}")
+    tags = raw.get("thought_tags") or []
+    if not isinstance(tags, list) or not all(isinstance(pair, list) for pair in tags):
+        raise ValueError("key 'thought_tags' must be a list of pairs: an opening tag and a closing one")
     if not isinstance(raw.get("completion", True), bool):
         raise ValueError(f"key 'completion' must be true or false, got {type(raw['completion']).__name__}")
     optional = raw.get("optional")
     if optional is not None and not (isinstance(optional, list) and all(isinstance(s, str) for s in optional)):
         raise ValueError("key 'optional' must be a list of slot names")
-    tags = raw.get("thought_tags") or []
-    if not isinstance(tags, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in tags):
-        raise ValueError("key 'thought_tags' must be a list of pairs: an opening and a closing tag")
 
 
 def _word(value: Any) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from latent_rewards.judge.prompts import to_text
+from latent_rewards.judge.thoughts import has_thought
 
 Turn = Mapping[str, Any]
 
@@ -171,7 +172,7 @@ def _asks(turns: Sequence[Turn]) -> bool:
 
 def _single(turns: Sequence[Turn], role: str) -> Any:
     """The text of one message of a role, as a judge prompt would show it; otherwise the messages."""
-    if len(turns) == 1 and turns[0]["role"] == role and not turns[0].get("tool_calls"):
+    if len(turns) == 1 and turns[0]["role"] == role and not turns[0].get("tool_calls") and not has_thought(turns[0]):
         return to_text(turns)
     return [dict(t) for t in turns]
 

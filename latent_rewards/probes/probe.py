@@ -205,7 +205,7 @@ def prompt_yaml(prompt: JudgePrompt) -> str:
     raw |= {"completion": prompt.completion, "optional": list(prompt.optional)}
     if prompt.thought_tags:
         raw["thought_tags"] = [list(pair) for pair in prompt.thought_tags]
-    raw |= {k: v for k in ("reasoning", "unfinished") if (v := getattr(prompt, k)) != getattr(JudgePrompt, k)}
+    raw |= {k: v for k in ("reasoning", "unfinished", "opened") if (v := getattr(prompt, k)) != getattr(JudgePrompt, k)}
     if prompt.scale:
         raw["scale"] = list(prompt.scale)
     if prompt.labels:

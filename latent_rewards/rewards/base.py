@@ -47,6 +47,7 @@ class Reward:
         unfinished: reward of a reply that ends inside its thought: None is no score (see `on_missing`), a number that
             reward, "keep" judges the text as it is.
         thought_tags: pairs of an opening and a closing tag that surround thoughts, besides the known ones.
+        opened: completions are known to begin inside a thought, which the policy's chat template opened.
         on_missing: what a row without a score becomes: "none" (None: GRPO and RLOO leave it out), "raise", or "auto":
             raise under OnlineDPO, which would count None as 0, and None elsewhere.
 
@@ -70,8 +71,9 @@ class Reward:
         clip: tuple[float, float] | None = None,
         on_missing: Literal["auto", "none", "raise"] = "auto",
         reasoning: Literal["strip", "keep", "only"] | None = None,
-        unfinished: float | Literal["keep"] | None = None,
+        unfinished: float | Literal["none", "keep"] | None = None,
         thought_tags: Sequence[tuple[str, str]] = (),
+        opened: bool | None = None,
     ) -> None:
         if on_missing not in ("auto", "none", "raise"):
             raise ValueError(f"on_missing must be 'auto', 'none' or 'raise', got {on_missing!r}")
@@ -79,8 +81,11 @@ class Reward:
             raise ValueError(f"clip must be (low, high) with low < high, got {clip}")
         self.judge: Judge = HFJudge(judge) if isinstance(judge, str) else judge
         self.prompt = JudgePrompt.load(prompt if prompt is not None else self.default_prompt)
-        if reasoning is not None or unfinished == "keep" or thought_tags:
-            self.prompt = self.prompt.with_thoughts(reasoning, thought_tags, keep_unfinished=unfinished == "keep")
+        if isinstance(unfinished, str) and unfinished not in ("none", "keep"):
+            raise ValueError(f"unfinished must be None, 'none', 'keep' or a number, got {unfinished!r}")
+        self.prompt = self.prompt.with_thoughts(
+            reasoning, thought_tags, keep_unfinished=unfinished == "keep", opened=opened
+        )
         self.floor_unfinished = float(unfinished) if isinstance(unfinished, int | float) else None
         self.scale, self.shift, self.clip, self.on_missing = float(scale), float(shift), clip, on_missing
         self.__name__ = self._asked_name = name or self._default_name()
@@ -134,7 +139,8 @@ class Reward:
     def bounds(self) -> tuple[float, float] | None:
         """Lowest and highest reward that can be; None where one of them has no end."""
         with np.errstate(invalid="ignore"):
-            ends = np.sort(self._finish(np.array(self.score_range)))
+            floor = [] if self.floor_unfinished is None else [self.floor_unfinished]
+            ends = np.sort([*self._finish(np.array(self.score_range)), *floor])[[0, -1]]
         return (float(ends[0]), float(ends[1])) if np.isfinite(ends).all() else None
 
     @property
@@ -202,8 +208,7 @@ class Reward:
         started = time.perf_counter()
         _check_lists(prompts=prompts, completions=completions)
         self._read_together(list(prompts or []), list(completions), kwargs)
-        scores, facts = self._score(list(prompts or []), list(completions), kwargs)
-        rewards = self.finish(scores, facts["reasons"])
+        rewards, facts = self._rewards(list(prompts or []), list(completions), kwargs)
         missing = np.flatnonzero(np.isnan(rewards))
         no_way_out = "trainer_state" in kwargs and "log_metric" not in kwargs
         if len(missing) and (self.on_missing == "raise" or (self.on_missing == "auto" and no_way_out)):
@@ -219,7 +224,8 @@ class Reward:
         out = [None if np.isnan(r) else float(r) for r in rewards]
         if kwargs.get("log_metric") is not None:
             facts["metrics"] |= group_statistics(list(prompts or []), rewards)
-            facts["metrics"]["unfinished"] = _share_unfinished(facts["reasons"])
+            cut = [self.prompt.ends_in_thought(c) for c in completions]
+            facts["metrics"]["unfinished"] = float(np.mean(cut)) if cut else 0.0
             facts["metrics"]["seconds"] = time.perf_counter() - started
             for key, value in facts["metrics"].items():
                 kwargs["log_metric"](f"{self.__name__}/{key}", float(value))
@@ -245,16 +251,14 @@ class Reward:
             ValueError: lengths differ, or a row lacks something the prompt needs; the message has the row number.
         """
         _check_lists(prompts=prompts, completions=completions)
-        scores, facts = self._score(list(prompts), list(completions), dict(columns))
-        return self.finish(scores, facts["reasons"])
+        return self._rewards(list(prompts), list(completions), dict(columns))[0]
 
     def score_with_reasons(
         self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Sequence[Any]
     ) -> tuple[np.ndarray, list[str | None]]:
         """As `score`, and for each row without a score why it has none."""
         _check_lists(prompts=prompts, completions=completions)
-        scores, facts = self._score(list(prompts), list(completions), dict(columns))
-        final = self.finish(scores, facts["reasons"])
+        final, facts = self._rewards(list(prompts), list(completions), dict(columns))
         return final, [why if np.isnan(x) else None for x, why in zip(final, facts["reasons"], strict=True)]
 
     def to_async(self) -> AsyncReward:
@@ -288,6 +292,18 @@ class Reward:
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """(B,) scores before scale and clip, and what to log; every kind of reward has its own."""
         raise NotImplementedError(f"{type(self).__name__} does not say how it scores")
+
+    def _rewards(
+        self, prompts: list[Any], completions: list[Any], columns: Mapping[str, Any]
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """(B,) rewards, and what to log; an unfinished thought is the reason whatever became of its row."""
+        scores, facts = self._score(prompts, completions, columns)
+        facts["reasons"] = list(facts["reasons"])
+        if self.prompt.unfinished == "none":
+            for i in np.flatnonzero(np.isnan(scores)):
+                if self.prompt.ends_in_thought(completions[i]):
+                    facts["reasons"][i] = UNFINISHED
+        return self.finish(scores, facts["reasons"]), facts
 
     def finish(self, scores: np.ndarray, reasons: Sequence[str | None]) -> np.ndarray:
         """(B,) rewards: scores scaled and clipped, and the floor for replies that end inside their thought."""
@@ -336,9 +352,10 @@ def with_prompt_of(owner: Any, options: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: they ask for another prompt, which would change nothing but its name.
     """
-    lost = sorted(key for key in ("reasoning", "thought_tags") if options.get(key)) if isinstance(owner, Reward) else []
-    if lost or (options.get("unfinished") == "keep" and isinstance(owner, Reward)):
-        raise ValueError(f"give {lost or ['unfinished']} to the {type(owner).__name__} in it, which is what reads")
+    lost = sorted(key for key in ("reasoning", "thought_tags", "opened") if options.get(key))
+    lost += ["unfinished"] if options.get("unfinished") == "keep" else []
+    if lost and isinstance(owner, Reward):
+        raise ValueError(f"give {lost} to the {type(owner).__name__} in it, which is what reads")
     given, own = options.pop("prompt", None), owner.prompt
     if given is not None and (loaded := JudgePrompt.load(given)).hash != own.hash:
         raise ValueError(
@@ -346,10 +363,6 @@ def with_prompt_of(owner: Any, options: dict[str, Any]) -> dict[str, Any]:
             f"{own.name!r} with hash {own.hash}; leave `prompt` out here, or make that part with it"
         )
     return {**options, "prompt": own}
-
-
-def _share_unfinished(reasons: Sequence[str | None]) -> float:
-    return float(np.mean([UNFINISHED in (why or "") for why in reasons])) if len(reasons) else 0.0
 
 
 def _check_lists(**given: Any) -> None:

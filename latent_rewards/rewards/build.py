@@ -158,9 +158,14 @@ def _likert(scale: Literal[5, 10]) -> Callable[..., Reward]:
     return make
 
 
-def _member(judge: Judge | str, of: str | Mapping[str, Any], prompt: Any = None) -> LatentReward:
-    """A member of a composite: a name, or its options with the name under "reward"; a prompt of its own comes first."""
-    options = {"reward": of} if isinstance(of, str) else dict(of)
+def _member(
+    judge: Judge | str, of: str | Mapping[str, Any], outer: Mapping[str, Any], prompt: Any = None
+) -> LatentReward:
+    """A member of a composite: a name, or its options with the name under "reward"; a prompt of its own comes first.
+
+    So does its own treatment of thoughts, else that of the composite, `outer`.
+    """
+    options = {**outer, **({"reward": of} if isinstance(of, str) else of)}
     if prompt is not None and options.get("prompt") is None:
         options["prompt"] = prompt
     name, options = parse_reward((options.pop("reward", "weighted"), options))
@@ -168,6 +173,13 @@ def _member(judge: Judge | str, of: str | Mapping[str, Any], prompt: Any = None)
     if not isinstance(reward, LatentReward):
         raise ValueError(f"{reward.__name__} is sampled; only rewards that are read can be combined")
     return reward
+
+
+def _inner(options: dict[str, Any]) -> dict[str, Any]:
+    """Of a composite's options those that its members read by, taken out; a floor stays its own."""
+    text = isinstance(options.get("unfinished"), str)
+    names = {"reasoning", "opened", "thought_tags", *(["unfinished"] if text else [])} & options.keys()
+    return {name: options.pop(name) for name in names}
 
 
 def _guarded(
@@ -178,8 +190,9 @@ def _guarded(
     prompt: str | Path | JudgePrompt | None = None,
     **options: Any,
 ) -> Reward:
-    judge = HFJudge(judge) if isinstance(judge, str) else judge
-    return GuardedReward(_member(judge, of, prompt), gate=None if gate is None else _member(judge, gate), **options)
+    judge, inner = HFJudge(judge) if isinstance(judge, str) else judge, _inner(options)
+    gated = None if gate is None else _member(judge, gate, inner)
+    return GuardedReward(_member(judge, of, inner, prompt), gate=gated, **options)
 
 
 def _contrastive(
@@ -189,7 +202,7 @@ def _contrastive(
     prompt: str | Path | JudgePrompt | None = None,
     **options: Any,
 ) -> Reward:
-    return ContrastiveReward(_member(judge, of, prompt), **options)
+    return ContrastiveReward(_member(judge, of, _inner(options), prompt), **options)
 
 
 def _ensemble(
@@ -199,8 +212,8 @@ def _ensemble(
     prompt: str | Path | JudgePrompt | None = None,
     **options: Any,
 ) -> Reward:
-    judge = HFJudge(judge) if isinstance(judge, str) else judge
-    return EnsembleReward([_member(judge, each, prompt) for each in of], **options)
+    judge, inner = HFJudge(judge) if isinstance(judge, str) else judge, _inner(options)
+    return EnsembleReward([_member(judge, each, inner, prompt) for each in of], **options)
 
 
 def _cross_layer(
@@ -220,7 +233,7 @@ def _reasoned(
     prompt: str | Path | JudgePrompt = "weighted_reasoned",
     **options: Any,
 ) -> Reward:
-    return ReasonedReward(_member(judge, of, prompt), **options)
+    return ReasonedReward(_member(judge, of, _inner(options), prompt), **options)
 
 
 def _calibrated(
@@ -231,7 +244,7 @@ def _calibrated(
     prompt: str | Path | JudgePrompt | None = None,
     **options: Any,
 ) -> Reward:
-    return CalibratedReward(_member(judge, of, prompt), calibration, **options)
+    return CalibratedReward(_member(judge, of, _inner(options), prompt), calibration, **options)
 
 
 REWARDS: dict[str, Callable[..., Reward]] = {

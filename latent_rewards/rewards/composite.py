@@ -84,7 +84,7 @@ class ContrastiveReward(LatentReward):
         """The row that a row is contrasted with."""
         if self.against == "task":
             return {**row, "prompt": ""}
-        return {**row, "completion": shuffled(to_text(row["completion"]))}
+        return self.reward.prompt.as_judged(row, lambda said: shuffled(to_text(said)))
 
     def requests(self, rows: Sequence[Mapping[str, Any]]) -> list[Request]:
         """Those of the rows, then those of their baselines."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -217,13 +218,14 @@ class GuardedReward(LatentReward):
 
     def requests(self, rows: Sequence[Mapping[str, Any]]) -> list[Request]:
         """Those of the reward, then those of the gate."""
-        return [*self.reward.requests(rows), *(self.gate.requests(_uncopied(rows)) if self.gate else [])]
+        return [*self.reward.requests(rows), *(self.gate.requests(self._uncopied(rows)) if self.gate else [])]
 
     def scores_of(self, rows: Sequence[Mapping[str, Any]], readings: Sequence[Reading]) -> np.ndarray:
         """(B,) the reward's scores, or the floor; NaN where the reward or the gate could not be read."""
         own = len(self.reward.requests(rows))
         scores = self.reward._finish(self.reward.scores_of(rows, readings[:own]))
-        low = np.array([bool(broken_guards(r["prompt"], r["completion"], self.guards)) for r in rows], dtype=bool)
+        judged = [self.prompt.as_judged(r) for r in rows]
+        low = np.array([bool(broken_guards(r["prompt"], r["completion"], self.guards)) for r in judged], dtype=bool)
         if self.gate is not None and self.gate_below is not None:
             below = self._gate_scores(rows, readings[own:]) - self.gate_below
             if self.gate_slope is None:
@@ -237,19 +239,25 @@ class GuardedReward(LatentReward):
         """Those of the reward, then of the gate."""
         own = len(self.reward.requests(rows))
         found = self.reward.reasons(rows, readings[:own])
-        return found if self.gate is None else first_reasons(found, self.gate.reasons(_uncopied(rows), readings[own:]))
+        return (
+            found
+            if self.gate is None
+            else first_reasons(found, self.gate.reasons(self._uncopied(rows), readings[own:]))
+        )
 
     def _gate_scores(self, rows: Sequence[Mapping[str, Any]], readings: Sequence[Reading]) -> np.ndarray:
         assert self.gate is not None
-        scores = self.gate._finish(self.gate.scores_of(_uncopied(rows), readings))
+        uncopied = self._uncopied(rows)
+        scores = self.gate._finish(self.gate.scores_of(uncopied, readings))
         if not self.relevance:
             return scores
-        return scores + self.relevance * np.array([log_odds(r["prompt"], r["completion"]) for r in rows])
+        judged = [self.gate.prompt.as_judged(r) for r in rows]
+        return scores + self.relevance * np.array([log_odds(r["prompt"], r["completion"]) for r in judged])
 
-
-def _uncopied(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The same rows, their completions without what they copy from the prompt."""
-    return [{**row, "completion": _own_words(to_text(row["prompt"]), row["completion"])} for row in rows]
+    def _uncopied(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """The same rows as the gate judges them, their completions without what they copy from the prompt."""
+        assert self.gate is not None
+        return [self.gate.prompt.as_judged(r, partial(_own_words, to_text(r["prompt"]))) for r in rows]
 
 
 def _own_words(asked: str, said: Any) -> Any:

@@ -46,7 +46,11 @@ class ReasonedReward(Reward):
         seed: int = 42,
         **options: Any,
     ) -> None:
-        self.reward, self.feedback_prompt = reward._as_part(), JudgePrompt.load(feedback_prompt)
+        own = reward.prompt
+        self.reward = reward._as_part()
+        self.feedback_prompt = JudgePrompt.load(feedback_prompt).with_thoughts(
+            own.reasoning, own.thought_tags, keep_unfinished=own.unfinished == "keep", opened=own.opened
+        )
         if "feedback" not in reward.prompt.slots:
             raise ValueError(
                 f"prompt {reward.prompt.name!r} has no {{{{ feedback }}}} slot; use prompt='weighted_reasoned'"

@@ -185,6 +185,7 @@ class PromptSpec(Wire):
     reasoning: Literal["strip", "keep", "only"] = "strip"
     thought_tags: list[tuple[str, str]] = Field([], max_length=20)
     unfinished: Literal["none", "keep"] = "none"
+    opened: StrictBool = False
 
     @classmethod
     def of(cls, prompt: JudgePrompt) -> PromptSpec:
@@ -197,6 +198,7 @@ class PromptSpec(Wire):
             spellings=None if labels is None else [list(s) for s in labels.spellings],
             scale=prompt.scale, pattern=prompt.pattern, completion=prompt.completion, optional=list(prompt.optional),
             reasoning=prompt.reasoning, thought_tags=list(prompt.thought_tags), unfinished=prompt.unfinished,
+            opened=prompt.opened,
         )  # fmt: skip
 
     def build(self) -> JudgePrompt:
@@ -215,6 +217,7 @@ class PromptSpec(Wire):
             name=self.name, kind=self.kind, system=self.system, body=self.body, prefill=self.prefill, labels=labels,
             scale=self.scale, pattern=self.pattern, completion=self.completion, optional=tuple(self.optional),
             reasoning=self.reasoning, thought_tags=tuple(self.thought_tags), unfinished=self.unfinished,
+            opened=self.opened,
         )  # fmt: skip
         check_template(prompt)
         return prompt

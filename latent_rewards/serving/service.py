@@ -19,6 +19,7 @@ from latent_rewards.judge.hf import HFJudge
 from latent_rewards.judge.prompts import JudgePrompt, to_segments
 from latent_rewards.judge.reading import Need, Reading, Request, Row, unread
 from latent_rewards.judge.requests import joins
+from latent_rewards.judge.thoughts import hidden_chars
 from latent_rewards.rewards.base import Reward
 from latent_rewards.rewards.latent import LatentReward
 from latent_rewards.rewards.probe import ProbeReward
@@ -116,7 +117,7 @@ class Service:
         for i, row in enumerate(rows):
             for slot, value in row.items():
                 parts = [json.dumps(value)] if is_rubric(value) else [s.text for s in to_segments(value, slot)]
-                length = sum(map(len, parts))
+                length = sum(map(len, parts)) + hidden_chars(value)
                 if length > self.settings.max_text_chars:
                     limit = self.settings.max_text_chars
                     raise RequestError(

@@ -1,197 +1,205 @@
-"""What a policy thinks is told apart from what it answers; what holds no thought stays as it is, bit for bit."""
+"""Thoughts set aside: every form of tag with the right answer beside it, written by hand."""
 
 from __future__ import annotations
 
-import math
-from typing import Any
+import time
 
 import pytest
-from contracts import FakeJudge, Logs, trl_kwargs
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from latent_rewards import GuardedReward, JudgePrompt, LikertReward, Need, ProbabilityWeightedReward, Request
-from latent_rewards.judge.prompts import to_text
-from latent_rewards.judge.thoughts import TAGS, UNFINISHED, Split, set_aside, split
-from latent_rewards.serving.schemas import PromptSpec
+from latent_rewards.judge.thought_tags import THOUGHT_TAGS, split_thoughts
 
-HARMONY = "<|channel|>analysis<|message|>a<|end|><|start|>assistant"
-CODE = "Use tags:\n```html\n<think>\nx\n</think>\n```\nDone."
-TABLE: list[tuple[str, str, str, bool]] = [
-    # reply, answer, thought, finished
-    ("Paris.", "Paris.", "", True),
-    ("<think>\nFrance... Paris.\n</think>\n\nParis.", "Paris.", "France... Paris.", True),
-    ("<think>a</think>Paris.", "Paris.", "a", True),
-    ("<think></think>\n\nParis.", "Paris.", "", True),
-    ("<think>\n\n</think>\n\nParis.\n", "Paris.\n", "", True),
-    ("\n <think>a</think> Paris.", "Paris.", "a", True),
-    ("France... Paris.\n</think>\n\nParis.", "Paris.", "France... Paris.", True),
-    ("reasoning.</think>Paris.", "Paris.", "reasoning.", True),
-    ("<THINK>a</Think>Paris.", "Paris.", "a", True),
-    ("<think>a", "", "a", False),
-    ("<think>", "", "", False),
-    ("<think>a</thinking>b", "", "a</thinking>b", False),
-    ("<think>a <think>b</think> c</think>Paris.", "Paris.", "a <think>b</think> c", True),
-    ("<think>a</think><think>b</think>Paris.", "Paris.", "a\n\nb", True),
-    ("<think>a</think>\nParis.\n<think>b</think>\nSure.", "Paris.\n\nSure.", "a\n\nb", True),
-    ("Paris.\n<think>am I sure?", "", "am I sure?", False),
-    ("<think>a</think>", "", "a", True),
-    ("The <think> tag opens a thought.", "The <think> tag opens a thought.", "", True),
-    ("Write <think>x</think> around it.", "Write <think>x</think> around it.", "", True),
-    (CODE, CODE, "", True),
-    ("`</think>` closes it.", "`</think>` closes it.", "", True),
-    (f"<think>a ```</think>{CODE}", CODE, "a ```", True),
-    ("<think>`</think>` is a tag</think>Yes.", "` is a tag</think>Yes.", "`", True),
-    ("<thinking>a</thinking>\nParis.", "Paris.", "a", True),
-    ("<thought>\na\n</thought>\n\nParis.", "Paris.", "a", True),
-    ("<reasoning>a</reasoning><answer>Paris.</answer>", "<answer>Paris.</answer>", "a", True),
-    ("[THINK]a[/THINK]Paris.", "Paris.", "a", True),
-    ("<seed:think>a</seed:think>Paris.", "Paris.", "a", True),
-    ("<|begin_of_thought|>\n\na\n\n<|end_of_thought|>\n\nParis.", "Paris.", "a", True),
-    ("◁think▷a◁/think▷Paris.", "Paris.", "a", True),
-    (f"{HARMONY}<|channel|>final<|message|>Paris.<|return|>", "Paris.", "a", True),
-    ("<|channel|>analysis<|message|>a", "", "a", False),
-    ("<|channel|>commentary to=f<|constrain|>json<|message|>{}<|call|>", "", "{}", False),
-    ("analysisWe need Paris.assistantfinalParis.", "Paris.", "We need Paris.", True),
-    ("analysis shows growth", "analysis shows growth", "", True),
-    ("<think>\n好的，首都是巴黎。\n</think>\n\n巴黎。", "巴黎。", "好的，首都是巴黎。", True),
-    ("x < y and <thin king", "x < y and <thin king", "", True),
-    ("", "", "", True),
-]  # fmt: skip
+KIMI = "\u25c1think\u25b7", "\u25c1/think\u25b7"
+HARMONY = "<|channel|>analysis<|message|>Capital? Paris.<|end|><|start|>assistant<|channel|>final<|message|>"
 
+# what it shows: (the reply, its thoughts, its answer)
+FORMS: dict[str, tuple[str, tuple[str, ...], str]] = {
+    "none": ("Paris.", (), "Paris."),
+    "blank text": (" \n ", (), " \n "),
+    "a thought, then the answer": ("<think>\nFrance...\n</think>\n\nParis.", ("\nFrance...\n",), "Paris."),
+    "on one line": ("<think>France</think>Paris.", ("France",), "Paris."),
+    "a space between": ("<think>France</think> Paris.", ("France",), "Paris."),
+    "white space before": (" \n\n<think>France</think>\nParis.", ("France",), "Paris."),
+    "white space after the answer stays": ("<think>x</think>\n\nParis.\n", ("x",), "Paris.\n"),
+    "the answer's indentation stays": ("<think>x</think>\n\n    return 1", ("x",), "    return 1"),
+    "an empty thought": ("<think>\n\n</think>\n\nParis.", ("\n\n",), "Paris."),
+    "a thought and nothing else": ("<think>x</think>", ("x",), ""),
+    "opened by the template": ("France, so Paris.\n</think>\n\nParis.", ("France, so Paris.\n",), "Paris."),
+    "opened by the template, on one line": ("France, so Paris.</think>Paris.", ("France, so Paris.",), "Paris."),
+    "opened by the template, empty": ("\n</think>\n\nParis.", ("\n",), "Paris."),
+    "opened by the template, that names the tag": (
+        "The user asks what <think> does.\n</think>\n\nIt opens a thought.",
+        ("The user asks what <think> does.\n",), "It opens a thought.",
+    ),
+    "upper case": ("<THINK>x</Think>Paris.", ("x",), "Paris."),
+    "nested": ("<think>a<think>b</think>c</think>Paris.", ("a<think>b</think>c",), "Paris."),
+    "a thought that names its own tag": ("<think>They wrote <think> there.</think>Yes.", ("They wrote <think> there.",),
+                                         "Yes."),
+    "a thought that shows its closing tag": ("<think>Close with `</think>`.</think>Yes.", ("Close with `</think>`.",),
+                                             "Yes."),
+    "a thought with open code": ("<think>\n```py\nx = 1\n</think>\n\nAnswer:\n```py\nx\n```", ("\n```py\nx = 1\n",),
+                                 "Answer:\n```py\nx\n```"),
+    "several at the start": ("<think>a</think>\n<think>b</think>\nParis.", ("a", "b"), "Paris."),
+    "several between the parts of the answer": (
+        "<think>a</think>\nFirst.\n\n<think>b</think>\n\nSecond.", ("a", "b"), "First.\n\nSecond.",
+    ),
+    "after the first words": ("Let me see.\n<think>a</think>\nParis.", ("a",), "Let me see.\nParis."),
+    "at the end": ("Paris.\n\n<think>Was that right?</think>", ("Was that right?",), "Paris."),
+    "two kinds": ("<thinking>a</thinking><reflection>b</reflection>", ("a",), "<reflection>b</reflection>"),
+    "reasoning, and the answer's own tags": (
+        "<reasoning>\n2+2\n</reasoning>\n<answer>\n4\n</answer>", ("\n2+2\n",), "<answer>\n4\n</answer>",
+    ),
+    "thought": ("<thought>x</thought>\nParis.", ("x",), "Paris."),
+    "Seed-OSS": ("<seed:think>x</seed:think>Paris.", ("x",), "Paris."),
+    "LongCat": ("<longcat_think>\nx\n</longcat_think>\nParis.", ("\nx\n",), "Paris."),
+    "Magistral": ("[THINK]x[/THINK]Paris.", ("x",), "Paris."),
+    "Kimi": (f"{KIMI[0]}x{KIMI[1]}Paris.", ("x",), "Paris."),
+    "OpenThoughts": ("<|begin_of_thought|>\n\nx\n\n<|end_of_thought|>\n\nParis.", ("\n\nx\n\n",), "Paris."),
+    "Command A": ("<|START_THINKING|>x<|END_THINKING|>Paris.", ("x",), "Paris."),
+    "Apertus": ("<|inner_prefix|>x<|inner_suffix|>Paris.", ("x",), "Paris."),
+    "Gemma 4": ("<|channel>thought\nx<channel|>Paris.", ("\nx",), "Paris."),
+    "harmony": (HARMONY + "Paris.<|return|>", ("Capital? Paris.",), "Paris."),
+    "harmony, without its end": (HARMONY + "Paris.", ("Capital? Paris.",), "Paris."),
+    "harmony, with the turn's start": ("<|start|>assistant" + HARMONY + "Paris.", ("Capital? Paris.",), "Paris."),
+    "harmony, begun by the template": (
+        "Capital? Paris.<|end|><|start|>assistant<|channel|>final<|message|>Paris.<|return|>", ("Capital? Paris.",),
+        "Paris.",
+    ),
+    "harmony, two thoughts and a preamble": (
+        "<|channel|>analysis<|message|>a<|end|><|start|>assistant<|channel|>commentary<|message|>I look it up.<|end|>"
+        "<|start|>assistant<|channel|>analysis<|message|>b<|end|><|start|>assistant<|channel|>final<|message|>Paris.",
+        ("a", "b"), "I look it up.\n\nParis.",
+    ),
+    "harmony, a tool call": (
+        "<|channel|>analysis<|message|>a<|end|><|start|>assistant to=functions.look<|channel|>commentary json"
+        '<|message|>{"q": 1}<|call|>',
+        ("a",), 'to=functions.look {"q": 1}',
+    ),
+    "harmony, decoded without control tokens": ("analysisCapital? Paris.assistantfinalParis.", ("Capital? Paris.",),
+                                                "Paris."),
+    "other languages": ("<think>\nLa capitale de la France\u2026\n</think>\n\n\u5df4\u9ece\u3002",
+                        ("\nLa capitale de la France\u2026\n",), "\u5df4\u9ece\u3002"),
+    "written from right to left": (
+        "<think>\u05e6\u05e8\u05e4\u05ea</think>\u05e4\u05e8\u05d9\u05d6", ("\u05e6\u05e8\u05e4\u05ea",),
+        "\u05e4\u05e8\u05d9\u05d6",
+    ),
+    "Windows line ends": ("<think>\r\nx\r\n</think>\r\n\r\nParis.", ("\r\nx\r\n",), "Paris."),
+    "the answer is code with tags": (
+        "<think>x</think>\n```xml\n<think>\nhm\n</think>\n```", ("x",), "```xml\n<think>\nhm\n</think>\n```",
+    ),
+}  # fmt: skip
 
-@pytest.mark.parametrize(("reply", "answer", "thought", "finished"), TABLE)
-def test_replies(reply: str, answer: str, thought: str, finished: bool) -> None:
-    assert split(reply) == Split(answer, thought, finished)
-    again = split(answer)
-    assert (again.answer == answer and again.finished) or "</think>" in answer, "an answer holds no thought"
+MATERIAL = {
+    "in a sentence": "R1 writes <think> and </think> around its thought.",
+    "the closing tag in a sentence": "The tag </think> ends a thought, and </think>, too.",
+    "between backticks": "Begin with `<think>` and end with `</think>`.",
+    "between quotation marks": 'Stop at "</think>" or \u201c</think>\u201d.',
+    "in a block of code": "Like this:\n```xml\n<think>\nhm\n</think>\n```\nThat is all.",
+    "in a block of code with tildes": "~~~\n<think>\nhm\n</think>\n~~~",
+    "code from the start": "```\n<think>hm</think>\n```",
+    "inside other markup": "<doc>\n  <think>hm</think>\n</doc>",
+    "in a list": "- <think>: opens\n- </think>: closes",
+    "never closed, with a sentence after it": "Tags:\n<think> is one of them.",
+    "harmony in a block of code": f"```\n<|start|>assistant{HARMONY}Paris.<|return|>\n```",
+    "a word that begins alike": "<thinker>x</thinker> analysis final",
+    "half a tag": "<thin",
+    "no tag": "a < b and [THINKING] and b > a",
+}
 
-
-def test_other_tags_by_setting() -> None:
-    assert split("<plan>a</plan>Paris.") == Split("<plan>a</plan>Paris.", "")
-    assert split("<plan>a</plan>Paris.", [("<plan>", "</plan>")]) == Split("Paris.", "a")
-    assert len(TAGS) >= 8
-
-
-@given(st.text(alphabet=st.characters(blacklist_characters="<[◁"), max_size=300))
-def test_a_text_without_tags_stays_bit_for_bit(text: str) -> None:
-    if not text.startswith("analysis"):
-        assert split(text) == Split(text, "") and set_aside(text, "strip")[0] is text
-
-
-def said(role: str, content: Any, **more: Any) -> dict[str, Any]:
-    return {"role": role, "content": content, **more}
-
-
-ANSWER, THOUGHT, PARIS = said("assistant", "Paris."), "France.", {"type": "text", "text": "Paris."}
-MESSAGES: list[tuple[Any, str, str, bool]] = [
-    # completion, text of "strip", text of "only", finished
-    ([ANSWER], "Paris.", "", True),
-    ([said("assistant", "<think>France.</think>Paris.")], "Paris.", THOUGHT, True),
-    ([said("assistant", "Paris.", reasoning_content=THOUGHT)], "Paris.", THOUGHT, True),
-    ([said("assistant", "Paris.", reasoning=THOUGHT)], "Paris.", THOUGHT, True),
-    ([said("assistant", "Paris.", thinking=THOUGHT)], "Paris.", THOUGHT, True),
-    (said("assistant", "Paris.", thinking=THOUGHT), "Paris.", THOUGHT, True),
-    ([said("assistant", [{"type": "thinking", "thinking": THOUGHT}, PARIS])], "Paris.", THOUGHT, True),
-    ([said("assistant", [{"type": "thinking", "thinking": [{"type": "text", "text": THOUGHT}]}, PARIS])], "Paris.",
-     THOUGHT, True),
-    ([said("assistant", "", reasoning_content=THOUGHT)], "", THOUGHT, False),
-    ([said("assistant", None, reasoning_content=THOUGHT)], "", THOUGHT, False),
-    ([said("assistant", "<think>France.")], "", THOUGHT, False),
-    ([said("assistant", "<think>a</think>Which?"), said("user", "F"), said("assistant", "<think>b")], "", "", False),
-    ([said("assistant", "<think>a</think>Which?"), said("user", "<think>x</think>"), ANSWER],
-     "Assistant:\nWhich?\n\nUser:\n<think>x</think>\n\nAssistant:\nParis.", "", True),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("completion", "answer", "thought", "finished"), MESSAGES)
-def test_messages(completion: Any, answer: str, thought: str, finished: bool) -> None:
-    made, done = set_aside(completion, "strip")
-    assert done == finished
-    if finished:
-        assert to_text(made) == answer
-    if len(completion) == 1 or not isinstance(completion, list):
-        assert to_text(set_aside(completion, "only")[0]) == thought
-        kept = to_text(set_aside(completion, "keep")[0])
-        assert THOUGHT in kept or not thought
-
-
-def shown(row: dict[str, Any], **how: Any) -> tuple[str, str | None]:
-    dialogue = JudgePrompt.load("weighted").with_thoughts(**how).render({"prompt": "p", **row})
-    return "".join(s.text for s in dialogue.turns[-1].segments if s.slot == "completion"), dialogue.problem
-
-
-def test_what_the_judge_is_shown() -> None:
-    reply = "<think>France.</think>Paris."
-    assert shown({"completion": reply}) == ("Paris.", None)
-    assert shown({"completion": reply}, reasoning="keep") == (reply, None)
-    assert shown({"completion": reply}, reasoning="only") == ("France.", None)
-    assert shown({"completion": "<think>a"}) == ("<think>a", UNFINISHED)
-    assert shown({"completion": "<think>a"}, keep_unfinished=True) == ("<think>a", None)
-    assert shown({"completion": "<plan>a</plan>b"}, tags=[("<plan>", "</plan>")]) == ("b", None)
+UNFINISHED = {
+    "only opened": ("<think>", ("",), ""),
+    "cut off": ("<think>\nFrance is", ("\nFrance is",), ""),
+    "cut off in upper case": ("  <THINK>France", ("France",), ""),
+    "closed by another pair": ("<think>France[/THINK]Paris.", ("France[/THINK]Paris.",), ""),
+    "closed as material only": ("<think>End with `</think>`", ("End with `</think>`",), ""),
+    "opened again": ("<think>a</think>Paris?\n<think>\nNo,", ("a", "\nNo,"), "Paris?"),
+    "opened after the answer": ("Paris?\n\n<think>\nWait,", ("\nWait,",), "Paris?"),
+    "nested, cut off": ("<think>a<think>b", ("a<think>b",), ""),
+    "harmony": ("<|channel|>analysis<|message|>Capital of", ("Capital of",), ""),
+    "harmony, the thought is over": ("<|channel|>analysis<|message|>Paris.<|end|>", ("Paris.",), ""),
+    "Magistral": ("[THINK]France", ("France",), ""),
+}
 
 
-def test_prompts_that_show_tags_stay_and_earlier_turns_do_not() -> None:
-    material = "What does <think>x</think> mean?\n<think>\ny"
-    weighted = JudgePrompt.load("weighted")
-    for prompt in (material, [said("user", material)]):
-        segments = weighted.render({"prompt": prompt, "completion": "c"}).turns[-1].segments
-        assert "".join(s.text for s in segments if s.slot == "prompt") == material
-    chat = [
-        said("user", "hi"),
-        said("assistant", "<think>a</think>Hello.", reasoning_content="b"),
-        said("user", "more"),
-    ]
-    segments = weighted.render({"prompt": chat, "completion": "c"}).turns[-1].segments
-    assert [s.text for s in segments if s.slot == "prompt"] == ["hi", "Hello.", "more"]
+@pytest.mark.parametrize(("text", "thoughts", "answer"), FORMS.values(), ids=FORMS)
+def test_forms(text: str, thoughts: tuple[str, ...], answer: str) -> None:
+    assert split_thoughts(text) == (thoughts, answer, False)
 
 
-def test_rewards(make_judge: Any) -> None:
-    judge = make_judge("llama")
-    replies = ["<think>long ago</think>Paris.", "<think>never", "Paris."]
-    prompts = ["p"] * 3
-    scores, reasons = ProbabilityWeightedReward(judge).score_with_reasons(prompts, replies)
-    assert scores[0] == pytest.approx(scores[2]) and math.isnan(scores[1]) and reasons[1] == UNFINISHED
-    floored = ProbabilityWeightedReward(judge, unfinished=-1.0, scale=2.0)
-    assert floored.score(prompts, replies).tolist() == pytest.approx([2 * scores[0], -1.0, 2 * scores[2]])
-    kept = ProbabilityWeightedReward(judge, unfinished="keep").score(prompts, replies)
-    assert kept[0] == pytest.approx(scores[0]) and math.isfinite(kept[1])
-    whole = ProbabilityWeightedReward(judge, reasoning="keep").score(prompts, replies)
-    assert abs(whole[0] - scores[0]) > 1e-3 and whole[2] == pytest.approx(scores[2]) and math.isfinite(whole[1])
-    logs = Logs()
-    out = ProbabilityWeightedReward(judge, name="w")(prompts, replies, **trl_kwargs(3, logs))
-    assert out[1] is None and logs.metrics["w/unfinished"] == pytest.approx(1 / 3)
-    (empty,) = judge.read(
-        [Request(JudgePrompt.load("weighted"), [{"prompt": "p", "completion": ""}], Need(labels=True))]
-    )
-    assert bool(empty.label_logprobs.isfinite().all()), "an empty reply is read; one without an answer is not"
-    options = {"prompts": ["p"], "completions": [[said("assistant", "", reasoning_content="a")]]}
-    assert math.isnan(ProbabilityWeightedReward(judge).score(*options.values())[0])
-    fingerprints = {
-        ProbabilityWeightedReward(judge, **how).fingerprint
-        for how in (
-            {},
-            {"reasoning": "keep"},
-            {"unfinished": "keep"},
-            {"unfinished": 0},
-            {"thought_tags": [("a", "b")]},
-        )
-    }
-    assert len(fingerprints) == 5 and ProbabilityWeightedReward(judge, reasoning="strip").fingerprint in fingerprints
+@pytest.mark.parametrize("text", MATERIAL.values(), ids=MATERIAL)
+def test_tags_shown_as_material_stay(text: str) -> None:
+    assert split_thoughts(text) == ((), text, False)
 
 
-def test_sampled_and_composite_rewards() -> None:
-    judge = FakeJudge()
-    assert LikertReward(judge, reasoning="keep").prompt.reasoning == "keep"
-    with pytest.raises(ValueError, match="to the ProbabilityWeightedReward in it, which is what reads"):
-        GuardedReward(ProbabilityWeightedReward(judge), reasoning="keep")
-    assert GuardedReward(ProbabilityWeightedReward(judge, reasoning="keep")).prompt.reasoning == "keep"
+@pytest.mark.parametrize("text", MATERIAL.values(), ids=MATERIAL)
+def test_material_stays_after_a_thought(text: str) -> None:
+    assert split_thoughts(f"<think>\nhm\n</think>\n\n{text}") == (("\nhm\n",), text, False)
 
 
-def test_prompts_keep_their_hash_and_travel() -> None:
-    plain = JudgePrompt.load("weighted")
-    assert plain.with_thoughts("strip").hash == plain.hash
-    other = plain.with_thoughts("only", [("<a>", "</a>")], keep_unfinished=True)
-    assert other.hash != plain.hash and PromptSpec.of(other).build().hash == other.hash
-    with pytest.raises(ValueError, match="'reasoning' must be"):
-        plain.with_thoughts("drop")  # type: ignore[arg-type]
+@pytest.mark.parametrize(("text", "thoughts", "answer"), UNFINISHED.values(), ids=UNFINISHED)
+def test_replies_that_end_inside_their_thought(text: str, thoughts: tuple[str, ...], answer: str) -> None:
+    assert split_thoughts(text) == (thoughts, answer, True)
+
+
+def test_a_text_that_is_known_to_begin_inside_the_thought() -> None:
+    assert split_thoughts("France, so", opened=True) == (("France, so",), "", True)
+    assert split_thoughts("", opened=True) == (("",), "", True)
+    assert split_thoughts("France</think>Paris.", opened=True) == (("France",), "Paris.", False)
+    assert split_thoughts("so it is 4 </think> the answer", opened=True).answer == "the answer"
+    assert split_thoughts("<think>France</think>Paris.", opened=True) == (("France",), "Paris.", False)
+    assert split_thoughts("<think>France", opened=True) == (("France",), "", True)
+    assert split_thoughts(HARMONY + "Paris.", opened=True).answer == "Paris."
+
+
+def test_own_tags() -> None:
+    tags = [("Here is my thought process:", "Here is my response:")]
+    text = "Here is my thought process: France. Here is my response: Paris."
+    assert split_thoughts(text, tags) == ((" France. ",), "Paris.", False)
+    assert split_thoughts(text).answer == text
+    assert split_thoughts("<think>x</think>Paris.", tags).answer == "<think>x</think>Paris."
+    assert split_thoughts("<think>x</think>Paris.", []).answer == "<think>x</think>Paris."
+
+
+HALVES = [half for pair in THOUGHT_TAGS for half in pair]
+WORDS = ["a", "B. ", " ", "\n", "`", "```\n", "\n```", "~~~\n", '"', "<", "assistantfinal", "analysis", "<|end|>",
+         "<|start|>assistant", "<|channel|>final<|message|>", "<|return|>", "    "]  # fmt: skip
+REPLIES = st.lists(st.sampled_from(HALVES + WORDS), max_size=14).map("".join)
+
+
+@given(st.text(alphabet=st.characters(exclude_characters="<[\u25c1")), st.just(False))
+@example("analysis of the assistant", False)
+def test_a_text_without_tags_is_unchanged(text: str, opened: bool) -> None:
+    if not (text.lstrip().startswith("analysis") and "assistantfinal" in text):
+        assert split_thoughts(text, opened=opened) == ((), text, False)
+
+
+@given(REPLIES, st.booleans())
+@example("```\n<think>a\n```</think>```\n</think>\n```", False)
+def test_stripping_twice_is_stripping_once(text: str, opened: bool) -> None:
+    once = split_thoughts(text, opened=opened)
+    assert split_thoughts(once.answer) == ((), once.answer, False)
+
+
+@given(REPLIES)
+def test_nothing_is_made_up(text: str) -> None:
+    parts = split_thoughts(text)
+    if parts.thoughts:
+        assert len(parts.answer) < len(text) and parts.thoughts[0] in text
+    else:
+        assert parts.answer == text or "<|channel|>" in text  # the marks around an answer go, too
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["<think></think>" * 20_000, "\n<think> x" * 30_000, "\n<think>\n" * 30_000, "a</think>" * 30_000,
+     "<think>" * 50_000 + "</think>", "\n<think><think></think>" * 15_000, "`" * 200_000 + "<think>",
+     "`</think>" * 30_000,
+     "```\n" * 60_000 + "</think>", "<|channel|>analysis<|message|>" * 10_000, "<|end|><|start|>assistant" * 15_000],
+    ids=range(11),
+)  # fmt: skip
+def test_long_texts_of_tags_take_no_time(text: str) -> None:
+    started = time.process_time()
+    split_thoughts(text)
+    split_thoughts("x" + text)
+    assert time.process_time() - started < 10  # quadratic work takes minutes

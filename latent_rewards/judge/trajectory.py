@@ -1,0 +1,33 @@
+"""Slots of a judge prompt that are made from the completion: its final answer, and the whole course of action."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from latent_rewards.judge.thoughts import Reply
+
+DERIVED = ("final_answer", "trajectory")
+"""Slots that no column fills: what the assistant says last, and all turns and tool calls under their speakers."""
+SHOWING = ("completion", *DERIVED)
+
+
+def supplied(names: Iterable[str]) -> tuple[str, ...]:
+    """Values that a row must have for the slots of a body, sorted."""
+    return tuple(sorted({"completion" if name in DERIVED else name for name in names}))
+
+
+def in_order(found: Sequence[str], names: Iterable[str]) -> bool:
+    """Whether the slots, as a template renders them, are the prompt once and after it each view of the completion once.
+
+    Args:
+        found: slots in the order in which they are rendered.
+        names: slots of the body.
+    """
+    seen = [name for name in found if name in ("prompt", *SHOWING)]
+    want = [name for name in ("prompt", *SHOWING) if name in set(names)]
+    return sorted(seen) == sorted(want) and (not want or seen[:1] == want[:1])
+
+
+def view(name: str, reply: Reply) -> object:
+    """What of a completion stands in one of its slots."""
+    return reply.answer if name == "final_answer" else reply.shown
