@@ -13,7 +13,7 @@ import torch
 from latent_rewards.engine.blocks import States
 from latent_rewards.engine.prefix_cache import KeysValues
 from latent_rewards.engine.prefix_tree import Node
-from latent_rewards.engine.text_groups import Group
+from latent_rewards.engine.schedule import Group
 from latent_rewards.engine.tree import TreeForward, Wanted, salt_of
 
 

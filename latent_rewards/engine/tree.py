@@ -14,13 +14,13 @@ from typing import Any, NamedTuple
 import torch
 
 from latent_rewards.engine.attention import CannotShareError, Span, TreePlan
-from latent_rewards.engine.blocks import Blocks, States, read_states
+from latent_rewards.engine.blocks import Blocks, States
 from latent_rewards.engine.packed import packed_forward
-from latent_rewards.engine.packs import ancestors, packs, steps
+from latent_rewards.engine.padded import read_states
 from latent_rewards.engine.prefix_cache import KeysValues, PrefixCache
 from latent_rewards.engine.prefix_tree import Node, build_tree
 from latent_rewards.engine.read_check import ReadCheck, refuse_if_random
-from latent_rewards.engine.text_groups import Group, group_texts, put_together
+from latent_rewards.engine.schedule import Group, ancestors, group_texts, packs, put_together, steps
 from latent_rewards.engine.workers import MOST_WORKERS, replica, run_side_by_side
 
 logger = logging.getLogger(__name__)

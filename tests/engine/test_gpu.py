@@ -15,7 +15,8 @@ import transformers
 
 from latent_rewards import HFJudge, JudgePrompt, Need, Request
 from latent_rewards.engine import tree as tree_forward
-from latent_rewards.engine.blocks import Blocks, read_states, reference_states
+from latent_rewards.engine.blocks import Blocks, reference_states
+from latent_rewards.engine.padded import read_states
 from latent_rewards.engine.tree import TreeForward
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]

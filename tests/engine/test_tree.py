@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 
 from latent_rewards import HFJudge, JudgePrompt, Need, Request
 from latent_rewards.data import open_ended
-from latent_rewards.engine import packs
+from latent_rewards.engine import schedule
 from latent_rewards.engine import tree as tree_forward
-from latent_rewards.engine.blocks import Blocks, States, read_states, reference_states
+from latent_rewards.engine.blocks import Blocks, States, reference_states
+from latent_rewards.engine.padded import read_states
 from latent_rewards.engine.prefix_tree import build_tree
 from latent_rewards.engine.tree import TreeForward
 from latent_rewards.judge.labels import LabelTrie
@@ -422,11 +423,11 @@ def test_no_batch_waits_for_another_where_subtrees_are_small() -> None:
         sequences = [[*[p] * 30, *([50 + i] * (3 + i))] for p in range(prompts) for i in range(4)]
         nodes = build_tree(sequences, [(len(s) - 1,) for s in sequences], keepable=[0] * len(sequences), min_saving=4)
         for workers in (1, 2):
-            steps = packs.steps(nodes, list(packs.packs(nodes, 200, workers)))
+            steps = schedule.steps(nodes, list(schedule.packs(nodes, 200, workers)))
             assert len(steps) >= 3 and not any(waits for *_, waits in steps)
             assert max(sum(len(nodes[i].tokens) for i in batch) for batch, *_ in steps) <= 200
             assert sorted(i for batch, *_ in steps for i in batch) == list(range(len(nodes)))
-    narrow = packs.steps(nodes, list(packs.packs(nodes, 40)))
+    narrow = schedule.steps(nodes, list(schedule.packs(nodes, 40)))
     assert any(waits for *_, waits in narrow), "a subtree larger than a batch is cut"
 
 

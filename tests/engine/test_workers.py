@@ -9,7 +9,8 @@ import pytest
 import torch
 from test_tree import SHARING, close, make_blocks, random_trees, with_labels
 
-from latent_rewards.engine.blocks import Blocks, read_states
+from latent_rewards.engine.blocks import Blocks
+from latent_rewards.engine.padded import read_states
 from latent_rewards.engine.tree import TreeForward
 from latent_rewards.engine.workers import replica, run_side_by_side
 
