@@ -39,14 +39,19 @@ class CaughtKeysError(RuntimeError):
 
 @dataclass
 class Span:
-    """One node of the packed batch: tokens a..b, hanging below `parent` (index into the spans, -1: none)."""
+    """One node of the packed batch: tokens start..stop, below `parent` (index into the spans, -1: none)."""
 
-    a: int
-    b: int
+    start: int
+    stop: int
     parent: int
     past: Sequence[list[tuple[Tensor, Tensor]]] = ()
     keep: bool = False
     end: int = 0
+
+    @property
+    def tokens(self) -> slice:
+        """Where its tokens lie in the pack."""
+        return slice(self.start, self.stop)
 
 
 @dataclass
@@ -81,10 +86,10 @@ class TreePlan:
         for i, span in enumerate(self.spans):
             last = self.spans[self.groups[-1][0]] if self.groups else None
             if last is not None and (last.parent, id(last.past)) == (span.parent, id(span.past)):
-                first, a, _ = self.groups[-1]
-                self.groups[-1] = (first, a, span.b)
+                first, start, _ = self.groups[-1]
+                self.groups[-1] = (first, start, span.stop)
             else:
-                self.groups.append((i, span.a, span.b))
+                self.groups.append((i, span.start, span.stop))
 
     def see(self, window: int) -> None:
         """Note that some layer sees so many tokens only.
@@ -106,7 +111,7 @@ class TreePlan:
             self._catch = False
 
 
-class running:
+class following:
     """Context in which this thread's tree attention follows a plan."""
 
     def __init__(self, plan: TreePlan) -> None:
@@ -171,20 +176,20 @@ def tree_attention(query: Tensor, key: Tensor, value: Tensor, scale: float, wind
     layer = plan.layer
     for i, kept in plan.kept.items():
         span = plan.spans[i]
-        kept.append((_by_token(key[0, :, span.a : span.b]), _by_token(value[0, :, span.a : span.b])))
+        kept.append((_by_token(key[0, :, span.tokens]), _by_token(value[0, :, span.tokens])))
     if plan._catch:
         plan.caught = key, value
         raise CaughtKeysError
     plan.layer += 1
     out, lse = attend.own(query, key, value, plan, scale, softcap)
     memo: dict[int, tuple[Tensor, Tensor] | None] = {}
-    for first, a, b in plan.groups:
+    for first, start, stop in plan.groups:
         prefix = _prefix(plan, first, layer, key, value, memo)
         if prefix is None:
             continue
-        o, lse_prefix = attend.whole(query[:, :, a:b], *prefix, scale, softcap)
-        share = torch.sigmoid(lse_prefix - lse[:, a:b])[..., None].transpose(0, 1).to(out.dtype)
-        out[0, a:b].lerp_(o, share)
+        o, lse_prefix = attend.whole(query[:, :, start:stop], *prefix, scale, softcap)
+        share = torch.sigmoid(lse_prefix - lse[:, start:stop])[..., None].transpose(0, 1).to(out.dtype)
+        out[0, start:stop].lerp_(o, share)
     return out
 
 
@@ -201,15 +206,15 @@ def _attend_rows(attend: Any, query: Tensor, plan: TreePlan, scale: float, softc
     plan.layer += 1
     out = query.new_empty(1, query.shape[2], query.shape[1], value.shape[-1])
     lse = torch.empty(query.shape[1], query.shape[2], dtype=torch.float32, device=query.device)
-    ends = [span.b for span in plan.spans]
+    ends = [span.stop for span in plan.spans]
     first_of = [bisect.bisect_right(ends, row) for row in plan.rows]
     for r, row in enumerate(plan.rows):
-        a = plan.spans[first_of[r]].a
-        own = key[0, :, a : row + 1], value[0, :, a : row + 1]
+        start = plan.spans[first_of[r]].start
+        own = key[0, :, start : row + 1], value[0, :, start : row + 1]
         out[0, r : r + 1], lse[:, r : r + 1] = attend.whole(query[:, :, r : r + 1], *own, scale, softcap)
     memo: dict[int, tuple[Tensor, Tensor] | None] = {}
-    for first, a, b in plan.groups:
-        at = [r for r, row in enumerate(plan.rows) if a <= row < b]
+    for first, start, stop in plan.groups:
+        at = [r for r, row in enumerate(plan.rows) if start <= row < stop]
         prefix = _prefix(plan, first, layer, key, value, memo) if at else None
         if prefix is not None:
             o, lse_prefix = attend.whole(query[:, :, at], *prefix, scale, softcap)
@@ -239,7 +244,7 @@ def _prefix(
         if span.parent not in memo:
             above = plan.spans[span.parent]
             before = _prefix(plan, span.parent, layer, key, value, memo)
-            own = (key[0, :, above.a : above.b], value[0, :, above.a : above.b])
+            own = (key[0, :, above.tokens], value[0, :, above.tokens])
             memo[span.parent] = _join([before, own] if before is not None else [own])
         return memo[span.parent]
     return _join(parts) if parts else None
@@ -273,15 +278,15 @@ class _FlashCPU:
         out = q.new_empty(1, q.shape[2], q.shape[1], v.shape[-1])
         lse = torch.empty(q.shape[1], q.shape[2], dtype=torch.float32)
         upcast = cpu_attention.float32_pays(q)
-        for s in plan.spans:
-            part = [x[:, :, s.a : s.b] for x in (q, k, v)]
-            if upcast and s.b - s.a >= cpu_attention.SHORTEST:
+        for span in plan.spans:
+            part = [x[:, :, span.tokens] for x in (q, k, v)]
+            if upcast and span.stop - span.start >= cpu_attention.SHORTEST:
                 rows, keys, values = (x[0] for x in part)
-                cpu_attention.causal_attention(rows, keys, values, scale, out[0, s.a : s.b], lse[:, s.a : s.b])
+                cpu_attention.causal_attention(rows, keys, values, scale, out[0, span.tokens], lse[:, span.tokens])
                 continue
             o, norm = flash(*(x.float() if upcast else x for x in part), 0.0, True, scale=scale)
-            out[0, s.a : s.b] = o[0].transpose(0, 1)
-            lse[:, s.a : s.b] = norm[0]
+            out[0, span.tokens] = o[0].transpose(0, 1)
+            lse[:, span.tokens] = norm[0]
         return out, lse
 
     @staticmethod
@@ -303,8 +308,8 @@ class _FlashCUDA:
     @staticmethod
     def own(q: Tensor, k: Tensor, v: Tensor, plan: TreePlan, scale: float, softcap: float) -> tuple[Tensor, Tensor]:
         if plan.ends is None or plan.ends.device != q.device:
-            plan.ends = torch.tensor([0, *(s.b for s in plan.spans)], dtype=torch.int32, device=q.device)
-        ends, longest = plan.ends, max(s.b - s.a for s in plan.spans)
+            plan.ends = torch.tensor([0, *(span.stop for span in plan.spans)], dtype=torch.int32, device=q.device)
+        ends, longest = plan.ends, max(span.stop - span.start for span in plan.spans)
         packed = (x[0].transpose(0, 1) for x in (q, k, v))
         o, lse, *_ = torch.ops.aten._flash_attention_forward(
             *packed, ends, ends, longest, longest, 0.0, True, False, scale=scale
@@ -327,9 +332,9 @@ class _Math:
     def own(q: Tensor, k: Tensor, v: Tensor, plan: TreePlan, scale: float, softcap: float) -> tuple[Tensor, Tensor]:
         out = q.new_empty(1, q.shape[2], q.shape[1], v.shape[-1])
         lse = torch.empty(q.shape[1], q.shape[2], dtype=torch.float32, device=q.device)
-        for s in plan.spans:
-            part = (q[:, :, s.a : s.b], k[0, :, s.a : s.b], v[0, :, s.a : s.b])
-            out[0, s.a : s.b], lse[:, s.a : s.b] = _Math._attend(*part, scale, softcap, causal=True)
+        for span in plan.spans:
+            part = (q[:, :, span.tokens], k[0, :, span.tokens], v[0, :, span.tokens])
+            out[0, span.tokens], lse[:, span.tokens] = _Math._attend(*part, scale, softcap, causal=True)
         return out, lse
 
     @staticmethod

@@ -15,8 +15,8 @@ from latent_rewards.engine.attention import (
     CaughtKeysError,
     TreePlan,
     attention_forward,
+    following,
     mask_forward,
-    running,
 )
 from latent_rewards.engine.blocks import Blocks, States, catch_inner
 
@@ -64,7 +64,7 @@ def packed_forward(
     rows = _last_layer_for(blocks, depth, plan, where) if few else contextlib.nullcontext()
     stop = contextlib.nullcontext() if final else _stop_after(blocks, depth)
     catch = catch_inner(blocks, layers, pick_few if few else pick)
-    with _tree_attention(blocks), running(plan), catch as inner, stop, rows:
+    with _tree_attention(blocks), following(plan), catch as inner, stop, rows:
         try:
             out = blocks.decode(**batch)
         except _Stop:
