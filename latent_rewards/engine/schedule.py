@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -11,6 +12,25 @@ from latent_rewards.engine.blocks import States
 from latent_rewards.engine.prefix_cache import KeysValues
 from latent_rewards.engine.prefix_tree import Node
 from latent_rewards.engine.rope_switch import RopeSwitch
+
+NO_LIMIT = 1 << 62
+
+
+class Wanted(NamedTuple):
+    """What a forward shall give: inner layers, the decoder's output, at the frequencies of `regime`."""
+
+    layers: tuple[int, ...]
+    final: bool
+    regime: int = 0
+
+    def depth(self, n_layers: int) -> int:
+        """How many blocks have to run."""
+        return n_layers if self.final else max(self.layers, default=0)
+
+    @property
+    def salt(self) -> bytes:
+        """What tells keys and values of this regime from others of the same tokens."""
+        return self.regime.to_bytes(8, "little") if self.regime else b""
 
 
 @dataclass
@@ -24,6 +44,7 @@ class Group:
         positions: for each the positions to read.
         source: for each its index in the call.
         targets: for each state its index in the call.
+        states: once they are read.
     """
 
     regime: int
@@ -32,6 +53,7 @@ class Group:
     positions: list[list[int]]
     source: list[int]
     targets: list[int]
+    states: States | None = None
 
     @property
     def longest(self) -> int:
@@ -84,9 +106,10 @@ def group_texts(
     return [groups[key] for key in sorted(groups)]
 
 
-def put_together(groups: Sequence[Group], parts: Sequence[States]) -> States:
+def put_together(groups: Sequence[Group]) -> States:
     """The states of all groups in the order of the call."""
-    if len(groups) == 1:
+    parts = [group.states for group in groups if group.states is not None]
+    if len(parts) == 1:
         return parts[0]
     order = torch.tensor([t for group in groups for t in group.targets]).argsort()
     final = [p.final for p in parts if p.final is not None]
@@ -96,19 +119,23 @@ def put_together(groups: Sequence[Group], parts: Sequence[States]) -> States:
     )
 
 
-def steps(nodes: list[Node], batches: list[list[int]]) -> list[tuple[list[int], list[int], set[int]]]:
-    """What is run in turn: batches, and before each the nodes above it that are kept between calls, alone.
+class Step(NamedTuple):
+    """What is run at once: some nodes, those above them that they need, and the earlier steps that give these."""
 
-    Returns:
-        For each step its nodes, those above them that it needs, and the earlier steps that give these.
-    """
-    out: list[tuple[list[int], list[int], set[int]]] = []
+    nodes: list[int]
+    above: list[int]
+    waits: set[int]
+
+
+def steps(nodes: list[Node], batches: Iterable[list[int]]) -> list[Step]:
+    """What is run in turn: batches, and before each the nodes above it that are kept between calls, alone."""
+    out: list[Step] = []
     of: dict[int, int] = {}
 
     def add(batch: list[int], above: list[int]) -> None:
         waits = {of[i] for i in above}
         of.update(dict.fromkeys(batch, len(out)))
-        out.append((batch, above, waits))
+        out.append(Step(batch, above, waits))
 
     for batch in batches:
         above = outside_ancestors(nodes, batch)
