@@ -13,14 +13,15 @@ import contextlib
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from latent_rewards.engine import attention_cpu as cpu_attention
+from latent_rewards.engine.attention_kernels import Kernel, kernel_for
 
 NAME = "latent_rewards_tree"
+
+KeyValue = tuple[Tensor, Tensor]
 
 _active = threading.local()
 
@@ -39,14 +40,19 @@ class CaughtKeysError(RuntimeError):
 
 @dataclass
 class Span:
-    """One node of the packed batch: tokens a..b, hanging below `parent` (index into the spans, -1: none)."""
+    """One node of the packed batch: tokens start..stop, below `parent` (index into the spans, -1: none)."""
 
-    a: int
-    b: int
+    start: int
+    stop: int
     parent: int
-    past: Sequence[list[tuple[Tensor, Tensor]]] = ()
+    past: Sequence[list[KeyValue]] = ()
     keep: bool = False
     end: int = 0
+
+    @property
+    def tokens(self) -> slice:
+        """Where its tokens lie in the pack."""
+        return slice(self.start, self.stop)
 
 
 @dataclass
@@ -65,11 +71,11 @@ class TreePlan:
     """
 
     spans: list[Span]
-    kept: dict[int, list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
+    kept: dict[int, list[KeyValue]] = field(default_factory=dict)
     n_layers: int = 1 << 30
     window: int = 1 << 62
     layer: int = 0
-    caught: tuple[Tensor, Tensor] | None = None
+    caught: KeyValue | None = None
     rows: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -81,10 +87,10 @@ class TreePlan:
         for i, span in enumerate(self.spans):
             last = self.spans[self.groups[-1][0]] if self.groups else None
             if last is not None and (last.parent, id(last.past)) == (span.parent, id(span.past)):
-                first, a, _ = self.groups[-1]
-                self.groups[-1] = (first, a, span.b)
+                first, start, _ = self.groups[-1]
+                self.groups[-1] = (first, start, span.stop)
             else:
-                self.groups.append((i, span.a, span.b))
+                self.groups.append((i, span.start, span.stop))
 
     def see(self, window: int) -> None:
         """Note that some layer sees so many tokens only.
@@ -106,7 +112,15 @@ class TreePlan:
             self._catch = False
 
 
-class running:
+def _plan(what: str) -> TreePlan:
+    """The plan that this thread follows."""
+    plan: TreePlan | None = getattr(_active, "plan", None)
+    if plan is None:
+        raise RuntimeError(f"{what} outside a packed forward")
+    return plan
+
+
+class following:
     """Context in which this thread's tree attention follows a plan."""
 
     def __init__(self, plan: TreePlan) -> None:
@@ -130,7 +144,7 @@ def attention_forward(
     dropout: float = 0.0,
     sliding_window: int | None = None,
     softcap: float | None = None,
-    **kwargs: Any,
+    **kwargs: object,
 ) -> tuple[Tensor, None]:
     """Entry point for transformers' AttentionInterface: (1, H, T, d) queries to (1, T, H, d) outputs."""
     if attention_mask is not None or any(kwargs.get(k) is not None for k in ("s_aux", "position_bias", "cache")):
@@ -141,14 +155,12 @@ def attention_forward(
     return tree_attention(query, key, value, scale, window, cap), None
 
 
-def mask_forward(*, local_size: int | None = None, use_vmap: bool = False, **_: Any) -> None:
+def mask_forward(*, local_size: int | None = None, use_vmap: bool = False, **_: object) -> None:
     """Entry point for transformers' AttentionMaskInterface: no mask, but what the model wanted to mask is looked at.
 
     Some models have their window or chunk in the mask alone (Qwen2-MoE, Llama 4).
     """
-    plan: TreePlan | None = getattr(_active, "plan", None)
-    if plan is None:
-        raise RuntimeError("a tree mask was asked for outside a packed forward")
+    plan = _plan("a tree mask was asked for")
     if use_vmap:
         raise CannotShareError("a mask of its own")
     if local_size is not None:
@@ -158,33 +170,31 @@ def mask_forward(*, local_size: int | None = None, use_vmap: bool = False, **_: 
 @torch.library.custom_op("latent_rewards::tree_attention", mutates_args=())
 def tree_attention(query: Tensor, key: Tensor, value: Tensor, scale: float, window: int, softcap: float) -> Tensor:
     """(1, T, H, d) attention of the packed tree that this thread runs; opaque to torch.compile."""
-    plan: TreePlan | None = getattr(_active, "plan", None)
-    if plan is None:
-        raise RuntimeError("tree attention was called outside a packed forward")
+    plan = _plan("tree attention was called")
     if window > 0:
         plan.see(window)
     if plan.layer >= plan.n_layers:
         raise CannotShareError(f"more than {plan.n_layers} attentions in {plan.n_layers} layers")
-    attend = _attention_for(query, softcap)
+    kernel = kernel_for(query, softcap)
     if plan.caught is not None:
-        return _attend_rows(attend, query, plan, scale, softcap)
+        return _attend_rows(kernel, query, plan, scale)
     layer = plan.layer
     for i, kept in plan.kept.items():
         span = plan.spans[i]
-        kept.append((_by_token(key[0, :, span.a : span.b]), _by_token(value[0, :, span.a : span.b])))
+        kept.append((_by_token(key[0, :, span.tokens]), _by_token(value[0, :, span.tokens])))
     if plan._catch:
         plan.caught = key, value
         raise CaughtKeysError
     plan.layer += 1
-    out, lse = attend.own(query, key, value, plan, scale, softcap)
-    memo: dict[int, tuple[Tensor, Tensor] | None] = {}
-    for first, a, b in plan.groups:
+    out, lse = kernel.own(query, key, value, plan, scale)
+    memo: dict[int, KeyValue | None] = {}
+    for first, start, stop in plan.groups:
         prefix = _prefix(plan, first, layer, key, value, memo)
         if prefix is None:
             continue
-        o, lse_prefix = attend.whole(query[:, :, a:b], *prefix, scale, softcap)
-        share = torch.sigmoid(lse_prefix - lse[:, a:b])[..., None].transpose(0, 1).to(out.dtype)
-        out[0, a:b].lerp_(o, share)
+        attended, lse_prefix = kernel.attend(query[:, :, start:stop], *prefix, scale)
+        share = torch.sigmoid(lse_prefix - lse[:, start:stop])[..., None].transpose(0, 1).to(out.dtype)
+        out[0, start:stop].lerp_(attended, share)
     return out
 
 
@@ -193,7 +203,7 @@ def _by_token(x: Tensor) -> Tensor:
     return x.transpose(0, 1).clone(memory_format=torch.contiguous_format).transpose(0, 1)
 
 
-def _attend_rows(attend: Any, query: Tensor, plan: TreePlan, scale: float, softcap: float) -> Tensor:
+def _attend_rows(kernel: Kernel, query: Tensor, plan: TreePlan, scale: float) -> Tensor:
     """Attention of `plan.rows` alone, (1, H, R, d) queries, over the keys and values caught for all tokens."""
     assert plan.caught is not None
     key, value = plan.caught
@@ -201,20 +211,20 @@ def _attend_rows(attend: Any, query: Tensor, plan: TreePlan, scale: float, softc
     plan.layer += 1
     out = query.new_empty(1, query.shape[2], query.shape[1], value.shape[-1])
     lse = torch.empty(query.shape[1], query.shape[2], dtype=torch.float32, device=query.device)
-    ends = [span.b for span in plan.spans]
+    ends = [span.stop for span in plan.spans]
     first_of = [bisect.bisect_right(ends, row) for row in plan.rows]
     for r, row in enumerate(plan.rows):
-        a = plan.spans[first_of[r]].a
-        own = key[0, :, a : row + 1], value[0, :, a : row + 1]
-        out[0, r : r + 1], lse[:, r : r + 1] = attend.whole(query[:, :, r : r + 1], *own, scale, softcap)
-    memo: dict[int, tuple[Tensor, Tensor] | None] = {}
-    for first, a, b in plan.groups:
-        at = [r for r, row in enumerate(plan.rows) if a <= row < b]
+        start = plan.spans[first_of[r]].start
+        own = key[0, :, start : row + 1], value[0, :, start : row + 1]
+        out[0, r : r + 1], lse[:, r : r + 1] = kernel.attend(query[:, :, r : r + 1], *own, scale)
+    memo: dict[int, KeyValue | None] = {}
+    for first, start, stop in plan.groups:
+        at = [r for r, row in enumerate(plan.rows) if start <= row < stop]
         prefix = _prefix(plan, first, layer, key, value, memo) if at else None
         if prefix is not None:
-            o, lse_prefix = attend.whole(query[:, :, at], *prefix, scale, softcap)
+            attended, lse_prefix = kernel.attend(query[:, :, at], *prefix, scale)
             share = torch.sigmoid(lse_prefix - lse[:, at])[..., None].transpose(0, 1).to(out.dtype)
-            out[0, at] = out[0, at].lerp(o, share)
+            out[0, at] = out[0, at].lerp(attended, share)
     return out
 
 
@@ -224,129 +234,20 @@ def _(query: Tensor, key: Tensor, value: Tensor, scale: float, window: int, soft
 
 
 def _prefix(
-    plan: TreePlan,
-    index: int,
-    layer: int,
-    key: Tensor,
-    value: Tensor,
-    memo: dict[int, tuple[Tensor, Tensor] | None],
-) -> tuple[Tensor, Tensor] | None:
+    plan: TreePlan, index: int, layer: int, key: Tensor, value: Tensor, memo: dict[int, KeyValue | None]
+) -> KeyValue | None:
     """(H_kv, P, d) keys and values of all ancestors of a span at one layer; None at the top."""
-    span = plan.spans[index]
-    if span.parent < 0:
-        parts = [entry[layer] for entry in span.past]
-    else:
-        if span.parent not in memo:
-            above = plan.spans[span.parent]
-            before = _prefix(plan, span.parent, layer, key, value, memo)
-            own = (key[0, :, above.a : above.b], value[0, :, above.a : above.b])
-            memo[span.parent] = _join([before, own] if before is not None else [own])
-        return memo[span.parent]
-    return _join(parts) if parts else None
+    parent = plan.spans[index].parent
+    if parent < 0:
+        return _join([entry[layer] for entry in plan.spans[index].past])
+    if parent not in memo:
+        above = plan.spans[parent].tokens
+        before = _prefix(plan, parent, layer, key, value, memo)
+        memo[parent] = _join([*([] if before is None else [before]), (key[0, :, above], value[0, :, above])])
+    return memo[parent]
 
 
-def _join(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    if len(parts) == 1:
-        return parts[0]
+def _join(parts: list[KeyValue]) -> KeyValue | None:
+    if len(parts) < 2:
+        return parts[0] if parts else None
     return torch.cat([k for k, _ in parts], dim=1), torch.cat([v for _, v in parts], dim=1)
-
-
-def _attention_for(query: Tensor, softcap: float) -> Any:
-    if softcap:
-        return _Math
-    if query.device.type == "cpu":
-        return _FlashCPU
-    if query.device.type == "cuda" and query.dtype in (torch.float16, torch.bfloat16) and query.shape[-1] <= 256:
-        return _FlashCUDA
-    return _Math
-
-
-class _FlashCPU:
-    """PyTorch's CPU flash attention, which also gives the log-sum-exp; grouped queries natively.
-
-    Without AMX it runs in float32, which is a tenth faster there than bfloat16, and `cpu_attention` takes long nodes.
-    """
-
-    @staticmethod
-    def own(q: Tensor, k: Tensor, v: Tensor, plan: TreePlan, scale: float, softcap: float) -> tuple[Tensor, Tensor]:
-        flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-        out = q.new_empty(1, q.shape[2], q.shape[1], v.shape[-1])
-        lse = torch.empty(q.shape[1], q.shape[2], dtype=torch.float32)
-        upcast = cpu_attention.float32_pays(q)
-        for s in plan.spans:
-            part = [x[:, :, s.a : s.b] for x in (q, k, v)]
-            if upcast and s.b - s.a >= cpu_attention.SHORTEST:
-                rows, keys, values = (x[0] for x in part)
-                cpu_attention.causal_attention(rows, keys, values, scale, out[0, s.a : s.b], lse[:, s.a : s.b])
-                continue
-            o, norm = flash(*(x.float() if upcast else x for x in part), 0.0, True, scale=scale)
-            out[0, s.a : s.b] = o[0].transpose(0, 1)
-            lse[:, s.a : s.b] = norm[0]
-        return out, lse
-
-    @staticmethod
-    def whole(q: Tensor, k: Tensor, v: Tensor, scale: float, softcap: float) -> tuple[Tensor, Tensor]:
-        flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-        if not cpu_attention.float32_pays(q):
-            o, norm = flash(q, k[None], v[None], 0.0, False, scale=scale)
-            return o[0].transpose(0, 1), norm[0]
-        # All heads of a group as one: the kernel's products get larger.
-        heads, n = q.shape[1:3]
-        rows = q.float().reshape(1, len(k), heads // len(k) * n, q.shape[-1])
-        o, norm = flash(rows, k.float()[None], v.float()[None], 0.0, False, scale=scale)
-        return o.reshape(heads, n, -1).transpose(0, 1).to(q.dtype), norm.reshape(heads, n)
-
-
-class _FlashCUDA:
-    """Variable-length flash attention: one launch for all nodes of the batch."""
-
-    @staticmethod
-    def own(q: Tensor, k: Tensor, v: Tensor, plan: TreePlan, scale: float, softcap: float) -> tuple[Tensor, Tensor]:
-        if plan.ends is None or plan.ends.device != q.device:
-            plan.ends = torch.tensor([0, *(s.b for s in plan.spans)], dtype=torch.int32, device=q.device)
-        ends, longest = plan.ends, max(s.b - s.a for s in plan.spans)
-        packed = (x[0].transpose(0, 1) for x in (q, k, v))
-        o, lse, *_ = torch.ops.aten._flash_attention_forward(
-            *packed, ends, ends, longest, longest, 0.0, True, False, scale=scale
-        )
-        return o[None], lse
-
-    @staticmethod
-    def whole(q: Tensor, k: Tensor, v: Tensor, scale: float, softcap: float) -> tuple[Tensor, Tensor]:
-        o, lse, *_ = torch.ops.aten._flash_attention_forward(
-            q.transpose(1, 2), k.transpose(0, 1)[None], v.transpose(0, 1)[None], None, None, q.shape[2], k.shape[1],
-            0.0, False, False, scale=scale,
-        )  # fmt: skip
-        return o[0], lse[0]
-
-
-class _Math:
-    """Plain float32 attention for what the fused kernels do not cover (soft-capping, other devices)."""
-
-    @staticmethod
-    def own(q: Tensor, k: Tensor, v: Tensor, plan: TreePlan, scale: float, softcap: float) -> tuple[Tensor, Tensor]:
-        out = q.new_empty(1, q.shape[2], q.shape[1], v.shape[-1])
-        lse = torch.empty(q.shape[1], q.shape[2], dtype=torch.float32, device=q.device)
-        for s in plan.spans:
-            part = (q[:, :, s.a : s.b], k[0, :, s.a : s.b], v[0, :, s.a : s.b])
-            out[0, s.a : s.b], lse[:, s.a : s.b] = _Math._attend(*part, scale, softcap, causal=True)
-        return out, lse
-
-    @staticmethod
-    def whole(q: Tensor, k: Tensor, v: Tensor, scale: float, softcap: float) -> tuple[Tensor, Tensor]:
-        return _Math._attend(q, k, v, scale, softcap, causal=False)
-
-    @staticmethod
-    def _attend(
-        q: Tensor, k: Tensor, v: Tensor, scale: float, softcap: float, *, causal: bool
-    ) -> tuple[Tensor, Tensor]:
-        groups = q.shape[1] // k.shape[0]
-        k, v = (x.repeat_interleave(groups, 0).float() for x in (k, v))
-        scores = q[0].float() @ k.transpose(-1, -2) * scale
-        if softcap:
-            scores = softcap * torch.tanh(scores / softcap)
-        if causal:
-            n = scores.shape[-1]
-            scores = scores.masked_fill(torch.ones(n, n, dtype=torch.bool, device=q.device).triu(1), -torch.inf)
-        lse = torch.logsumexp(scores, -1)
-        return (torch.exp(scores - lse[..., None]) @ v).transpose(0, 1).to(q.dtype), lse

@@ -5,16 +5,14 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-import torch
 
-from latent_rewards.engine.blocks import States
-from latent_rewards.engine.prefix_cache import KeysValues
+from latent_rewards.engine.blocks import Blocks
 from latent_rewards.engine.prefix_tree import Node
-from latent_rewards.engine.text_groups import Group
-from latent_rewards.engine.tree import TreeForward, Wanted, salt_of
+from latent_rewards.engine.schedule import Group, Wanted, steps
+from latent_rewards.engine.tree import TreeForward
+from latent_rewards.engine.tree_run import TreeRun
 
 
 class InvariantForward(TreeForward):
@@ -26,64 +24,32 @@ class InvariantForward(TreeForward):
     assumed.
     """
 
-    pads = False
+    may_pad = False
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.few_rows = False  # how many rows of a piece are read is a matter of its company
-
-    @torch.no_grad()
-    def read(  # type: ignore[override]
+    def _plan(
         self,
-        sequences: Sequence[Sequence[int]],
-        positions: Sequence[Sequence[int]],
-        *,
-        layers: Sequence[int] = (),
-        final: bool = True,
-        cuts: Sequence[Sequence[int]],
-    ) -> States:
-        """As `TreeForward.read`.
+        group: Group,
+        wanted: Wanted,
+        head: int,
+        keepable: Sequence[int] | None,
+        cuts: Sequence[Sequence[int]] | None,
+    ) -> tuple[TreeRun, list[Blocks]]:
+        """Pieces of texts, each a step of its own.
 
         Args:
-            sequences: N token sequences.
-            positions: for each the positions to read.
-            layers: inner layers wanted.
-            final: whether the decoder's output is wanted.
-            cuts: for each sequence the ends of its pieces, not decreasing; the last piece ends with the sequence. The
-                first two (the judge's head and the prompt) are kept between calls.
+            group: the texts.
+            wanted: what is read.
+            head: not used; the first piece is the head.
+            keepable: not used; the first two pieces (the judge's head and the prompt) are kept between calls.
+            cuts: for each sequence of the call the ends of its pieces, not decreasing; the last piece ends with it.
         """
-
-        def shared(group: Group, wanted: Wanted) -> States:
-            ends = [
-                [min(end, len(ids)) for end in cuts[i]] for ids, i in zip(group.sequences, group.source, strict=True)
-            ]
-            return self._read_pieces(pieces(group.sequences, group.positions, ends, salt_of(wanted.regime)), wanted)
-
-        return self._read_groups(sequences, positions, Wanted(tuple(layers), final), shared)
-
-    def _read_pieces(self, nodes: list[Node], wanted: Wanted) -> States:
-        n_reads = sum(len(node.reads) for node in nodes)
-        last: list[Any] = [None] * n_reads
-        inner: dict[int, list[Any]] = {layer: [None] * n_reads for layer in wanted.layers}
-        last_use = list(range(len(nodes)))
-        for i in reversed(range(len(nodes))):
-            if nodes[i].parent >= 0:
-                last_use[nodes[i].parent] = max(last_use[nodes[i].parent], last_use[i])
-        known: dict[int, KeysValues] = {}
-        shared = frozenset(node.parent for node in nodes)
-        for i, node in enumerate(nodes):
-            if node.key is not None and not node.reads:
-                known[i] = self._kept(self.blocks, nodes, i, known, shared, wanted)
-            else:
-                got, plan = self._run(self.blocks, nodes, [i], known, shared, wanted)
-                if plan.kept:
-                    known[i] = plan.kept[0]
-                for k, (_, target) in enumerate(node.reads):
-                    last[target] = None if got.final is None else got.final[k]
-                    for layer in wanted.layers:
-                        inner[layer][target] = got.inner[layer][k]
-            known = {j: kv for j, kv in known.items() if last_use[j] > i}
-        return States(torch.stack(last) if wanted.final else None, {k: torch.stack(v) for k, v in inner.items()})
+        if cuts is None:
+            raise ValueError("a batch-invariant forward has to know where texts are cut: read(..., cuts=)")
+        ends = [[min(end, len(ids)) for end in cuts[i]] for ids, i in zip(group.sequences, group.source, strict=True)]
+        nodes = pieces(group.sequences, group.positions, ends, wanted.salt)
+        alone = steps(nodes, ([i] for i in range(len(nodes))))
+        # Not for few rows: how many of a piece are read is a matter of its company.
+        return TreeRun(nodes, alone, wanted, self.cache, few_rows=False), [self.blocks]
 
 
 def pieces(

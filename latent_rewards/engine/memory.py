@@ -1,30 +1,14 @@
-"""How much memory a call may take, and giving it back."""
+"""What a forward may take of a device's memory, and giving it back."""
 
 from __future__ import annotations
 
 import ctypes
 import sys
-from typing import Any
+from collections.abc import Callable
 
 import torch
 
 from latent_rewards.engine.blocks import Blocks
-
-
-def give_back_memory() -> None:
-    """Let glibc return what a call has freed to the system; otherwise its heap stays as large as it ever was."""
-    if _malloc_trim is not None:
-        _malloc_trim(0)
-
-
-def _find_malloc_trim() -> Any:
-    try:
-        return ctypes.CDLL(None).malloc_trim if sys.platform == "linux" else None
-    except (OSError, AttributeError):  # another C library
-        return None
-
-
-_malloc_trim = _find_malloc_trim()
 
 
 def default_batch_tokens(blocks: Blocks) -> int:
@@ -35,3 +19,19 @@ def default_batch_tokens(blocks: Blocks) -> int:
     config = blocks.config
     width = 6 * config.hidden_size + 4 * getattr(config, "intermediate_size", 4 * config.hidden_size)
     return int(min(65_536, max(2048, free / 4 / (2 * width))))
+
+
+def give_back(device: torch.device) -> None:
+    """Let glibc return what a call has freed to the system; otherwise its heap stays as large as it ever was."""
+    if _malloc_trim is not None and device.type == "cpu":
+        _malloc_trim(0)
+
+
+def _find_malloc_trim() -> Callable[[int], int] | None:
+    try:
+        return ctypes.CDLL(None).malloc_trim if sys.platform == "linux" else None
+    except (OSError, AttributeError):  # another C library
+        return None
+
+
+_malloc_trim = _find_malloc_trim()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,64 +16,77 @@ from latent_rewards.engine.attention import (
     CaughtKeysError,
     TreePlan,
     attention_forward,
+    following,
     mask_forward,
-    running,
 )
 from latent_rewards.engine.blocks import Blocks, States, catch_inner
+from latent_rewards.engine.schedule import Wanted
 
 
-def packed_forward(
-    blocks: Blocks,
-    plan: TreePlan,
-    ids: list[int],
-    at: list[int],
-    reads: list[int],
-    layers: tuple[int, ...],
-    final: bool,
-    *,
-    few_rows: bool,
-) -> States:
-    """States at R places of a packed batch.
+class Pack(NamedTuple):
+    """Nodes that are run together: their plan, T tokens, T positions, and R indices of tokens whose state is read."""
+
+    plan: TreePlan
+    ids: list[int]
+    at: list[int]
+    reads: list[int]
+
+
+@dataclass
+class Call:
+    """A packed forward: what the decoder takes; its output, once it is there; and what was read.
+
+    Attributes:
+        inputs: of the decoder.
+        hidden: (1, T, D) its output.
+        states: at the R places, after the call.
+    """
+
+    inputs: dict[str, Tensor]
+    hidden: Tensor | None = None
+    states: States = field(default_factory=States)
+
+
+@contextlib.contextmanager
+def packed(blocks: Blocks, pack: Pack, wanted: Wanted, *, few_rows: bool) -> Iterator[Call]:
+    """While active, the decoder attends to a packed tree and stops at the deepest layer that is wanted.
+
+    Whoever enters runs the decoder itself, so that nothing of ours lies between the two.
 
     Args:
         blocks: the judge.
-        plan: the batch's nodes.
-        ids: T packed tokens.
-        at: T positions.
-        reads: R indices into the packed tokens.
-        layers: inner layers wanted.
-        final: whether the decoder's output is wanted.
+        pack: what is run.
+        wanted: what is read.
         few_rows: run the deepest layer for the R rows only (its keys and values still for all).
 
     Raises:
         CannotShareError: the model's attention does something that a packed tree does not reproduce.
     """
-    device = blocks.device
-    batch = {"input_ids": torch.tensor([ids], device=device), "position_ids": torch.tensor([at], device=device)}
-    depth = blocks.n_layers if final else max(layers, default=0)
+    device, plan, reads = blocks.device, pack.plan, pack.reads
+    call = Call({"input_ids": torch.tensor([pack.ids], device=device)})
+    call.inputs["position_ids"] = torch.tensor([pack.at], device=device)
+    depth = wanted.depth(blocks.n_layers)
     plan.n_layers = blocks.n_layers
-    few = few_rows and depth > 1 and 2 * (len(reads) + 1) <= len(ids)
+    few = few_rows and depth > 1 and 2 * (len(reads) + 1) <= len(pack.ids)
     # Two equal rows rather than one, which would be a special case for torch.compile.
     where = torch.tensor(reads * 2 if len(reads) == 1 else reads, device=device, dtype=torch.long)
 
     def pick(hidden: Tensor) -> Tensor:
-        return hidden[0, where.to(hidden.device)]
-
-    def pick_few(hidden: Tensor) -> Tensor:
-        return hidden[0] if hidden.shape[1] == len(where) else hidden[0, where.to(hidden.device)]
+        return hidden[0] if few and hidden.shape[1] == len(where) else hidden[0, where.to(hidden.device)]
 
     rows = _last_layer_for(blocks, depth, plan, where) if few else contextlib.nullcontext()
-    stop = contextlib.nullcontext() if final else _stop_after(blocks, depth)
-    catch = catch_inner(blocks, layers, pick_few if few else pick)
-    with _tree_attention(blocks), running(plan), catch as inner, stop, rows:
+    stop = contextlib.nullcontext() if wanted.final else _stop_after(blocks, depth)
+    blocks.rope.reset()
+    with _tree_attention(blocks), following(plan), catch_inner(blocks, wanted.layers, pick) as inner, stop, rows:
+        call.states.inner = inner
         try:
-            out = blocks.decode(**batch)
+            yield call
         except _Stop:
-            return States(None, inner)
+            return
     if plan.layer != blocks.n_layers:
         raise CannotShareError(f"only {plan.layer} of {blocks.n_layers} layers use the attention interface")
-    hidden = out.last_hidden_state
-    return States((pick_few if few else pick)(hidden) if final else None, inner)
+    if wanted.final and call.hidden is not None:
+        call.states.final = pick(call.hidden)
 
 
 class _Stop(Exception):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import itertools
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -26,45 +26,64 @@ def replica(blocks: Blocks) -> Blocks:
     return out
 
 
-def run_side_by_side(step: Callable[[int, Blocks], None], waits: Sequence[set[int]], workers: Sequence[Blocks]) -> None:
-    """Run step(0), step(1), ..., as many at once as there are workers; a free worker takes the first that can run.
+class Turns:
+    """Steps to do, given out to whoever iterates: a free worker gets the first that can run, and waits if none can.
+
+    A step is done when its worker asks for the next.
 
     Args:
-        step: what to do, and on which worker's modules; in a thread, without gradients.
         waits: for each step the earlier ones that it has to wait for.
+    """
+
+    def __init__(self, waits: Sequence[set[int]]) -> None:
+        self._waits = waits
+        self._left, self._done = list(range(len(waits))), set[int]()
+        self._change = threading.Condition()
+
+    def __iter__(self) -> Iterator[int]:
+        while (step := self._next()) is not None:
+            yield step
+            with self._change:
+                self._done.add(step)
+                self._change.notify_all()
+
+    def _next(self) -> int | None:
+        with self._change:
+            while self._left:
+                ready = next((step for step in self._left if self._waits[step] <= self._done), None)
+                if ready is not None:
+                    self._left.remove(ready)
+                    return ready
+                self._change.wait()
+        return None
+
+    def stop(self) -> None:
+        """Give out no more."""
+        with self._change:
+            self._left.clear()
+            self._change.notify_all()
+
+
+def side_by_side(work: Callable[[Blocks], None], turns: Turns, workers: Sequence[Blocks]) -> None:
+    """Run work(worker) for all workers at once, until there are no more turns to take.
+
+    Args:
+        work: takes its steps from `turns`; in a thread, without gradients.
+        turns: stopped by a worker that fails.
         workers: modules, one per thread; PyTorch's threads are shared out among them.
 
     Raises:
         Exception: that of the first step that failed; those not begun are left out.
     """
-    left: list[int] = list(range(len(waits)))
-    done: set[int] = set()
     errors: list[BaseException] = []
-    change = threading.Condition()
-
-    def next_step() -> int | None:
-        while left and not errors:
-            ready = next((i for i in left if waits[i] <= done), None)
-            if ready is not None:
-                left.remove(ready)
-                return ready
-            change.wait()
-        return None
 
     @torch.no_grad()
-    def work(worker: Blocks) -> None:
-        while True:
-            with change:
-                i = next_step()
-            if i is None:
-                return
-            try:
-                step(i, worker)
-            except BaseException as err:
-                errors.append(err)
-            with change:
-                done.add(i)
-                change.notify_all()
+    def run(worker: Blocks) -> None:
+        try:
+            work(worker)
+        except BaseException as err:
+            errors.append(err)
+            turns.stop()
 
     threads = torch.get_num_threads()
     pool = ThreadPoolExecutor(
@@ -72,7 +91,7 @@ def run_side_by_side(step: Callable[[int, Blocks], None], waits: Sequence[set[in
     )
     try:
         with pool:
-            list(pool.map(work, workers))
+            list(pool.map(run, workers))
     finally:
         # Setting a thread's number also sets what new threads begin with.
         torch.set_num_threads(threads)

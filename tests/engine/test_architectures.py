@@ -151,7 +151,7 @@ def test_a_model_that_padding_disturbs_reads_each_text_alone(caplog: pytest.LogC
     with caplog.at_level(logging.WARNING, "latent_rewards"):
         found = compare(model, SHORT, {"shared": {}})
     assert found["differences"]["shared"] < TOLERANCE and "each alone" in found["shared"]
-    assert not judge.forward.pads and [r for r in caplog.records if "padded batches do not work" in r.message]
+    assert not judge.forward.ways.pads and [r for r in caplog.records if "padded batches do not work" in r.message]
 
 
 @pytest.mark.parametrize("rope", ["longrope", "dynamic"])

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from latent_rewards.engine import attention_cpu as cpu_attention
-from latent_rewards.engine.blocks import Blocks, read_states
+from latent_rewards.engine.blocks import Blocks
+from latent_rewards.engine.padded import read_states
 from latent_rewards.engine.tree import TreeForward
 
 

@@ -7,7 +7,8 @@ import torch
 from conftest import FAMILIES
 
 from latent_rewards import HFJudge, JudgePrompt, Need, Request
-from latent_rewards.engine.blocks import Blocks, read_states, reference_states
+from latent_rewards.engine.blocks import Blocks, reference_states
+from latent_rewards.engine.padded import read_states
 
 WEIGHTED = JudgePrompt.load("weighted")
 VERIFIER = JudgePrompt.load("verifier")

@@ -14,8 +14,9 @@ import torch
 import transformers
 
 from latent_rewards import HFJudge, JudgePrompt, Need, Request
-from latent_rewards.engine import tree as tree_forward
-from latent_rewards.engine.blocks import Blocks, read_states, reference_states
+from latent_rewards.engine import tree_run
+from latent_rewards.engine.blocks import Blocks, reference_states
+from latent_rewards.engine.padded import read_states
 from latent_rewards.engine.tree import TreeForward
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
@@ -138,8 +139,8 @@ def test_prompts_are_packed_with_their_completions(monkeypatch: pytest.MonkeyPat
     """One forward for the head, which later calls share, and one for all the rest."""
     blocks, sequences = blocks_of("llama", torch.bfloat16), texts(prompts=8, completions=4)
     tree, runs = TreeForward(blocks, batch_tokens=1 << 16), []
-    packed = tree_forward.packed_forward
-    monkeypatch.setattr(tree_forward, "packed_forward", lambda *a, **k: runs.append(1) or packed(*a, **k))
+    packed = tree_run.packed
+    monkeypatch.setattr(tree_run, "packed", lambda *a, **k: runs.append(1) or packed(*a, **k))
     tree.read(sequences, last(sequences), head=40)
     assert tree.usable and len(runs) == 2
 

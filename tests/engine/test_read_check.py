@@ -4,7 +4,8 @@ import pytest
 import torch
 import transformers
 
-from latent_rewards.engine.blocks import Blocks, States, read_states
+from latent_rewards.engine.blocks import Blocks, States
+from latent_rewards.engine.padded import read_states
 from latent_rewards.engine.read_check import ReadCheck
 
 

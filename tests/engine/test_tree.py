@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 from latent_rewards import HFJudge, JudgePrompt, Need, Request
 from latent_rewards.data import open_ended
-from latent_rewards.engine import packs
-from latent_rewards.engine import tree as tree_forward
-from latent_rewards.engine.blocks import Blocks, States, read_states, reference_states
+from latent_rewards.engine import schedule, tree_run
+from latent_rewards.engine.blocks import Blocks, States, reference_states
+from latent_rewards.engine.padded import read_states
 from latent_rewards.engine.prefix_tree import build_tree
 from latent_rewards.engine.tree import TreeForward
 from latent_rewards.judge.labels import LabelTrie
@@ -265,10 +265,8 @@ def test_prefixes_are_let_go_once_their_texts_are_read(llama: Blocks, monkeypatc
     sequences = [[*head, *p, c, *random_text(rng, 30)] for p in prompts for c in range(3)]
     positions = [[len(s) - 1] for s in sequences]
     forward, held = TreeForward(llama, batch_tokens=100, cache_bytes=0), []
-    run = forward._run
-    monkeypatch.setattr(
-        forward, "_run", lambda nodes, batch, known, *a: (held.append(len(known)), run(nodes, batch, known, *a))[1]
-    )
+    pack = tree_run.TreeRun._pack
+    monkeypatch.setattr(tree_run.TreeRun, "_pack", lambda run, step: (held.append(len(run._known)), pack(run, step))[1])
     close(forward.read(sequences, positions, head=20), read_states(llama, sequences, positions))
     assert len(held) == 1 + 8 + 8 and max(held) <= 3, "the head and the prompt at hand, not all prompts"
 
@@ -357,14 +355,14 @@ def test_models_that_cannot_share_fall_back_with_one_warning(config: Any, caplog
 
 
 def test_a_wrong_result_switches_sharing_off(llama: Blocks, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
-    original = TreeForward._read
+    original = tree_run.TreeRun.states
 
-    def wrong(self: TreeForward, *args: Any) -> States:
-        out = original(self, *args)
+    def wrong(run: tree_run.TreeRun) -> States:
+        out = original(run)
         assert out.final is not None
         return States(out.final * 1.1, out.inner)
 
-    monkeypatch.setattr(TreeForward, "_read", wrong)
+    monkeypatch.setattr(tree_run.TreeRun, "states", wrong)
     assert not TreeForward(llama).usable
     assert len(warnings_of(caplog)) == 1 and "relative difference" in warnings_of(caplog)[0]
 
@@ -422,24 +420,24 @@ def test_no_batch_waits_for_another_where_subtrees_are_small() -> None:
         sequences = [[*[p] * 30, *([50 + i] * (3 + i))] for p in range(prompts) for i in range(4)]
         nodes = build_tree(sequences, [(len(s) - 1,) for s in sequences], keepable=[0] * len(sequences), min_saving=4)
         for workers in (1, 2):
-            steps = packs.steps(nodes, list(packs.packs(nodes, 200, workers)))
+            steps = schedule.steps(nodes, list(schedule.packs(nodes, 200, workers)))
             assert len(steps) >= 3 and not any(waits for *_, waits in steps)
             assert max(sum(len(nodes[i].tokens) for i in batch) for batch, *_ in steps) <= 200
             assert sorted(i for batch, *_ in steps for i in batch) == list(range(len(nodes)))
-    narrow = packs.steps(nodes, list(packs.packs(nodes, 40)))
+    narrow = schedule.steps(nodes, list(schedule.packs(nodes, 40)))
     assert any(waits for *_, waits in narrow), "a subtree larger than a batch is cut"
 
 
 def test_keys_and_values_are_let_go_when_the_last_that_needs_them_has_run(
     llama: Blocks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    held, ancestors = [], tree_forward.ancestors
+    held, ancestors = [], tree_run.ancestors
 
     def seen(nodes: Any, i: int, known: dict[int, Any]) -> Any:
         held.append(len(known))
         return ancestors(nodes, i, known)
 
-    monkeypatch.setattr(tree_forward, "ancestors", seen)
+    monkeypatch.setattr(tree_run, "ancestors", seen)
     sequences, positions = with_labels(random_trees(2, prompts=30, completions=3))
     TreeForward(llama, batch_tokens=100, min_saving=4).read(sequences, positions)
     assert len(held) >= 30 and max(held) < 15

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -9,9 +10,10 @@ import pytest
 import torch
 from test_tree import SHARING, close, make_blocks, random_trees, with_labels
 
-from latent_rewards.engine.blocks import Blocks, read_states
+from latent_rewards.engine.blocks import Blocks
+from latent_rewards.engine.padded import read_states
 from latent_rewards.engine.tree import TreeForward
-from latent_rewards.engine.workers import replica, run_side_by_side
+from latent_rewards.engine.workers import Turns, replica, side_by_side
 
 
 @pytest.fixture
@@ -25,6 +27,16 @@ def four_threads() -> Any:
 @pytest.fixture(scope="module")
 def blocks() -> Blocks:
     return make_blocks(SHARING["qwen3"]())
+
+
+def run_side_by_side(step: Callable[[int], None], waits: list[set[int]], workers: list[Blocks]) -> None:
+    turns = Turns(waits)
+
+    def work(_: Blocks) -> None:
+        for i in turns:
+            step(i)
+
+    side_by_side(work, turns, workers)
 
 
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
@@ -70,7 +82,7 @@ def test_steps_wait_for_those_they_need_and_run_two_at_a_time(blocks: Blocks, fo
     done: list[int] = []
     at_once, most, lock = 0, 0, threading.Lock()
 
-    def step(i: int, worker: Blocks) -> None:
+    def step(i: int) -> None:
         nonlocal at_once, most
         with lock:
             at_once += 1
@@ -90,7 +102,7 @@ def test_steps_wait_for_those_they_need_and_run_two_at_a_time(blocks: Blocks, fo
 def test_a_free_worker_does_not_wait_for_a_step_that_cannot_run_yet(blocks: Blocks, four_threads: None) -> None:
     first, others = threading.Event(), []
 
-    def step(i: int, worker: Blocks) -> None:
+    def step(i: int) -> None:
         if i == 0:
             assert first.wait(20), "steps 2 to 4 run while step 1 waits for step 0"
         elif i > 1:
@@ -105,7 +117,7 @@ def test_a_free_worker_does_not_wait_for_a_step_that_cannot_run_yet(blocks: Bloc
 def test_the_first_error_comes_out_and_threads_come_back(blocks: Blocks, four_threads: None) -> None:
     ran: list[int] = []
 
-    def step(i: int, worker: Blocks) -> None:
+    def step(i: int) -> None:
         ran.append(i)
         if i == 1:
             raise ValueError("step 1")

@@ -1,0 +1,83 @@
+"""The plain padded forward: whole texts, nothing shared."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+from latent_rewards.engine.blocks import Blocks, States, catch_inner
+
+
+@torch.no_grad()
+def read_states(
+    blocks: Blocks,
+    sequences: Sequence[Sequence[int]],
+    positions: Sequence[Sequence[int]],
+    *,
+    layers: Sequence[int] = (),
+    final: bool = True,
+    batch_tokens: int = 8192,
+) -> States:
+    """States at chosen positions of token sequences: the plain padded forward.
+
+    Args:
+        blocks: the judge.
+        sequences: N token sequences, none empty.
+        positions: for each sequence the positions to read, P in all.
+        layers: inner layers wanted, 0..L.
+        final: whether the decoder's output is wanted.
+        batch_tokens: most tokens, padding included, in one batch.
+
+    Returns:
+        States in the order of `positions`, flattened.
+    """
+    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
+    offset = [0]
+    for p in positions:
+        offset.append(offset[-1] + len(p))
+    rows_final: list[Any] = [None] * offset[-1]
+    rows_inner: dict[int, list[Any]] = {layer: [None] * offset[-1] for layer in layers}
+    for batch in _batches(order, sequences, batch_tokens):
+        where = [(r, p, offset[i] + j) for r, i in enumerate(batch) for j, p in enumerate(positions[i])]
+        got = _forward(blocks, [sequences[i] for i in batch], where, layers, final)
+        for k, (_, _, target) in enumerate(where):
+            if got.final is not None:
+                rows_final[target] = got.final[k]
+            for layer in layers:
+                rows_inner[layer][target] = got.inner[layer][k]
+    return States(
+        torch.stack(rows_final) if final and rows_final else None,
+        {layer: torch.stack(rows) for layer, rows in rows_inner.items()},
+    )
+
+
+def _batches(order: list[int], sequences: Sequence[Sequence[int]], batch_tokens: int) -> Iterator[list[int]]:
+    batch: list[int] = []
+    for i in order:
+        if batch and (len(batch) + 1) * len(sequences[i]) > batch_tokens:
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
+
+
+def _forward(
+    blocks: Blocks,
+    rows: list[Sequence[int]],
+    where: list[tuple[int, int, int]],
+    layers: Sequence[int],
+    final: bool,
+) -> States:
+    width = max(map(len, rows))
+    ids = torch.tensor([[*r, *[0] * (width - len(r))] for r in rows], device=blocks.device)
+    mask = torch.tensor([[1] * len(r) + [0] * (width - len(r)) for r in rows], device=blocks.device)
+    padded = {} if min(map(len, rows)) == width else {"attention_mask": mask}
+    r_P = torch.tensor([w[0] for w in where], device=blocks.device)
+    p_P = torch.tensor([w[1] for w in where], device=blocks.device)
+    with catch_inner(blocks, layers, lambda hidden: hidden[r_P.to(hidden.device), p_P.to(hidden.device)]) as inner:
+        out = blocks.decode(input_ids=ids, **padded)
+    last = out.last_hidden_state
+    return States(last[r_P.to(last.device), p_P.to(last.device)] if final else None, inner)
