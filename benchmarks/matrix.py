@@ -29,6 +29,11 @@ TESTS = (
     "tests/rewards/test_trainers.py", "tests/export/test_export.py",
     "tests/serving/test_adapters.py",
 )  # fmt: skip
+NOTE = """\
+The full suite passes with transformers 5.23.0 and TRL 1.16.0 (`make test`). What failed where this was measured: with
+4.57 the tests' own tokenizers gave token types, which TRL 1.0 hands to a model that takes none; TRL 1.9 and 1.12 took
+the async twin of a reward for no coroutine function. Both are mended since; the rows were not measured again. TRL 1.15
+trains nothing without Triton, which this CPU build of torch lacks, and is not asked for any more."""
 TOOLS = (
     "pytest",
     "pytest-timeout",
@@ -80,14 +85,13 @@ def table(rows: list[dict[str, object]]) -> str:
     lines = [
         "# The contract tests beside other versions", "",
         "`python -m benchmarks.matrix`; torch 2.13.0 (CPU). Which tests: `TESTS` in `benchmarks/matrix.py`.", "",
-        "| transformers | trl | passed | failed | skipped |", "|---|---|---|---|---|",
+        "| transformers | trl | passed | skipped | failed |", "|---|---|---|---|---|",
     ]  # fmt: skip
     for row in rows:
-        wrong = int(str(row.get("failed", 0))) + int(str(row.get("errors", row.get("error", 0))))
-        lines.append(
-            f"| {row['transformers']} | {row['trl']} | {row.get('passed', 0)} | {wrong} | {row.get('skipped', 0)} |"
-        )
-    return "\n".join(lines) + "\n"
+        names = [re.sub(r"^.*::test_| - .*", "", str(f)) for f in row["failures"]]  # type: ignore[attr-defined]
+        cells = (row["transformers"], row["trl"], row.get("passed", 0), row.get("skipped", 0), ", ".join(names) or "-")
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join([*lines, "", NOTE]) + "\n"
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ from benchmarks.probe_sample import EVERY
 from latent_rewards import JudgePrompt
 from latent_rewards.probes.cross_validation import out_of_fold
 from latent_rewards.probes.fit import Data, fit_head
-from latent_rewards.probes.networks import head_scores
+from latent_rewards.probes.networks import state_scores
 from latent_rewards.probes.probe import Probe, ProbeConfig
 from latent_rewards.stats.pairs import pair_report
 
@@ -44,7 +44,7 @@ def ship(benches: dict[str, Bench], prompt: JudgePrompt, recipe: Recipe, found: 
     assert all(EVERY[b.name].licence in OPEN for b in sources)
     data = rows_of(sources, recipe.layers)
     tensors = fit_head(data, recipe.fit, n_layers=len(recipe.layers))
-    score = head_scores(data.x, tensors, "linear")[:, 0]
+    score = state_scores(data.x, tensors, "linear")[:, 0]
     tensors = {"weight": tensors["weight"] / score.std(), "bias": (tensors["bias"] - score.mean()) / score.std()}
     training = {
         "licence": "apache-2.0",

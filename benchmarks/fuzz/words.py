@@ -23,7 +23,9 @@ from latent_rewards.rewards.likert import parse_rating
 @functools.cache
 def shipped() -> tuple[JudgePrompt, ...]:
     """All shipped prompts, showing replies whole."""
-    return tuple(JudgePrompt.load(p).with_thoughts("keep") for p in sorted(prompt_folder().glob("*.yaml")))
+    return tuple(
+        JudgePrompt.load(p).with_thoughts("keep", keep_unfinished=True) for p in sorted(prompt_folder().glob("*.yaml"))
+    )
 
 
 def check_dialogue(prompt: JudgePrompt, row: dict[str, Any], dialogue: Dialogue) -> None:

@@ -16,7 +16,7 @@ from latent_rewards import HFJudge, ProbeReward
 from latent_rewards.probes.cross_validation import out_of_fold
 from latent_rewards.probes.examples import prompt_group
 from latent_rewards.probes.fit import Data, FitOptions, fit_head
-from latent_rewards.probes.networks import head_scores
+from latent_rewards.probes.networks import state_scores
 from latent_rewards.stats.bootstrap import mean_estimate
 
 PAIRS = ("pairwise/alpacaeval_lenmatched", "pairwise/hhh_alignment", "pairwise/llmbar")
@@ -134,7 +134,7 @@ def test_out_of_fold_scores_learn_nothing_from_noise():
     fit = FitOptions(objective="bradley_terry", strength=1.0)
     score = out_of_fold(data, fit)
     assert 0.35 < np.mean(score[::2] > score[1::2]) < 0.65
-    seen = head_scores(x, fit_head(data, fit), "linear")[:, 0]
+    seen = state_scores(x, fit_head(data, fit), "linear")[:, 0]
     assert np.mean(seen[::2] > seen[1::2]) > 0.95  # what a leak would show
     assert not np.allclose(out_of_fold(data, fit, prompts=50), score)
 

@@ -17,7 +17,7 @@ _ASCII = st.characters(min_codepoint=32, max_codepoint=126) | st.just("\n")
 _ANY = st.characters(exclude_categories=["Cs"])
 ALPHABETS = {"metaspace": _ASCII, "embedded": _ASCII | st.sampled_from("\u00e9\u0416\u4e2d\U0001f600\t")}
 ALPHABETS |= dict.fromkeys(["digits", "numbers", "plain"], _ANY)
-WEIGHTED = JudgePrompt.load("weighted").with_thoughts("keep")
+WEIGHTED = JudgePrompt.load("weighted").with_thoughts("keep", keep_unfinished=True)
 
 
 @pytest.fixture(scope="session")

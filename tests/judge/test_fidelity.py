@@ -13,7 +13,9 @@ from text_tokenizers import BUILDERS, PLAIN_ADDED, SPECIAL, byte_level, sentence
 from latent_rewards import JudgePrompt, Request
 from latent_rewards.judge.encoding import Encoder
 
-PROMPTS = [JudgePrompt.load(name).with_thoughts("keep") for name in ("weighted", "weighted_reasoned")]
+PROMPTS = [
+    JudgePrompt.load(name).with_thoughts("keep", keep_unfinished=True) for name in ("weighted", "weighted_reasoned")
+]
 QUICK = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 TEXT = st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from(" \n\t.,\u2581\u00fc<|[>]7a"), max_size=30)
 CONTROL = st.sampled_from([*SPECIAL, *PLAIN_ADDED, "<unk>", "<", "</", "turn>", " <s> ", "\n<think>\n"])

@@ -13,7 +13,7 @@ from latent_rewards.judge.prompts import JudgePrompt
 from latent_rewards.probes.card import model_card
 from latent_rewards.probes.fit import Data, FitOptions, fit_head
 from latent_rewards.probes.guards import across, label_weights
-from latent_rewards.probes.networks import head_scores, kto_loss, ordinal_loss
+from latent_rewards.probes.networks import kto_loss, ordinal_loss, state_scores
 from latent_rewards.probes.probe import Probe, ProbeConfig
 from latent_rewards.stats.pairs import length_correlation
 
@@ -47,7 +47,7 @@ def fitted(head: str, *guards: str, **more: object) -> tuple[FitOptions, dict[st
     options = FitOptions(guards=guards, **{**QUICK, **HEADS[head], **more})  # type: ignore[arg-type]
     data = toy()
     tensors = fit_head(data, options, n_layers=2 if options.mix_layers else 1)
-    return options, tensors, head_scores(data.x, tensors, options.architecture)[:, 0], data
+    return options, tensors, state_scores(data.x, tensors, options.architecture)[:, 0], data
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -115,7 +115,7 @@ def test_an_mlp_learns_several_labels_with_the_default_class_weights(guards: tup
     rare = np.where(np.arange(len(data)) % 10 == 0, data.label, 0.0)
     both = dataclasses.replace(data, label=np.stack([data.label, rare], 1))
     options = FitOptions(architecture="mlp", guards=guards, **QUICK)  # type: ignore[arg-type]
-    score = head_scores(both.x, fit_head(both, options), "mlp")
+    score = state_scores(both.x, fit_head(both, options), "mlp")
     assert score.shape == (len(data), 2) and np.corrcoef(score[:, 0], data.label)[0, 1] > 0.15
     weight = label_weights(both, options)
     for k, label in enumerate(both.label.T):
