@@ -32,7 +32,7 @@ from latent_rewards.probes.collect import collect_features
 from latent_rewards.probes.examples import Example
 from latent_rewards.probes.fit import Data, FitOptions, fit_head
 from latent_rewards.probes.negatives import PHRASES, attack_examples
-from latent_rewards.probes.networks import head_scores
+from latent_rewards.probes.networks import state_scores
 from latent_rewards.probes.probe import Probe, ProbeConfig
 from latent_rewards.rewards import relevance
 from latent_rewards.rewards.guarded import broken_guards
@@ -197,7 +197,7 @@ def unseen_scores(data: Data, fold: np.ndarray, strength: float) -> np.ndarray:
     out = np.zeros(len(data))
     for k in range(5):
         tensors = fit_head(data.take((fold != k) & (fold < 5)), FitOptions(strength=strength), n_layers=len(LAYERS))
-        out[fold % 5 == k] = head_scores(data.x[fold % 5 == k], tensors, "linear")[:, 0]
+        out[fold % 5 == k] = state_scores(data.x[fold % 5 == k], tensors, "linear")[:, 0]
     return out
 
 

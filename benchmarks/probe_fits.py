@@ -11,7 +11,7 @@ from benchmarks.probe_sample import EVERY, RATED, Sample
 from latent_rewards.probes.cross_validation import out_of_fold
 from latent_rewards.probes.features import Features
 from latent_rewards.probes.fit import Data, FitOptions, fit_head
-from latent_rewards.probes.networks import head_scores
+from latent_rewards.probes.networks import state_scores
 from latent_rewards.stats.pairs import PROBE_LENGTH_TOLERANCE, length_matched, pair_indices, wins
 
 OPEN = ("MIT", "Apache-2.0")
@@ -107,7 +107,7 @@ def left_out(benches: dict[str, Bench], name: str, recipe: Recipe, *, dev_only: 
     if dev_only:
         train = train.take(np.concatenate([b.sample.dev[b.read] for b in sources]))
     train = train.take(~np.isin(train.group, test.group))
-    return head_scores(test.x, fit_head(train, recipe.fit, n_layers=len(recipe.layers)), "linear")[:, 0]
+    return state_scores(test.x, fit_head(train, recipe.fit, n_layers=len(recipe.layers)), "linear")[:, 0]
 
 
 def in_distribution(benches: dict[str, Bench], name: str, recipe: Recipe, prompts: int | None = None) -> np.ndarray:
