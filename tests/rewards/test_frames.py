@@ -34,4 +34,4 @@ def test_frames_of_ours_between_the_reward_and_the_attention(make_judge: Any, mo
             reward(prompts=prompts, completions=["one", "two"], trainer_state=None)
     assert seen and seen[0][0] == "base.__call__"
     longest = max(seen, key=len)
-    assert len(longest) <= 17, " ".join(longest)  # the aim is 10
+    assert len(longest) <= 10, " ".join(longest)
