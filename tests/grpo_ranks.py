@@ -62,8 +62,10 @@ def main(policy: str, where: str, out: str, deepspeed: str | None = None) -> Non
     Path(out, f"rank{rank}.json").write_text(json.dumps(facts))
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+    # With the trainer still held: when it goes, torch waits for threads of gloo that may wait for the interpreter.
+    sys.stdout.flush()
+    os._exit(0)
 
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
-    os._exit(0)  # torch's gloo threads can wait for the interpreter's lock while it waits for them to end

@@ -43,8 +43,10 @@ def main(policy: str, judge: str, out: str) -> None:
     trainer.train()
     logs = [row for row in trainer.state.log_history if "loss" in row]
     Path(out, f"rank{os.environ.get('RANK', '0')}.json").write_text(json.dumps({"seen": seen, "logs": logs}))
+    # With the trainer still held: when it goes, torch waits for threads of gloo that may wait for the interpreter.
+    sys.stdout.flush()
+    os._exit(0)
 
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
-    os._exit(0)  # torch's gloo threads can wait for the interpreter's lock while it waits for them to end
