@@ -16,7 +16,7 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 # Package -> first and last version that the contract tests passed with; what lies outside is used with a warning.
-TESTED = {"torch": ("2.9", "2.13"), "transformers": ("4.57", "5.23"), "trl": ("1.0", "1.16")}
+TESTED = {"torch": ("2.11", "2.13"), "transformers": ("4.57", "5.23"), "trl": ("1.0", "1.16")}
 NEEDS_JUDGE = "a judge in this process needs torch and transformers: pip install 'latent-rewards[judge]'"
 
 
