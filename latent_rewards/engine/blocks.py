@@ -5,18 +5,21 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from latent_rewards.compat import keep_softcap
-from latent_rewards.engine.decoder import find_decoder, longest_text, refuse_if_not_causal
+from latent_rewards.engine.decoder import embedding, find_decoder, longest_text, refuse_if_not_causal
 from latent_rewards.engine.head import Head
 from latent_rewards.engine.pretrained import check_model
 from latent_rewards.engine.rope_switch import RopeSwitch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +49,7 @@ class Blocks:
         ValueError: no causal LM, an adapter that cannot be read, or no list of decoder blocks that can be found.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: PreTrainedModel) -> None:
         check_model(model)
         keep_softcap(model)
         self.model = model
@@ -80,12 +83,12 @@ class Blocks:
     @property
     def device(self) -> torch.device:
         """Where token ids go."""
-        return self.model.get_input_embeddings().weight.device
+        return embedding(self.model).device
 
-    def decode(self, **batch: Any) -> Any:
-        """The decoder's output, whatever was read before."""
+    def decode(self, **batch: Tensor) -> Tensor:
+        """(B, T, D) the decoder's output, whatever was read before."""
         self.rope.reset()
-        return self.decoder(**batch, use_cache=False)
+        return self.decoder(**batch, use_cache=False).last_hidden_state
 
     @torch.no_grad()
     def self_check(self) -> None:
@@ -128,17 +131,17 @@ class Blocks:
 
 
 @contextlib.contextmanager
-def catch_inner(blocks: Blocks, layers: Sequence[int], pick: Any) -> Iterator[dict[int, Tensor]]:
+def catch_inner(blocks: Blocks, layers: Sequence[int], pick: Callable[[Tensor], Tensor]) -> Iterator[dict[int, Tensor]]:
     """While active, `pick(hidden)` of the residual stream after each wanted block lands in the yielded dict."""
     caught: dict[int, Tensor] = {}
 
-    def after(layer: int) -> Any:
-        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+    def after(layer: int) -> Callable[..., None]:
+        def hook(_module: nn.Module, _args: object, output: Tensor | tuple[Tensor, ...]) -> None:
             caught[layer] = pick(output[0] if isinstance(output, tuple) else output)
 
         return hook
 
-    def before(_module: nn.Module, args: Any, kwargs: Any) -> None:
+    def before(_module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
         caught[0] = pick(args[0] if args else kwargs["hidden_states"])
 
     handles = [blocks.layers[i - 1].register_forward_hook(after(i)) for i in layers if i > 0]
@@ -151,7 +154,7 @@ def catch_inner(blocks: Blocks, layers: Sequence[int], pick: Any) -> Iterator[di
             handle.remove()
 
 
-def _not_finite(model: Any) -> str:
+def _not_finite(model: PreTrainedModel) -> str:
     """What to say of a judge whose logits are not numbers."""
     dtype = next(model.parameters()).dtype
     way_out = (

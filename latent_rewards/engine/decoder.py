@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -10,8 +10,18 @@ from torch import Tensor, nn
 from latent_rewards import compat
 from latent_rewards.engine.rope_switch import stretch
 
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
 
-def find_decoder(model: Any, config: Any) -> tuple[Any, nn.ModuleList]:
+
+def embedding(model: PreTrainedModel) -> Tensor:
+    """(V, D) rows of a model's input embedding."""
+    weight = model.get_input_embeddings().weight
+    assert isinstance(weight, Tensor)
+    return weight
+
+
+def find_decoder(model: PreTrainedModel, config: PretrainedConfig) -> tuple[PreTrainedModel, nn.ModuleList]:
     """The decoder and its blocks.
 
     `get_decoder` gives the model itself (Llama 4) or its head (ModernBERT) where it does not know better; then it is
@@ -33,8 +43,8 @@ def find_decoder(model: Any, config: Any) -> tuple[Any, nn.ModuleList]:
         raise ValueError(f"{name}: no list of {counts[0]} decoder blocks found; this judge cannot be read")
     blocks = max(inside, key=lambda m: sum(p.numel() for p in m.parameters()))
     if decoder is model or blocks not in set(decoder.modules()) or compat.holds_a_decoder(decoder, blocks):
-        embedding = model.get_input_embeddings()
-        around = [m for m in model.modules() if m is not model and {blocks, embedding} <= set(m.modules())]
+        inputs = model.get_input_embeddings()
+        around = [m for m in model.modules() if m is not model and {blocks, inputs} <= set(m.modules())]
         decoder = min(around, key=lambda m: len(list(m.modules())), default=None)
         if decoder is None:
             raise ValueError(f"{name}: no decoder apart from its head; this judge cannot be read")
@@ -42,7 +52,7 @@ def find_decoder(model: Any, config: Any) -> tuple[Any, nn.ModuleList]:
 
 
 @torch.no_grad()
-def refuse_if_not_causal(name: str, decoder: Any, vocab: int, device: torch.device) -> None:
+def refuse_if_not_causal(name: str, decoder: nn.Module, vocab: int, device: torch.device) -> None:
     """Changing a token must leave every state before it as it is.
 
     Args:
@@ -72,7 +82,7 @@ def refuse_if_not_causal(name: str, decoder: Any, vocab: int, device: torch.devi
         )
 
 
-def longest_text(decoder: nn.Module, config: Any) -> int:
+def longest_text(decoder: nn.Module, config: PretrainedConfig) -> int:
     """Most tokens that a model can read: its config's word, and no more than it has learned positions for.
 
     Args:

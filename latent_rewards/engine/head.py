@@ -7,10 +7,15 @@ import functools
 import logging
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+
+from latent_rewards.engine.decoder import embedding
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
 
 logger = logging.getLogger(__name__)
 
@@ -31,9 +36,9 @@ class Head:
         config: of the text.
     """
 
-    def __init__(self, model: Any, decoder: nn.Module, config: Any) -> None:
+    def __init__(self, model: PreTrainedModel, decoder: nn.Module, config: PretrainedConfig) -> None:
         self.model, self.decoder, self.config = model, decoder, config
-        self.module: Any = model.get_output_embeddings()
+        self.module: nn.Linear = model.get_output_embeddings()
         self.why_own = _why_not_rows(model, self.module)
 
     @property
@@ -94,7 +99,7 @@ class Head:
         """(P, len(ids)) logits, float32; (P, V) where `ids` is None."""
         if self.why_own is None:
             return self.rows(states, ids)
-        pick: Any = slice(None) if ids is None else list(ids)
+        pick = slice(None) if ids is None else torch.as_tensor(list(ids))
         return torch.cat([self.own(part)[:, pick] for part in self._parts(states)])
 
     def log_normaliser(self, states: Tensor, *, chunk: int = 16_384) -> Tensor:
@@ -109,9 +114,8 @@ class Head:
 
     def rows(self, states: Tensor, ids: Sequence[int] | slice | None = None) -> Tensor:
         """Logits by rows of the head, float32."""
-        pick: Any = slice(None) if ids is None else ids
-        if not isinstance(pick, slice):
-            pick = torch.as_tensor(list(pick), device=self.weight.device)
+        whole = slice(None) if ids is None else ids
+        pick = whole if isinstance(whole, slice) else torch.as_tensor(list(whole), device=self.weight.device)
         weight = self.weight[pick]
         logits = states.to(weight.device).float() @ weight.float().T
         if self.bias is not None:
@@ -122,17 +126,17 @@ class Head:
         """(P, V) logits by the model's own code, float32: its decoder is bypassed, so that only its head runs."""
         shell = self._shell
         if isinstance(shell, tuple):
-            answer: Any = (states[:, None], *shell[1:])
+            answer: object = (states[:, None], *shell[1:])
         else:
             answer = type(shell)(**{**shell, "last_hidden_state": states[:, None]})
-        ids = torch.zeros(len(states), 1, dtype=torch.long, device=self.model.get_input_embeddings().weight.device)
+        ids = torch.zeros(len(states), 1, dtype=torch.long, device=embedding(self.model).device)
         with _bypassed(self.decoder, answer):
             return self.model(input_ids=ids, use_cache=False).logits[:, 0].float()
 
     @functools.cached_property
-    def _shell(self) -> Any:
+    def _shell(self) -> tuple[Tensor, ...] | dict[str, Tensor]:
         """What the decoder gives for one token: the rest of what a head may look for, such as router logits."""
-        ids = torch.ones(1, 1, dtype=torch.long, device=self.model.get_input_embeddings().weight.device)
+        ids = torch.ones(1, 1, dtype=torch.long, device=embedding(self.model).device)
         return self.decoder(input_ids=ids, use_cache=False)
 
     def _parts(self, states: Tensor) -> Iterator[Tensor]:
@@ -168,7 +172,7 @@ def same_logits(ours: Tensor, theirs: Tensor, unit: float) -> bool:
     return bool(gap.abs().max() <= 8 * unit * largest and spread <= 2 * unit and slope.abs() <= 0.2 * unit)
 
 
-def shape_logits(config: Any, logits: Tensor) -> Tensor:
+def shape_logits(config: PretrainedConfig, logits: Tensor) -> Tensor:
     """What some families do to their logits: Granite divides, Cohere multiplies, Gemma caps; `config` is the text's."""
     if getattr(config, "logits_scaling", None):
         logits = logits / config.logits_scaling
@@ -196,12 +200,12 @@ def _why_not_rows(model: nn.Module, head: nn.Module) -> str | None:
     return f"hooks on {type(hooked[0]).__name__}" if hooked else None
 
 
-def _whole(tensor: Any) -> Tensor:
+def _whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 @contextlib.contextmanager
-def _bypassed(module: nn.Module, answer: Any) -> Iterator[None]:
+def _bypassed(module: nn.Module, answer: object) -> Iterator[None]:
     """While active, calling the module gives `answer`; its hooks, which have had their say, stay quiet."""
     names = ("forward", "_forward_hooks", "_forward_pre_hooks")
     before = {name: vars(module)[name] for name in names if name in vars(module)}

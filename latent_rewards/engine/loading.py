@@ -11,13 +11,17 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from latent_rewards import compat
 from latent_rewards.engine.peft_adapters import PICKLED, Source, adapter_tokenizer, apply_adapter, find_source
 from latent_rewards.engine.pretrained import load_causal_lm, processor_template
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers.utils.quantization_config import QuantizationConfigMixin
 
 logger = logging.getLogger(__name__)
 
@@ -108,13 +112,13 @@ def load_frozen(
     revision: str | None,
     dtype: str | torch.dtype,
     device: torch.device,
-    device_map: Any,
-    tp_plan: Any,
-    quantization: Any,
+    device_map: str | dict[str, int | str] | None,
+    tp_plan: str | dict[str, str] | None,
+    quantization: str | QuantizationConfigMixin | None,
     adapter: str | None,
     attn_implementation: str | None,
     trust_remote_code: bool,
-) -> Any:
+) -> PreTrainedModel:
     """A frozen causal LM in eval mode, whole and unsharded even inside a DeepSpeed ZeRO-3 run.
 
     Weights are read from safetensors only, an adapter's too: a pickle can run code. All of them have to be there. The
@@ -126,7 +130,7 @@ def load_frozen(
     compat.warn_if_untested()
     if device.type == "cpu":
         _bound_kernel_caches()
-    options: dict[str, Any] = {
+    options: dict[str, object] = {
         "dtype": _dtype(dtype, device), "trust_remote_code": trust_remote_code, "use_safetensors": True
     }  # fmt: skip
     source = judge_source(model, revision=revision, adapter=adapter)
@@ -150,7 +154,7 @@ def load_frozen(
         if source.adapter is not None:
             loaded = apply_adapter(loaded, source)
     if "device_map" not in options and tp_plan is None:
-        loaded.to(device)
+        loaded.to(device)  # type: ignore[arg-type]
     return freeze(loaded)
 
 
@@ -163,12 +167,14 @@ def judge_source(model: str, *, revision: str | None = None, adapter: str | None
     return find_source(resolve_model(model), revision, adapter)
 
 
-def freeze(model: Any) -> Any:
+def freeze(model: PreTrainedModel) -> PreTrainedModel:
     """Eval mode, no gradients."""
     return model.eval().requires_grad_(False)
 
 
-def load_tokenizer(model: str, *, revision: str | None, trust_remote_code: bool, adapter: str | None = None) -> Any:
+def load_tokenizer(
+    model: str, *, revision: str | None, trust_remote_code: bool, adapter: str | None = None
+) -> PreTrainedTokenizerBase:
     """The judge's tokenizer; that of its adapter, where one was saved beside it.
 
     Raises:
@@ -179,6 +185,7 @@ def load_tokenizer(model: str, *, revision: str | None, trust_remote_code: bool,
 
     source = judge_source(model, revision=revision, adapter=adapter)
     hub = {"revision": source.revision} if source.revision is not None else {}
+    base: PreTrainedTokenizerBase | None = None
     try:
         base = AutoTokenizer.from_pretrained(source.model, trust_remote_code=trust_remote_code, **hub)
         if not base.chat_template:
@@ -186,7 +193,6 @@ def load_tokenizer(model: str, *, revision: str | None, trust_remote_code: bool,
     except OSError:
         if source.adapter is None:
             raise
-        base = None
     except (ValueError, ImportError) as err:  # up to transformers 5.0 at least, protobuf is asked for
         if source.adapter is None:
             said = str(err).strip().splitlines()[0]
@@ -194,7 +200,6 @@ def load_tokenizer(model: str, *, revision: str | None, trust_remote_code: bool,
                 f"{source.model} has no tokenizer that transformers can load ({said}); save it beside the weights with "
                 "tokenizer.save_pretrained, or give HFJudge(model, tokenizer=tokenizer)"
             ) from err
-        base = None
     own = base if source.adapter is None else adapter_tokenizer(base, source, trust_remote_code=trust_remote_code)
     if own is None:
         raise OSError(f"neither {source.model} nor its adapter {source.adapter} has a tokenizer; save it beside either")
@@ -218,7 +223,7 @@ def cpu_has_fast_bf16() -> bool:
     return bool((probe and probe()) or (wide and wide()))
 
 
-def model_revision(model: Any, name: str) -> str:
+def model_revision(model: PreTrainedModel, name: str) -> str:
     """Commit of a hub model, else a short hash of the weights' names, shapes and a few values."""
     commit = getattr(model.config, "_commit_hash", None)
     if commit and not Path(name).exists():
@@ -253,7 +258,7 @@ def _dtype(dtype: str | torch.dtype, device: torch.device) -> str | torch.dtype:
     return dtype
 
 
-def _quantization(quantization: Any) -> Any:
+def _quantization(quantization: str | QuantizationConfigMixin | None) -> QuantizationConfigMixin | None:
     """A transformers quantisation config; "4bit" and "8bit" are short for bitsandbytes."""
     if quantization in ("4bit", "8bit"):
         from transformers import BitsAndBytesConfig

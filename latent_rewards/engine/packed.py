@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -95,7 +95,7 @@ class _Stop(Exception):
 
 @contextlib.contextmanager
 def _stop_after(blocks: Blocks, layer: int) -> Iterator[None]:
-    def stop(*_: Any) -> None:
+    def stop(*_: object) -> None:
         raise _Stop
 
     module: nn.Module = blocks.layers[max(layer, 1) - 1]
@@ -130,26 +130,26 @@ class _FewRows(nn.Module):
         self.__dict__["block"] = block
         self.plan, self.rows = plan, rows
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> Tensor | nn.Module:
         try:
             return super().__getattr__(name)
         except AttributeError:
             return getattr(self.__dict__["block"], name)
 
-    def forward(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
-        plan, n = self.plan, hidden.shape[1]
+    def forward(self, hidden: Tensor, *args: object, **kwargs: object) -> Tensor | tuple[Tensor, ...]:
+        plan, n, block = self.plan, hidden.shape[1], self.__dict__["block"]
         with contextlib.suppress(CaughtKeysError), plan.catching():
-            self.block(hidden, *args, **kwargs)
+            block(hidden, *args, **kwargs)
         if plan.caught is None:
             raise CannotShareError("a layer that does not use the attention interface")
         if not len(self.rows):
             raise _Stop
         plan.rows = self.rows.tolist()
-        return self.block(*(_rows_of(x, self.rows, n) for x in (hidden, *args)),
+        return block(*(_rows_of(x, self.rows, n) for x in (hidden, *args)),
                           **{k: _rows_of(x, self.rows, n) for k, x in kwargs.items()})  # fmt: skip
 
 
-def _rows_of(x: Any, rows: Tensor, n: int) -> Any:
+def _rows_of(x: object, rows: Tensor, n: int) -> object:
     """Rows of whatever has one for each of n tokens: (1, n, ...) or (n,) tensors, also inside tuples."""
     if isinstance(x, tuple):
         return tuple(_rows_of(y, rows, n) for y in x)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 
@@ -37,8 +36,8 @@ def read_states(
     offset = [0]
     for p in positions:
         offset.append(offset[-1] + len(p))
-    rows_final: list[Any] = [None] * offset[-1]
-    rows_inner: dict[int, list[Any]] = {layer: [None] * offset[-1] for layer in layers}
+    rows_final = [torch.empty(0)] * offset[-1]
+    rows_inner = {layer: list(rows_final) for layer in layers}
     for batch in _batches(order, sequences, batch_tokens):
         where = [(r, p, offset[i] + j) for r, i in enumerate(batch) for j, p in enumerate(positions[i])]
         got = _forward(blocks, [sequences[i] for i in batch], where, layers, final)
@@ -78,6 +77,5 @@ def _forward(
     r_P = torch.tensor([w[0] for w in where], device=blocks.device)
     p_P = torch.tensor([w[1] for w in where], device=blocks.device)
     with catch_inner(blocks, layers, lambda hidden: hidden[r_P.to(hidden.device), p_P.to(hidden.device)]) as inner:
-        out = blocks.decode(input_ids=ids, **padded)
-    last = out.last_hidden_state
+        last = blocks.decode(input_ids=ids, **padded)
     return States(last[r_P.to(last.device), p_P.to(last.device)] if final else None, inner)

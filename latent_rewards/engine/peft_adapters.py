@@ -6,9 +6,15 @@ import json
 import logging
 import math
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+
+from latent_rewards.engine.decoder import embedding
+
+if TYPE_CHECKING:
+    from peft import PeftConfig, PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +63,7 @@ def find_source(model: str, revision: str | None, adapter: str | None) -> Source
     return Source(base, said.get("revision"), model, revision)
 
 
-def check_adapter(config: Any, name: str) -> None:
+def check_adapter(config: PeftConfig, name: str) -> None:
     """Whether a judge with this adapter is read as it runs: a forward over the text alone, the same at each position.
 
     Args:
@@ -85,7 +91,7 @@ def check_adapter(config: Any, name: str) -> None:
         )
 
 
-def check_loaded(model: Any) -> None:
+def check_loaded(model: PreTrainedModel) -> None:
     """`check_adapter` for the adapters of a loaded model.
 
     Raises:
@@ -96,7 +102,7 @@ def check_loaded(model: Any) -> None:
         check_adapter(config, f"{type(model).__name__} (adapter {name!r})")
 
 
-def apply_adapter(model: Any, source: Source) -> Any:
+def apply_adapter(model: PreTrainedModel, source: Source) -> PreTrainedModel:
     """The base with its adapter merged into it; embeddings get as many rows as the adapter was trained with.
 
     Raises:
@@ -108,14 +114,14 @@ def apply_adapter(model: Any, source: Source) -> Any:
     hub: dict[str, Any] = {} if source.adapter_revision is None else {"revision": source.adapter_revision}
     config = PeftConfig.from_pretrained(adapter, **hub)
     check_adapter(config, adapter)
-    before = len(model.get_input_embeddings().weight)
+    before = len(embedding(model))
     after = _rows(model, _file(adapter, **hub), config) or before
     if after != before:
         _resize(model, after)
     config.inference_mode = True
     wrapped: Any = PeftModel(model, config)
     mapping = getattr(model, "_checkpoint_conversion_mapping", None) or {}
-    device = str(model.get_input_embeddings().weight.device)
+    device = str(embedding(model).device)
     result = wrapped.load_adapter(adapter, "default", torch_device=device, key_mapping=mapping, **hub)
     # PEFT saves resized embeddings twice, once under a name that it does not read, and a tied head's trained rows too.
     twice = (".modules_to_save.", ".lm_head.token_adapter.")
@@ -128,21 +134,21 @@ def apply_adapter(model: Any, source: Source) -> Any:
         )
     _untie(wrapped)
     merge = getattr(wrapped.base_model, "merge_and_unload", None)
-    merged = wrapped if merge is None else merge()
+    merged: PreTrainedModel = merge() if merge is not None else wrapped
     merged.config._commit_hash = None  # these are not that commit's weights any more
     if after > before:
         _check_rows(merged, before, after, source)
     return merged
 
 
-def _untie(wrapped: Any) -> None:
+def _untie(wrapped: PeftModel) -> None:
     """Give the head a weight of its own where it shares the embedding's and one of them is adapted.
 
     What is merged into one would change the other, too; while it was trained, it did not.
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    ends: tuple[Any, Any] = (wrapped.get_input_embeddings(), wrapped.get_output_embeddings())
+    ends = (wrapped.get_input_embeddings(), wrapped.get_output_embeddings())
     adapted = [isinstance(m, BaseTunerLayer) for m in ends]
     embedding, head = (m.get_base_layer() if a else m for m, a in zip(ends, adapted, strict=True))
     if any(adapted) and head.weight is embedding.weight:
@@ -166,7 +172,7 @@ def _file(adapter: str, **hub: Any) -> Path:
         raise ValueError(PICKLED.format(adapter)) from err
 
 
-def _rows(model: Any, file: Path, config: Any) -> int | None:
+def _rows(model: PreTrainedModel, file: Path, config: PeftConfig) -> int | None:
     """Rows of the embeddings that the adapter was trained with, where its file tells."""
     from safetensors import safe_open
 
@@ -186,23 +192,22 @@ def _rows(model: Any, file: Path, config: Any) -> int | None:
     trained = getattr(config, "trainable_token_indices", None) or getattr(config, "token_indices", None) or ()
     lists = trained.values() if isinstance(trained, dict) else (trained,)
     last = max((max(ids) for ids in lists if ids), default=-1) + 1
-    if last > len(model.get_input_embeddings().weight):
+    if last > len(embedding(model)):
         rows.add(last)
     return max(rows, default=None)
 
 
-def _resize(model: Any, rows: int) -> None:
+def _resize(model: PreTrainedModel, rows: int) -> None:
     """As many rows in input and output embeddings; new ones are NaN until the adapter fills them."""
-    before = len(model.get_input_embeddings().weight)
+    before = len(embedding(model))
     model.resize_token_embeddings(rows, mean_resizing=False)
     with torch.no_grad():
         for module in (model.get_input_embeddings(), model.get_output_embeddings()):
-            module.weight[before:] = math.nan
-            if getattr(module, "bias", None) is not None:
-                module.bias[before:] = math.nan
+            for parameter in module.parameters(recurse=False):  # weight, and bias where there is one
+                parameter[before:] = math.nan
 
 
-def _check_rows(model: Any, before: int, after: int, source: Source) -> None:
+def _check_rows(model: PreTrainedModel, before: int, after: int, source: Source) -> None:
     for what, module in (("input", model.get_input_embeddings()), ("output", model.get_output_embeddings())):
         if any(p[before:].isnan().any() for p in module.parameters()):
             raise ValueError(
@@ -213,7 +218,9 @@ def _check_rows(model: Any, before: int, after: int, source: Source) -> None:
             )
 
 
-def adapter_tokenizer(base: Any, source: Source, **options: Any) -> Any:
+def adapter_tokenizer(
+    base: PreTrainedTokenizerBase | None, source: Source, **options: bool
+) -> PreTrainedTokenizerBase | None:
     """The tokenizer and chat template saved with the adapter, the base's where there are none.
 
     Args:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from latent_rewards import compat
 from latent_rewards.engine.peft_adapters import check_loaded, text_of
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +42,7 @@ _PEFT = re.compile(r"(^base_model\.model\.)|\.(base_layer|lora_[AB]|lora_embeddi
 _WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "pretrained_model.", "actor.", "policy.")
 
 
-def load_causal_lm(name: str, options: dict[str, Any]) -> Any:
+def load_causal_lm(name: str, options: Mapping[str, Any]) -> PreTrainedModel:
     """A causal LM from a folder or the hub, every weight of it from the files.
 
     Args:
@@ -71,7 +75,7 @@ def load_causal_lm(name: str, options: dict[str, Any]) -> Any:
     return model
 
 
-def auto_class(config: Any, name: str) -> Any:
+def auto_class(config: PretrainedConfig, name: str) -> type[_BaseAutoModelClass]:
     """The class of transformers that loads this config with an LM head.
 
     Raises:
@@ -87,7 +91,7 @@ def auto_class(config: Any, name: str) -> Any:
     raise ValueError(f"{name} is a {config.model_type!r} model, for which transformers has no LM head; {_NOT_A_JUDGE}")
 
 
-def check_config(config: Any, name: str) -> None:
+def check_config(config: PretrainedConfig, name: str) -> None:
     """What config.json says of the checkpoint.
 
     Raises:
@@ -103,14 +107,14 @@ def check_config(config: Any, name: str) -> None:
                 raise ValueError(f"{name} is {what} (architectures: {architecture}), no causal LM; {way_out}")
 
 
-def check_model(model: Any) -> None:
+def check_model(model: PreTrainedModel) -> None:
     """Whether a loaded model is a causal LM with a head, and its adapters, if any, can be read.
 
     Raises:
         ValueError: it is not.
     """
     check_loaded(model)
-    inner = model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model
+    inner = getattr(model, "get_base_model", lambda: model)() if hasattr(model, "peft_config") else model
     kind, config = type(inner).__name__, model.config
     if getattr(config, "is_encoder_decoder", False):
         raise ValueError(_TWO_PARTS.format(kind, config.model_type))
@@ -122,7 +126,7 @@ def check_model(model: Any) -> None:
         raise ValueError(f"{kind} has no LM head (get_output_embeddings() is None); {_NOT_A_JUDGE}")
 
 
-def check_weights(model: Any, info: dict[str, Any], name: str) -> None:
+def check_weights(model: PreTrainedModel, info: Mapping[str, Any], name: str) -> None:
     """What `output_loading_info` says of the weights; those that are more than the model needs are logged.
 
     Raises:

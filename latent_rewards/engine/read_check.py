@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -12,7 +11,7 @@ from torch import Tensor
 from latent_rewards.engine.attention import CannotShareError
 from latent_rewards.engine.blocks import Blocks, States
 from latent_rewards.engine.padded import read_states
-from latent_rewards.engine.schedule import Group
+from latent_rewards.engine.schedule import Group, Wanted
 
 _MOST = 0.3  # relative difference of states that no rounding explains
 _TELLING = ("window", "chunk", "block", "original_max", "scale", "topk", "local", "stride")
@@ -51,8 +50,8 @@ class ReadCheck:
         at = group.positions[i][-1:]
         row = sum(map(len, group.positions[: i + 1])) - 1
         inner = [max(layers)] if states.final is None else []
-        wanted: dict[str, Any] = {"layers": inner, "final": states.final is not None}
-        plain = _deepest(read_states(self.blocks, [group.sequences[i]], [at], **wanted, batch_tokens=1))
+        wanted = Wanted(tuple(inner), states.final is not None)
+        plain = self._alone([group.sequences[i]], [at], wanted)
         self._longest[way] = max(n, known)
         reason = self._difference(_deepest(states)[row : row + 1], plain, [group.sequences[i]], [at], wanted)
         return reason and f"{reason} on a text of {n} tokens"
@@ -69,15 +68,18 @@ class ReadCheck:
         sequences.append(head + sequences[0][30:32])
         positions = [[len(s) - 1] for s in sequences]
         alone = [0, 5, 6]
+        texts, at, wanted = [sequences[i] for i in alone], [positions[i] for i in alone], Wanted((), True)
         try:
             ours = _deepest(read(sequences, positions, len(head)))
-            plain = _deepest(
-                read_states(self.blocks, [sequences[i] for i in alone], [positions[i] for i in alone], batch_tokens=1)
-            )
+            plain = self._alone(texts, at, wanted)
         except (CannotShareError, RuntimeError, ValueError, TypeError, AttributeError, IndexError) as err:
             return f"{type(err).__name__}: {err}"
-        texts, at = [sequences[i] for i in alone], [positions[i] for i in alone]
-        return self._difference(ours[alone], plain, texts, at, {})
+        return self._difference(ours[alone], plain, texts, at, wanted)
+
+    def _alone(self, texts: Sequence[Sequence[int]], at: Sequence[list[int]], wanted: Wanted) -> Tensor:
+        """The deepest states of texts, each read alone by the model's plain forward."""
+        layers, final = wanted.layers, wanted.final
+        return _deepest(read_states(self.blocks, texts, at, layers=layers, final=final, batch_tokens=1))
 
     def _difference(
         self,
@@ -85,7 +87,7 @@ class ReadCheck:
         plain: Tensor,
         texts: Sequence[Sequence[int]],
         at: Sequence[list[int]],
-        wanted: dict[str, Any],
+        wanted: Wanted,
     ) -> str:
         """What to say of two readings of texts; empty if they differ by rounding.
 
@@ -98,7 +100,7 @@ class ReadCheck:
         if plain.dtype == torch.float32:
             return f"relative difference {error:.1e}"
         with _last_places_moved(self.blocks):
-            own = _relative(_deepest(read_states(self.blocks, texts, at, **wanted, batch_tokens=1)), plain)
+            own = _relative(self._alone(texts, at, wanted), plain)
         if error < min(_MOST, 2 * own):
             return ""
         return f"relative difference {error:.1e}, where rounding explains {own:.1e}"
@@ -128,7 +130,7 @@ def _last_places_moved(blocks: Blocks) -> Iterator[None]:
     """While active, the output of every block is off by up to one unit in the last place, the same at each call."""
     random = torch.Generator().manual_seed(0)
 
-    def move(_module: Any, _args: Any, output: Any) -> Any:
+    def move(_module: object, _args: object, output: Tensor | tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
         hidden = output[0] if isinstance(output, tuple) else output
         noise = torch.rand(hidden.shape, generator=random).to(hidden.device) * 2 - 1
         moved = (hidden.float() * (1 + torch.finfo(hidden.dtype).eps * noise)).to(hidden.dtype)
@@ -150,7 +152,7 @@ def _relative(ours: Tensor, plain: Tensor) -> float:
     return float((ours.float() - plain.float()).norm() / plain.float().norm())
 
 
-def _telling_numbers(config: dict[str, Any]) -> Iterator[int]:
+def _telling_numbers(config: Mapping[str, object]) -> Iterator[int]:
     """Numbers of a config, also nested, at which a model may begin to do something else."""
     for name, value in config.items():
         if isinstance(value, dict):

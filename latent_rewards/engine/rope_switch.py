@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 
 class RopeSwitch:
@@ -21,7 +24,7 @@ class RopeSwitch:
         config: its text config.
     """
 
-    def __init__(self, model: nn.Module, config: Any) -> None:
+    def __init__(self, model: nn.Module, config: PretrainedConfig) -> None:
         self._at: dict[str, set[int]] = {"longrope": set(), "dynamic": set()}
         for rope in _rope_dicts(config):
             kind = rope.get("rope_type", rope.get("type")) or "default"
@@ -62,13 +65,13 @@ class RopeSwitch:
         yield from groups.values()
 
 
-def stretch(config: Any) -> float:
+def stretch(config: PretrainedConfig) -> float:
     """How many times longer than `max_position_embeddings` texts may be: what "dynamic" frequencies are there for."""
     ropes = [rope for rope in _rope_dicts(config) if "dynamic" in str(rope.get("rope_type", rope.get("type")))]
     return max([1.0, *(float(rope.get("factor") or 1.0) for rope in ropes)])
 
 
-def _rope_dicts(config: Any) -> Iterator[dict[str, Any]]:
+def _rope_dicts(config: PretrainedConfig) -> Iterator[dict[str, Any]]:
     """The rotary parameters of a config: one dict, or one for each type of layer."""
     for name in ("rope_parameters", "rope_scaling"):
         rope = getattr(config, name, None) or {}
@@ -77,7 +80,7 @@ def _rope_dicts(config: Any) -> Iterator[dict[str, Any]]:
         )
 
 
-def _dynamic_types(module: Any) -> list[str]:
+def _dynamic_types(module: nn.Module) -> list[str]:
     """Layer types of a rotary module whose frequencies are "dynamic"; one empty name where it has a single set."""
     kinds = getattr(module, "rope_type", None)
     return [name for name, kind in kinds.items() if "dynamic" in str(kind)] if isinstance(kinds, dict) else [""]

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from latent_rewards.engine.decoder import embedding
 from latent_rewards.engine.rope_switch import RopeSwitch
+
+if TYPE_CHECKING:
+    from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 @torch.no_grad()
 def sample_answers(
-    model: Any,
-    tokenizer: Any,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     ids: list[list[int]],
     *,
     n: int,
@@ -43,52 +47,48 @@ def sample_answers(
         B lists of n texts.
     """
     rope = RopeSwitch(model, model.config.get_text_config(decoder=True))
-    options: dict[str, Any] = {
-        "n": n, "temperature": temperature, "max_new_tokens": max_new_tokens, "seed": seed, "top_p": top_p,
-        "top_k": top_k,
-    }  # fmt: skip
+    config = _config(model, tokenizer, temperature, max_new_tokens=max_new_tokens, top_p=top_p, top_k=top_k)
     out: list[list[str]] = [[] for _ in ids]
     for batch in rope.batches([len(r) for r in ids], max_new_tokens):
         rope.reset()
-        for i, answers in zip(batch, _sample(model, tokenizer, [ids[i] for i in batch], rope, **options), strict=True):
+        for i, answers in zip(
+            batch, _sample(model, tokenizer, [ids[i] for i in batch], rope, config, n, seed), strict=True
+        ):
             out[i] = answers
     return out
 
 
-def _sample(
-    model: Any,
-    tokenizer: Any,
-    ids: list[list[int]],
-    rope: RopeSwitch,
-    *,
-    n: int,
-    temperature: float,
-    max_new_tokens: int,
-    seed: int,
-    top_p: float,
-    top_k: int,
-) -> list[list[str]]:
-    """As `sample_answers`, in one batch."""
+def _config(model: Any, tokenizer: PreTrainedTokenizerBase, temperature: float, **options: float) -> GenerationConfig:
+    """How to sample, from nothing but these options: the model's own would fill what is unset."""
     from transformers import GenerationConfig
 
-    device = model.get_input_embeddings().weight.device
-    width, own = max(map(len, ids)), model.generation_config
     pad = next(i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None)
-    batch = torch.tensor([[pad] * (width - len(r)) + r for r in ids], device=device)
+    ends = (e if isinstance(e, list) else [e] for e in (model.generation_config.eos_token_id, tokenizer.eos_token_id))
+    eos = sorted({i for end in ends for i in end if i is not None}) or None
+    how = {"do_sample": True, "temperature": temperature, **options}
+    if not temperature > 0:
+        how = {"do_sample": False, "max_new_tokens": options["max_new_tokens"]}
+    return GenerationConfig(pad_token_id=pad, eos_token_id=eos, **how)
+
+
+def _sample(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    ids: list[list[int]],
+    rope: RopeSwitch,
+    config: GenerationConfig,
+    n: int,
+    seed: int,
+) -> list[list[str]]:
+    """As `sample_answers`, in one batch."""
+    device, width, own = embedding(model).device, max(map(len, ids)), model.generation_config
+    batch = torch.tensor([[config.pad_token_id] * (width - len(r)) + r for r in ids], device=device)
     mask = torch.tensor([[0] * (width - len(r)) + [1] * len(r) for r in ids], device=device)
-    ends = (e if isinstance(e, list) else [e] for e in (own.eos_token_id, tokenizer.eos_token_id))
-    eos = {i for end in ends for i in end if i is not None}
-    sampling = {"do_sample": True, "temperature": temperature, "top_k": top_k, "top_p": top_p}
-    config = GenerationConfig(
-        max_new_tokens=max_new_tokens, pad_token_id=pad, eos_token_id=sorted(eos) or None,
-        **(sampling if temperature > 0 else {"do_sample": False}),
-    )  # fmt: skip
-    devices = [device] if device.type == "cuda" else []
-    per_row = n if temperature > 0 else 1
+    per_row = n if config.do_sample else 1
     # Keys of all but the last token must have the frequencies of the whole text.
     stays = rope.regime(width - 1) == rope.regime(width)
     past = _prefill(model, batch, mask, per_row) if per_row > 1 and stays else None
-    with torch.random.fork_rng(devices=devices):
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(_seed(seed, ids))
         model.generation_config = config  # else the model's own penalties and cut-offs fill what is unset here
         try:
@@ -102,10 +102,10 @@ def _sample(
             model.generation_config = own
     texts = tokenizer.batch_decode(out[:, width:], skip_special_tokens=True)
     rows = [texts[i : i + per_row] for i in range(0, len(texts), per_row)]
-    return rows if temperature > 0 else [row * n for row in rows]
+    return rows if config.do_sample else [row * n for row in rows]
 
 
-def _prefill(model: Any, batch: torch.Tensor, mask: torch.Tensor, n: int) -> Any:
+def _prefill(model: PreTrainedModel, batch: torch.Tensor, mask: torch.Tensor, n: int) -> DynamicCache | None:
     """Keys and values of all but the last token of each text, run once and repeated for its n answers.
 
     None for models that keep something else than keys and values of all tokens; they run each text n times.

@@ -5,16 +5,18 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
-from transformers import PretrainedConfig
 
 from latent_rewards.engine.attention import CannotShareError
 from latent_rewards.engine.blocks import Blocks
 from latent_rewards.engine.prefix_cache import PrefixCache
 from latent_rewards.engine.read_check import ReadCheck, refuse_if_random
 from latent_rewards.engine.schedule import NO_LIMIT, Group
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 logger = logging.getLogger(__name__)
 

@@ -15,6 +15,7 @@ import torch
 
 from latent_rewards.engine import loading
 from latent_rewards.engine.blocks import Blocks, States
+from latent_rewards.engine.decoder import embedding
 from latent_rewards.engine.invariant import InvariantForward
 from latent_rewards.engine.sampling import sample_answers
 from latent_rewards.engine.tree import TreeForward
@@ -250,7 +251,7 @@ class HFJudge(Judge):
     def to(self, device: str | torch.device) -> HFJudge:
         """Move the loaded judge: to "cpu" while the policy trains on the same card, and back before the next step."""
         with self._lock:
-            self.blocks.model.to(torch.device(device))
+            self.blocks.model.to(torch.device(device))  # type: ignore[arg-type]
             cache = getattr(self._forward, "cache", None)
             if cache is not None:
                 cache.clear()
@@ -352,7 +353,7 @@ class HFJudge(Judge):
 
     def _check_ids(self, prompt: JudgePrompt) -> int:
         """Rows of the judge's embedding; once per prompt, that they suffice for the template and the labels."""
-        size = int(self.blocks.model.get_input_embeddings().weight.shape[0])
+        size = len(embedding(self.blocks.model))
         if prompt.hash not in self._checked:
             if reason := beyond(sorted(self.encoder.own_ids(prompt)), size):
                 raise ValueError(
