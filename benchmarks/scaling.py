@@ -80,11 +80,11 @@ def sweep(judge: HFJudge, small: bool, repeats: int, only: Sequence[str] = SWEEP
     for short, (name, (xs, shape)) in zip(SWEEPS, plans.items(), strict=False):
         points = []
         for x in xs if short in only else ():
-            forward.batch_tokens = x if short == "budget" else budget
+            forward.ways.batch_tokens = x if short == "budget" else budget
             points.append(cost(forward, texts(*shape(x), vocab=vocab), repeats))
         if points:
             out[name] = {"x": xs, "seconds": [p[0] for p in points], "tokens": [p[1] for p in points]}
-    forward.batch_tokens = budget
+    forward.ways.batch_tokens = budget
     if "rewards" in only:
         xs = few([1, 2, 4, 6])
         points = [rewards_cost(judge, [ProbabilityWeightedReward] * x, repeats) for x in xs]
