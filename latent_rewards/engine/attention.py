@@ -100,7 +100,7 @@ class TreePlan:
         """
         self.window = min(self.window, window)
         if window < self.longest:
-            raise WindowError(f"a sliding window or chunk of {window} tokens, shorter than the texts")
+            raise WindowError(f"a layer sees a sliding window or chunk of {window} tokens, shorter than the texts")
 
     @contextlib.contextmanager
     def catching(self) -> Iterator[None]:
@@ -148,7 +148,7 @@ def attention_forward(
 ) -> tuple[Tensor, None]:
     """Entry point for transformers' AttentionInterface: (1, H, T, d) queries to (1, T, H, d) outputs."""
     if attention_mask is not None or any(kwargs.get(k) is not None for k in ("s_aux", "position_bias", "cache")):
-        raise CannotShareError("attention with extra biases or sinks")
+        raise CannotShareError("its attention adds biases or sinks")
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
     window = -1 if sliding_window is None else int(sliding_window)
     cap = 0.0 if softcap is None else float(softcap)
@@ -162,7 +162,7 @@ def mask_forward(*, local_size: int | None = None, use_vmap: bool = False, **_: 
     """
     plan = _plan("a tree mask was asked for")
     if use_vmap:
-        raise CannotShareError("a mask of its own")
+        raise CannotShareError("it masks its attention in a way of its own")
     if local_size is not None:
         plan.see(int(local_size))
 
@@ -174,7 +174,7 @@ def tree_attention(query: Tensor, key: Tensor, value: Tensor, scale: float, wind
     if window > 0:
         plan.see(window)
     if plan.layer >= plan.n_layers:
-        raise CannotShareError(f"more than {plan.n_layers} attentions in {plan.n_layers} layers")
+        raise CannotShareError(f"it has more than {plan.n_layers} attentions in {plan.n_layers} layers")
     kernel = kernel_for(query, softcap)
     if plan.caught is not None:
         return _attend_rows(kernel, query, plan, scale)

@@ -84,7 +84,9 @@ def packed(blocks: Blocks, pack: Pack, wanted: Wanted, *, few_rows: bool) -> Ite
         except _Stop:
             return
     if plan.layer != blocks.n_layers:
-        raise CannotShareError(f"only {plan.layer} of {blocks.n_layers} layers use the attention interface")
+        raise CannotShareError(
+            f"only {plan.layer} of its {blocks.n_layers} layers use transformers' attention interface"
+        )
     if wanted.final and call.hidden is not None:
         call.states.final = pick(call.hidden)
 
@@ -141,7 +143,7 @@ class _FewRows(nn.Module):
         with contextlib.suppress(CaughtKeysError), plan.catching():
             block(hidden, *args, **kwargs)
         if plan.caught is None:
-            raise CannotShareError("a layer that does not use the attention interface")
+            raise CannotShareError("one of its layers does not use transformers' attention interface")
         if not len(self.rows):
             raise _Stop
         plan.rows = self.rows.tolist()

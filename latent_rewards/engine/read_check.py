@@ -72,8 +72,11 @@ class ReadCheck:
         try:
             ours = _deepest(read(sequences, positions, len(head)))
             plain = self._alone(texts, at, wanted)
-        except (CannotShareError, RuntimeError, ValueError, TypeError, AttributeError, IndexError) as err:
-            return f"{type(err).__name__}: {err}"
+        except CannotShareError as err:
+            return str(err)
+        except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as err:
+            said = (str(err).strip() or "no message").splitlines()[0]
+            return f"its forward of such texts fails with {type(err).__name__} ({said})"
         return self._difference(ours[alone], plain, texts, at, wanted)
 
     def _alone(self, texts: Sequence[Sequence[int]], at: Sequence[list[int]], wanted: Wanted) -> Tensor:
@@ -95,15 +98,16 @@ class ReadCheck:
         as twice what the model's own forward moves by when every block's output is moved by a unit in its last place.
         """
         error = _relative(ours, plain)
+        told = f"its states differ from a plain forward's, relative difference {error:.1e}"
         if error < (1e-4 if plain.dtype == torch.float32 else 0.05):
             return ""
         if plain.dtype == torch.float32:
-            return f"relative difference {error:.1e}"
+            return told
         with _last_places_moved(self.blocks):
             own = _relative(self._alone(texts, at, wanted), plain)
         if error < min(_MOST, 2 * own):
             return ""
-        return f"relative difference {error:.1e}, where rounding explains {own:.1e}"
+        return f"{told}, where rounding explains {own:.1e}"
 
 
 def refuse_if_random(blocks: Blocks, *, tokens: int = 300) -> None:

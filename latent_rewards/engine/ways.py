@@ -45,7 +45,7 @@ class Ways:
         self.blocks, self.cache, self.batch_tokens, self.pads = blocks, cache, batch_tokens, pads
         self.check = ReadCheck(blocks)
         self.shares = share_prefixes and _can_share(blocks)
-        self._why = "its attention cannot share prefixes" if share_prefixes else "share_prefixes=False"
+        self._why = "its attention cannot share prefixes" if share_prefixes else "share_prefixes=False was asked for"
         self.longest = self.most_packed = _longest_untuned(blocks.config)
         self._length_matters = False
         self._warned: set[str] = set()
