@@ -21,6 +21,25 @@ class Segment(NamedTuple):
     slot: str | None = None
 
 
+class Turn(NamedTuple):
+    """One chat turn of the judge's own dialogue."""
+
+    role: str
+    segments: tuple[Segment, ...]
+
+
+class Dialogue(NamedTuple):
+    """What the judge reads: turns, then the start of its own answer (`prefill`, ours, may be empty).
+
+    `sampled`: the answer is to be written, so it may begin with a thought. `problem`: why it must not be scored.
+    """
+
+    turns: tuple[Turn, ...]
+    prefill: str = ""
+    sampled: bool = False
+    problem: str | None = None
+
+
 def to_text(value: Any) -> str:
     """Plain text of a string or of chat messages, for reports and length statistics."""
     return "".join(seg.text for seg in to_segments(value, "text"))

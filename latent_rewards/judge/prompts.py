@@ -2,54 +2,32 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import yaml
 from jinja2 import TemplateError
 
 from latent_rewards.files.sources import RowError
 from latent_rewards.judge.labels import Labels
+from latent_rewards.judge.messages import Dialogue as Dialogue
 from latent_rewards.judge.messages import Segment as Segment
+from latent_rewards.judge.messages import Turn as Turn
 from latent_rewards.judge.messages import to_segments as to_segments
 from latent_rewards.judge.messages import to_text as to_text
-from latent_rewards.judge.template import ENV, check_words, slots_of, ways_to_fill
+from latent_rewards.judge.prompt_files import fields_of, prompt_file
+from latent_rewards.judge.prompt_files import prompt_folder as prompt_folder
+from latent_rewards.judge.template import check_words, render_body, slots_of
 from latent_rewards.judge.thoughts import Reasoning, Treatment, read_prompt, read_reply, settled
-from latent_rewards.judge.trajectory import DERIVED, SHOWING, in_order, supplied, view
+from latent_rewards.judge.trajectory import DERIVED, SHOWING, check_order, supplied, view
 
-_KEYS = {
-    "name", "kind", "source", "system", "body", "prefill", "labels", "spellings", "scale", "pattern", "completion",
-    "optional", "reasoning", "unfinished", "opened", "thought_tags",
-}  # fmt: skip
 REPLIES = ("completion", "other")
 """Slots that hold what a policy replied."""
-_MARK = re.compile("\ue000([A-Za-z_][A-Za-z0-9_]*)\ue001")
-
-
-class Turn(NamedTuple):
-    """One chat turn of the judge's own dialogue."""
-
-    role: str
-    segments: tuple[Segment, ...]
-
-
-class Dialogue(NamedTuple):
-    """What the judge reads: turns, then the start of its own answer (`prefill`, ours, may be empty).
-
-    `sampled`: the answer is to be written, so it may begin with a thought. `problem`: why it must not be scored.
-    """
-
-    turns: tuple[Turn, ...]
-    prefill: str = ""
-    sampled: bool = False
-    problem: str | None = None
 
 
 @dataclass(frozen=True)
@@ -110,53 +88,15 @@ class JudgePrompt:
         """
         if isinstance(name_or_path, JudgePrompt):
             return name_or_path
-        path = Path(name_or_path)
-        if not path.suffix and not path.exists():
-            path = prompt_folder() / f"{name_or_path}.yaml"
-        if not path.is_file():
-            shipped = sorted(p.stem for p in prompt_folder().glob("*.yaml"))
-            raise FileNotFoundError(
-                f"no judge prompt {str(name_or_path)!r}: shipped are {shipped}, or give a file path"
-            )
+        path = prompt_file(name_or_path)
         try:
-            return cls._from_dict(yaml.safe_load(path.read_text(encoding="utf-8")), path, fence)
+            prompt = cls(**fields_of(yaml.safe_load(path.read_text(encoding="utf-8")), path, fence), path=str(path))
+            prompt._validate()
+            return prompt
         except (ValueError, TypeError, OverflowError, yaml.YAMLError, TemplateError, re.error) as err:
             raise ValueError(f"{path}: {err}") from err
         except RecursionError as err:
             raise ValueError(f"{path}: nested too deeply") from err
-
-    @classmethod
-    def _from_dict(cls, raw: Any, path: Path, fence: str | None = None) -> JudgePrompt:
-        if not isinstance(raw, dict):
-            raise ValueError("expected a mapping of keys")
-        unknown = sorted(str(k) for k in set(raw) - _KEYS)
-        if unknown:
-            raise ValueError(f"unknown keys {unknown}; known are {sorted(_KEYS)}")
-        _check_types(raw)
-        data = {k: v for k, v in raw.items() if k not in ("labels", "spellings")}
-        fence = fence or os.environ.get("LATENT_REWARDS_FENCE") or _digest(raw["body"])[:12]
-        for key in ("body", "system"):
-            if isinstance(data.get(key), str):
-                data[key] = re.sub(r"\{\{ *fence *\}\}", lambda _: f"=={fence}==", data[key])
-        if "labels" in raw:
-            data["labels"] = Labels.from_mapping(
-                {_word(k): v for k, v in dict(raw["labels"]).items()},
-                {_word(k): [_word(x) for x in v] for k, v in dict(raw.get("spellings") or {}).items()},
-            )
-        elif "spellings" in raw:
-            raise ValueError("'spellings' needs 'labels'")
-        if "scale" in data:
-            low, high = (int(x) for x in data["scale"])
-            if not low < high:
-                raise ValueError(f"'scale' must be [lowest, highest], got {[low, high]}")
-            data["scale"] = (low, high)
-        data["optional"] = tuple(data.get("optional") or ())
-        if "thought_tags" in data:
-            data["thought_tags"] = tuple(map(tuple, data["thought_tags"] or ()))
-        data.setdefault("name", path.stem)
-        prompt = cls(**data, path=str(path))
-        prompt._validate()
-        return prompt
 
     def _validate(self) -> None:
         slots = self.slots
@@ -181,17 +121,7 @@ class JudgePrompt:
             if "{{" in text or "{%" in text:
                 raise ValueError("slots belong in 'body'; 'system' and 'prefill' are constant")
         check_words(system=self.system, body=self.body, prefill=self.prefill)
-        names = slots_of(self.body)
-        for filled in ways_to_fill(slots):
-            full = dict(filled)
-            every = tuple((s, full["completion" if s in DERIVED else s]) for s in names)
-            if not in_order(_MARK.findall(_render_body(self.body, every)), names):
-                empty = [s for s, there in filled if not there]
-                raise ValueError(
-                    "{{ prompt }} must come once, before {{ completion }} once, so that prefixes are shared (so must "
-                    "{{ final_answer }} and {{ trajectory }}, where they are)"
-                    + (f"; without {empty} that is not so" if empty else "")
-                )
+        check_order(self.body)
 
     @property
     def slots(self) -> tuple[str, ...]:
@@ -241,7 +171,7 @@ class JudgePrompt:
         """
         values, problem = self._values(row)
         filled = tuple((s, any(seg.text for seg in found)) for s, found in values.items())
-        parts = _MARK.split(_render_body(self.body, filled))
+        parts = render_body(self.body, filled)
         main = next((part for part in parts[1::2] if part in SHOWING), None)
         segments: list[Segment] = []
         for i, part in enumerate(parts):
@@ -316,59 +246,3 @@ class JudgePrompt:
         if reply.problem is not None:
             return dict(row)
         return {**row, "completion": settled(change(reply.shown), self.treatment)}
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-class _Mark:
-    """Stands in for a slot's text while a template renders: prints as a marker, is true when the text is not empty."""
-
-    def __init__(self, slot: str, filled: bool) -> None:
-        self.slot, self.filled = slot, filled
-
-    def __str__(self) -> str:
-        return f"\ue000{self.slot}\ue001"
-
-    def __bool__(self) -> bool:
-        return self.filled
-
-
-@functools.lru_cache(maxsize=256)
-def _render_body(body: str, filled: tuple[tuple[str, bool], ...]) -> str:
-    return ENV.from_string(body).render({s: _Mark(s, f) for s, f in filled}).strip()
-
-
-def _check_types(raw: dict[str, Any]) -> None:
-    """Every value of a prompt file is of the type that its key wants."""
-    for key in ("kind", "body"):
-        if not isinstance(raw.get(key), str):
-            raise ValueError(f"key {key!r} is missing or not text")
-    for key in ("name", "source", "system", "prefill", "pattern"):
-        if not isinstance(raw.get(key, ""), str):
-            raise ValueError(f"key {key!r} must be text, got {type(raw[key]).__name__}")
-    tags = raw.get("thought_tags") or []
-    if not isinstance(tags, list) or not all(isinstance(pair, list) for pair in tags):
-        raise ValueError("key 'thought_tags' must be a list of pairs: an opening tag and a closing one")
-    if not isinstance(raw.get("completion", True), bool):
-        raise ValueError(f"key 'completion' must be true or false, got {type(raw['completion']).__name__}")
-    optional = raw.get("optional")
-    if optional is not None and not (isinstance(optional, list) and all(isinstance(s, str) for s in optional)):
-        raise ValueError("key 'optional' must be a list of slot names")
-
-
-def _word(value: Any) -> str:
-    """A label or spelling; YAML reads a bare yes or no as a truth value, which nobody means here."""
-    if isinstance(value, bool) or value is None:
-        raise ValueError(f"YAML reads a bare yes, no or null as {value!r}; quote labels and spellings")
-    if not isinstance(value, str | int | float):
-        raise ValueError(f"labels and spellings must be text, got {type(value).__name__}; quote them")
-    return str(value)
-
-
-def prompt_folder() -> Path:
-    """Folder of the shipped prompts: inside the installed package, or beside it in a source tree."""
-    package = Path(__file__).parents[1]
-    inside = package / "_prompts"
-    return inside if inside.is_dir() else package.parent / "prompts"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import re
 from collections.abc import Iterator
 
 from jinja2 import StrictUndefined, nodes
@@ -21,6 +22,7 @@ _WRAPPED = (nodes.Filter, nodes.FilterBlock, nodes.Getattr, nodes.Getitem, nodes
 _SPECIAL = {"self", "super", "caller", "loop", "varargs", "kwargs"}
 _RESERVED = "\ue000\ue001\ue002\ue003"
 _DEEPEST = 10
+_MARK = re.compile("\ue000([A-Za-z_][A-Za-z0-9_]*)\ue001")
 _MOST_COMBINED = 6
 
 
@@ -45,6 +47,30 @@ def slots_of(body: str) -> tuple[str, ...]:
     if _depth(tree) > _DEEPEST:
         raise ValueError(f"conditions are nested more than {_DEEPEST} deep")
     return tuple(sorted(names))
+
+
+class _Mark:
+    """Stands in for a slot's text while a template renders: prints as a marker, is true when the text is not empty."""
+
+    def __init__(self, slot: str, filled: bool) -> None:
+        self.slot, self.filled = slot, filled
+
+    def __str__(self) -> str:
+        return f"\ue000{self.slot}\ue001"
+
+    def __bool__(self) -> bool:
+        return self.filled
+
+
+@functools.lru_cache(maxsize=256)
+def render_body(body: str, filled: tuple[tuple[str, bool], ...]) -> tuple[str, ...]:
+    """A template with its slots left open: our text, a slot's name, our text, a slot's name, ..., our text.
+
+    Args:
+        body: the template.
+        filled: each slot, and whether its text is not empty.
+    """
+    return tuple(_MARK.split(ENV.from_string(body).render({s: _Mark(s, f) for s, f in filled}).strip()))
 
 
 def check_words(**texts: str) -> None:

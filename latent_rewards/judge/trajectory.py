@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from latent_rewards.judge.template import render_body, slots_of, ways_to_fill
 from latent_rewards.judge.thoughts import Reply
 
 DERIVED = ("final_answer", "trajectory")
@@ -26,6 +27,25 @@ def in_order(found: Sequence[str], names: Iterable[str]) -> bool:
     seen = [name for name in found if name in ("prompt", *SHOWING)]
     want = [name for name in ("prompt", *SHOWING) if name in set(names)]
     return sorted(seen) == sorted(want) and (not want or seen[:1] == want[:1])
+
+
+def check_order(body: str) -> None:
+    """Whether prompt and completion come in that order, whichever columns are empty.
+
+    Raises:
+        ValueError: not with every filling of the columns.
+    """
+    names = slots_of(body)
+    for filled in ways_to_fill(supplied(names)):
+        full = dict(filled)
+        every = tuple((s, full["completion" if s in DERIVED else s]) for s in names)
+        if not in_order(render_body(body, every)[1::2], names):
+            empty = [s for s, there in filled if not there]
+            raise ValueError(
+                "{{ prompt }} must come once, before {{ completion }} once, so that prefixes are shared (so must "
+                "{{ final_answer }} and {{ trajectory }}, where they are)"
+                + (f"; without {empty} that is not so" if empty else "")
+            )
 
 
 def view(name: str, reply: Reply) -> object:
