@@ -9,129 +9,20 @@ Source: Juravsky et al. 2024, "Hydragen" (arXiv 2402.05099), generalised from on
 from __future__ import annotations
 
 import bisect
-import contextlib
-import threading
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from latent_rewards.engine.attention_kernels import Kernel, kernel_for
+from latent_rewards.engine.tree_plan import (
+    CannotShareError,
+    CaughtKeysError,
+    KeyValue,
+    TreePlan,
+    active_plan,
+)
 
 NAME = "latent_rewards_tree"
-
-KeyValue = tuple[Tensor, Tensor]
-
-_active = threading.local()
-
-
-class CannotShareError(RuntimeError):
-    """This model's attention does something that a packed prefix tree does not reproduce."""
-
-
-class WindowError(CannotShareError):
-    """A layer sees less than the whole text; shorter texts can share."""
-
-
-class CaughtKeysError(RuntimeError):
-    """Leaves a layer once its keys and values are caught."""
-
-
-@dataclass
-class Span:
-    """One node of the packed batch: tokens start..stop, below `parent` (index into the spans, -1: none)."""
-
-    start: int
-    stop: int
-    parent: int
-    past: Sequence[list[KeyValue]] = ()
-    keep: bool = False
-    end: int = 0
-
-    @property
-    def tokens(self) -> slice:
-        """Where its tokens lie in the pack."""
-        return slice(self.start, self.stop)
-
-
-@dataclass
-class TreePlan:
-    """What the attention of one packed forward needs; filled with keys and values as the layers run.
-
-    Attributes:
-        spans: nodes in packed order, siblings side by side. `past` holds, for nodes whose ancestors are not in this
-            batch, the ancestors' (K, V) per layer, outermost first.
-        kept: span -> one (K, V) pair per layer run so far, for spans with `keep`.
-        n_layers: how many attention layers there shall be.
-        window: most tokens that every layer sees, as far as the layers that ran have said.
-        layer: how many attention layers have run.
-        caught: keys and values of all tokens at a layer that was left there, see `catching`.
-        rows: packed tokens whose queries alone come next, to meet `caught`.
-    """
-
-    spans: list[Span]
-    kept: dict[int, list[KeyValue]] = field(default_factory=dict)
-    n_layers: int = 1 << 30
-    window: int = 1 << 62
-    layer: int = 0
-    caught: KeyValue | None = None
-    rows: list[int] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.kept = {i: [] for i, s in enumerate(self.spans) if s.keep}
-        self.longest = max(s.end for s in self.spans)
-        self.ends: Tensor | None = None
-        self._catch = False
-        self.groups: list[tuple[int, int, int]] = []
-        for i, span in enumerate(self.spans):
-            last = self.spans[self.groups[-1][0]] if self.groups else None
-            if last is not None and (last.parent, id(last.past)) == (span.parent, id(span.past)):
-                first, start, _ = self.groups[-1]
-                self.groups[-1] = (first, start, span.stop)
-            else:
-                self.groups.append((i, span.start, span.stop))
-
-    def see(self, window: int) -> None:
-        """Note that some layer sees so many tokens only.
-
-        Raises:
-            WindowError: they are fewer than the longest text has.
-        """
-        self.window = min(self.window, window)
-        if window < self.longest:
-            raise WindowError(f"a layer sees a sliding window or chunk of {window} tokens, shorter than the texts")
-
-    @contextlib.contextmanager
-    def catching(self) -> Iterator[None]:
-        """The next attention leaves its layer with CaughtKeysError; its keys and values are in `caught`."""
-        self._catch = True
-        try:
-            yield
-        finally:
-            self._catch = False
-
-
-def _plan(what: str) -> TreePlan:
-    """The plan that this thread follows."""
-    plan: TreePlan | None = getattr(_active, "plan", None)
-    if plan is None:
-        raise RuntimeError(f"{what} outside a packed forward")
-    return plan
-
-
-class following:
-    """Context in which this thread's tree attention follows a plan."""
-
-    def __init__(self, plan: TreePlan) -> None:
-        self.plan = plan
-
-    def __enter__(self) -> TreePlan:
-        _active.plan = self.plan
-        return self.plan
-
-    def __exit__(self, *_: object) -> None:
-        _active.plan = None
 
 
 def attention_forward(
@@ -160,7 +51,7 @@ def mask_forward(*, local_size: int | None = None, use_vmap: bool = False, **_: 
 
     Some models have their window or chunk in the mask alone (Qwen2-MoE, Llama 4).
     """
-    plan = _plan("a tree mask was asked for")
+    plan = active_plan("a tree mask was asked for")
     if use_vmap:
         raise CannotShareError("it masks its attention in a way of its own")
     if local_size is not None:
@@ -170,7 +61,7 @@ def mask_forward(*, local_size: int | None = None, use_vmap: bool = False, **_: 
 @torch.library.custom_op("latent_rewards::tree_attention", mutates_args=())
 def tree_attention(query: Tensor, key: Tensor, value: Tensor, scale: float, window: int, softcap: float) -> Tensor:
     """(1, T, H, d) attention of the packed tree that this thread runs; opaque to torch.compile."""
-    plan = _plan("tree attention was called")
+    plan = active_plan("tree attention was called")
     if window > 0:
         plan.see(window)
     if plan.layer >= plan.n_layers:

@@ -10,7 +10,7 @@ from torch import Tensor
 from latent_rewards.engine import attention_cpu as cpu_attention
 
 if TYPE_CHECKING:
-    from latent_rewards.engine.attention import TreePlan
+    from latent_rewards.engine.tree_plan import TreePlan
 
 
 def kernel_for(query: Tensor, softcap: float) -> Kernel:

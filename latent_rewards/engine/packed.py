@@ -10,17 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from latent_rewards.engine.attention import (
-    NAME,
-    CannotShareError,
-    CaughtKeysError,
-    TreePlan,
-    attention_forward,
-    following,
-    mask_forward,
-)
+from latent_rewards.engine.attention import NAME, attention_forward, mask_forward
 from latent_rewards.engine.blocks import Blocks, States, catch_inner
 from latent_rewards.engine.schedule import Wanted
+from latent_rewards.engine.tree_plan import CannotShareError, CaughtKeysError, TreePlan, following
 
 
 class Pack(NamedTuple):

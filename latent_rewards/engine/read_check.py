@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from latent_rewards.engine.attention import CannotShareError
 from latent_rewards.engine.blocks import Blocks, States
 from latent_rewards.engine.padded import read_states
 from latent_rewards.engine.schedule import Group, Wanted
+from latent_rewards.engine.tree_plan import CannotShareError
 
 _MOST = 0.3  # relative difference of states that no rounding explains
 _TELLING = ("window", "chunk", "block", "original_max", "scale", "topk", "local", "stride")

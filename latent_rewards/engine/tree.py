@@ -7,13 +7,13 @@ from collections.abc import Sequence
 
 import torch
 
-from latent_rewards.engine.attention import CannotShareError
 from latent_rewards.engine.blocks import Blocks, States
 from latent_rewards.engine.memory import default_batch_tokens, give_back
 from latent_rewards.engine.padded import read_states
 from latent_rewards.engine.prefix_cache import PrefixCache
 from latent_rewards.engine.prefix_tree import build_tree
 from latent_rewards.engine.schedule import NO_LIMIT, Group, Wanted, group_texts, packs, put_together, steps
+from latent_rewards.engine.tree_plan import CannotShareError
 from latent_rewards.engine.tree_run import TreeRun
 from latent_rewards.engine.ways import Way, Ways
 from latent_rewards.engine.workers import MOST_WORKERS, replica, side_by_side

@@ -9,12 +9,12 @@ from collections import Counter
 import torch
 from torch import Tensor
 
-from latent_rewards.engine.attention import Span, TreePlan
 from latent_rewards.engine.blocks import Blocks, States
 from latent_rewards.engine.packed import Pack, packed
 from latent_rewards.engine.prefix_cache import KeysValues, PrefixCache
 from latent_rewards.engine.prefix_tree import Node
 from latent_rewards.engine.schedule import Step, Wanted, ancestors
+from latent_rewards.engine.tree_plan import Span, TreePlan
 from latent_rewards.engine.workers import Turns
 
 

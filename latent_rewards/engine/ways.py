@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from latent_rewards.engine.attention import CannotShareError
 from latent_rewards.engine.blocks import Blocks
 from latent_rewards.engine.prefix_cache import PrefixCache
 from latent_rewards.engine.read_check import ReadCheck, refuse_if_random
 from latent_rewards.engine.schedule import NO_LIMIT, Group
+from latent_rewards.engine.tree_plan import CannotShareError
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
