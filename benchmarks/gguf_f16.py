@@ -21,7 +21,7 @@ def main(target: str, source: str) -> None:
 
 if __name__ == "__main__":
     if len(sys.argv) == 2:
-        from latent_rewards.engine.loading import _embedded_source
+        from latent_rewards.engine.embedded import embedded_source
 
-        sys.argv.append(str(_embedded_source()))
+        sys.argv.append(str(embedded_source()))
     main(*sys.argv[1:3])

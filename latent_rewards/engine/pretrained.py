@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latent_rewards import compat
-from latent_rewards.engine.peft_adapters import check_loaded, text_of
+from latent_rewards.engine.adapter_files import text_of
+from latent_rewards.engine.peft_adapters import check_loaded
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -223,3 +225,20 @@ def _broken(name: str) -> str:
 def _some(names: Iterable[str], n: int = 3) -> str:
     names = list(names)
     return ", ".join(names[:n]) + (f" and {len(names) - n} more" if len(names) > n else "")
+
+
+@contextlib.contextmanager
+def no_deepspeed() -> Iterator[None]:
+    """Hide a running DeepSpeed config from `from_pretrained`, which would shard the judge under ZeRO-3."""
+    from transformers.integrations import deepspeed
+
+    ref = getattr(deepspeed, "_hf_deepspeed_config_weak_ref", None)
+    config = ref() if ref is not None else None
+    if config is None:
+        yield
+        return
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        deepspeed.set_hf_deepspeed_config(config)

