@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, TypedDict
+from typing import Literal, TypedDict, cast
 
 from latent_rewards.best_of_n.config import BestOfNConfig
 from latent_rewards.files.keys import prompt_key
@@ -167,9 +167,9 @@ def _split(prompt: Prompt | None, completions: list[Completion]) -> tuple[Prompt
     known = [c for c in completions if c is not None]
     if not any(map(holds_prompt, known)):
         return prompt, completions
-    prompt, texts = split(prompt, known)
+    found, texts = split(prompt, known)  # of text and messages it makes text and messages
     rest = iter(texts)
-    return prompt, [None if c is None else next(rest) for c in completions]
+    return cast("Prompt | None", found), [None if c is None else cast("Completion", next(rest)) for c in completions]
 
 
 def batches(some: Iterator[Group], batch_size: int, per_prompt: int = 1) -> Iterator[list[Group]]:

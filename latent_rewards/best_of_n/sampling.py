@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from latent_rewards.files.types import JsonObject, Prompt
+from latent_rewards.files.types import JsonObject, Prompt, as_messages
 
 if TYPE_CHECKING:
     pass
@@ -67,4 +67,4 @@ class Generator(Protocol):
 
 def plain_text(prompt: Prompt) -> str:
     """A prompt for a model without a chat template: its contents, one below the other."""
-    return prompt if isinstance(prompt, str) else "\n\n".join(str(m["content"]) for m in prompt)
+    return prompt if isinstance(prompt, str) else "\n\n".join(str(m["content"]) for m in as_messages(prompt))

@@ -11,10 +11,13 @@ Row = dict[str, Any]  # column -> value
 
 NumberedRow = tuple[str, int, Any]  # file, number from 1, and the row, or the error that stands for it
 
-Messages = Sequence[Mapping[str, Any]]  # of role and content
-Prompt = str | Messages
+Message = Mapping[str, object]  # role, content (text or text parts), perhaps name and tool_calls
+Messages = Sequence[Message]
+Prompt = str | Message | Messages
 
 
 def as_messages(said: Prompt, role: str = "user") -> list[dict[str, Any]]:
-    """A text as its role's message; messages as they are."""
-    return [{"role": role, "content": said}] if isinstance(said, str) else [dict(message) for message in said]
+    """A text as its role's message; one message or several as they are."""
+    if isinstance(said, str):
+        return [{"role": role, "content": said}]
+    return [dict(message) for message in ([said] if isinstance(said, Mapping) else said)]

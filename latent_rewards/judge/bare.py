@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")  # what stands for a byte of a character that the vocabulary lacks
 
@@ -23,7 +26,7 @@ class Variant(NamedTuple):
 
 def bare_copy(
     serialised: str, without: set[str], variant: Variant, *, pieces: bool = True
-) -> tuple[Any, dict[int, int]]:
+) -> tuple[Tokenizer, dict[int, int]]:
     """A tokenizer without the added tokens of these texts.
 
     Args:

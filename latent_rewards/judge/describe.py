@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import textwrap
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,6 +15,8 @@ from latent_rewards.judge.prompts import JudgePrompt
 from latent_rewards.judge.reading import Need, Reading, Request
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from latent_rewards.judge.hf import HFJudge
 
 logger = logging.getLogger(__name__)
@@ -39,6 +41,8 @@ def describe(judge: HFJudge, prompt: JudgePrompt) -> str:
     Raises:
         ValueError: the judge or the prompt cannot be used; the message says why.
     """
+    if prompt.labels is None:
+        raise ValueError(f"prompt {prompt.name!r} has no labels to read (kind {prompt.kind!r})")
     blocks, limit = judge.blocks, judge._limit()
     model, options = blocks.model, judge._load_options
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
@@ -98,7 +102,7 @@ def _plain(judge: HFJudge, texts: list[list[int]], trie: LabelTrie) -> tuple[Ten
     return trie.log_probs(children, [x.logsumexp(-1) for x in by_context]), by_context[0].argmax(-1)
 
 
-def _labels(trie: LabelTrie, prompt: JudgePrompt, tokenizer: Any) -> str:
+def _labels(trie: LabelTrie, prompt: JudgePrompt, tokenizer: PreTrainedTokenizerBase) -> str:
     """The labels, and those that take several tokens."""
     assert prompt.labels is not None
     shortest: dict[int, tuple[int, ...]] = {}

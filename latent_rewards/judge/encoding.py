@@ -8,20 +8,27 @@ import logging
 import threading
 from array import array
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from latent_rewards.judge.fast_tokens import FastSpelling
 from latent_rewards.judge.labels import LabelTrie
 from latent_rewards.judge.layout import ChatTemplate, Layout, sample_dialogue
+from latent_rewards.judge.messages import Dialogue, Segment
 from latent_rewards.judge.own_template import OwnTemplate, lays_out_itself
-from latent_rewards.judge.prompts import Dialogue, JudgePrompt, Segment
+from latent_rewards.judge.prompts import JudgePrompt
 from latent_rewards.judge.slow_tokens import SlowSpelling
 from latent_rewards.judge.template import ways_to_fill
 from latent_rewards.judge.tokens import Piece, Spelling
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 logger = logging.getLogger(__name__)
+
+Shape = tuple[object, ...]
+Variables = Mapping[str, object]
 
 _MAX_LAYOUTS = 4096
 _MAX_CACHED = 1 << 20  # tokens, each text counted as 16 more
@@ -57,15 +64,15 @@ class Encoder:
             knows how, so that the label is the next token.
     """
 
-    def __init__(self, tokenizer: Any, *, chat_template_kwargs: dict[str, Any] | None = None) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, chat_template_kwargs: Variables | None = None) -> None:
         self.tokenizer = tokenizer
         self._own = OwnTemplate(tokenizer, chat_template_kwargs) if lays_out_itself(tokenizer) else None
         if self._own is None:
             self._template = ChatTemplate(tokenizer, chat_template_kwargs)
             self._tokens: Spelling = _fast(tokenizer) or SlowSpelling(tokenizer)
         self._lock = threading.RLock()
-        self._cache: OrderedDict[tuple[Any, ...], tuple[array[int], tuple[int, int], int, str | None]] = OrderedDict()
-        self._layouts: dict[Any, Layout] = {}
+        self._cache: OrderedDict[Shape, tuple[array[int], tuple[int, int], int, str | None]] = OrderedDict()
+        self._layouts: dict[Shape, Layout] = {}
 
     @property
     def control(self) -> dict[int, str]:
@@ -126,7 +133,7 @@ class Encoder:
 
     def layout_hash(self, prompt: JudgePrompt) -> str:
         """Hash of what surrounds a row's text: the rendered template, its options and our words as token ids."""
-        content: list[Any] = [self.system_role, self.thinking]
+        content: list[object] = [self.system_role, self.thinking]
         for dialogue in _samples(prompt):
             parts = [] if self._own else self._layout(dialogue).parts
             content.append([self.encode([dialogue])[0].ids, [p if isinstance(p, int) else p.text for p in parts]])
@@ -191,7 +198,7 @@ class Encoder:
         first = self.tokenizer("a", verbose=False)["input_ids"][:1]
         return [bos] if bos is not None and list(first) == [bos] else []
 
-    def _key(self, dialogue: Dialogue) -> tuple[Any, ...]:
+    def _key(self, dialogue: Dialogue) -> Shape:
         return (_shape(dialogue), dialogue.problem, *(s.text for s in _untrusted(dialogue)))
 
     def _layout(self, dialogue: Dialogue) -> Layout:
@@ -206,7 +213,7 @@ class Encoder:
         return self._layouts[shape]
 
 
-def _fast(tokenizer: Any) -> Spelling | None:
+def _fast(tokenizer: PreTrainedTokenizerBase) -> Spelling | None:
     """Reads a tokenizer by its backend, unless it has none or does more than that."""
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         return None
@@ -215,7 +222,7 @@ def _fast(tokenizer: Any) -> Spelling | None:
     return made if same else None
 
 
-def _shape(dialogue: Dialogue) -> tuple[Any, ...]:
+def _shape(dialogue: Dialogue) -> Shape:
     """Everything of a dialogue but the untrusted text."""
     turns = ((t.role, tuple((s.slot, s.text if s.slot is None else None) for s in t.segments)) for t in dialogue.turns)
     return dialogue.prefill, dialogue.sampled, *turns

@@ -6,10 +6,15 @@ import bisect
 import itertools
 import json
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, cast
+
+from tokenizers import Tokenizer
 
 from latent_rewards.judge.bare import Variant, bare_copy
 from latent_rewards.judge.tokens import Control, Piece, Spelling, Tokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Span = Callable[[int], tuple[int, int]]  # first and last (exclusive) character of a token of the text
 _CHUNK = 256  # texts the backend holds at a time
@@ -18,16 +23,14 @@ _CHUNK = 256  # texts the backend holds at a time
 class FastSpelling(Spelling):
     """For fast tokenizers."""
 
-    def __init__(self, tokenizer: Any) -> None:
-        from tokenizers import Tokenizer
-
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._raw = tokenizer.backend_tokenizer.to_str()
         raw = json.loads(self._raw) | {"post_processor": None, "truncation": None, "padding": None}
         tokens = {int(t["id"]): t for t in raw["added_tokens"]}
         super().__init__(tokenizer, {i: str(t["content"]) for i, t in tokens.items()})
         self._normalized = {i for i, t in tokens.items() if t["normalized"]}
         self._whole = Tokenizer.from_str(json.dumps(raw))
-        self._bare: dict[Any, Any] = {}
+        self._bare: dict[tuple[Variant, bool], tuple[Tokenizer, dict[int, int]]] = {}
         special = {i for i, t in tokens.items() if t["special"]} | set(tokenizer.all_special_ids)
         special |= {i for i, t in self._added.items() if t in (getattr(tokenizer, "chat_control_tokens", None) or ())}
         greedy = {i for i, t in tokens.items() if t["lstrip"] or t["rstrip"]}

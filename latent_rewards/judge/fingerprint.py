@@ -1,4 +1,12 @@
-"""What a kept score belongs to: plain facts about judges, and hashes of facts and weights."""
+"""What a kept score belongs to: plain facts about judges, and hashes of facts and weights.
+
+Of a judge in this process (`HFJudge.facts`) all that changes readings by more than rounding. In: the weights (the hub's
+commit; else every bit of them, adapter included), precision, configuration, tokenizer, chat template as it renders,
+length limit. `attn_implementation` and `batch_invariant` are in, too: kernels differ in the masks that they know, and
+bit-identical readings must not mix with others. Out, since they move a reading by rounding alone and a run may go on
+elsewhere: device and its map, `batch_tokens`, `cache_bytes`, `share_prefixes`, `compile`, the version of torch; and
+name and folder, which change nothing.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +14,25 @@ import hashlib
 import json
 from collections.abc import Mapping
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from latent_rewards.judge.prompts import JudgePrompt
 from latent_rewards.judge.reading import Judge
 from latent_rewards.version import __version__
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 FORMAT = 3
 """Raised whenever the same judge, prompt and text give another reading than before."""
 _OF_THIS_MACHINE = ("_name_or_path", "_commit_hash", "transformers_version")
 
 
-def digest(facts: Any) -> str:
+def digest(facts: object) -> str:
     """32 hex digits of plain data, equal for equal content whatever object holds it.
 
     Raises:
@@ -41,7 +53,7 @@ def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
     return whole.hexdigest()[:32]
 
 
-def changed(old: Any, new: Any, key: str = "") -> list[str]:
+def changed(old: object, new: object, key: str = "") -> list[str]:
     """One "key: old -> new" for every leaf in which two configurations differ."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         names = dict.fromkeys((*old, *new))
@@ -64,7 +76,7 @@ def judge_key(judge: Judge) -> str:
     return found
 
 
-def facts_of(judge: Judge) -> dict[str, Any]:
+def facts_of(judge: Judge) -> dict[str, object]:
     """The judge's `facts`, so that a difference can be named.
 
     Raises:
@@ -79,12 +91,12 @@ def layout_of(judge: Judge, prompt: JudgePrompt) -> str | None:
     return None if judge.encoder is None else judge.encoder.layout_hash(prompt)
 
 
-def software() -> dict[str, Any]:
+def software() -> dict[str, object]:
     """Versions of what decides token ids and the model's equations. torch decides only how they are rounded."""
     return {"format": FORMAT, "latent-rewards": __version__, "transformers": version("transformers")}
 
 
-def model_facts(model: Any, commit: str | None) -> dict[str, Any]:
+def model_facts(model: PreTrainedModel | PeftModel, commit: str | None) -> dict[str, object]:
     """A loaded model: weights, precision, configuration, adapters, attention.
 
     Args:
@@ -103,7 +115,7 @@ def model_facts(model: Any, commit: str | None) -> dict[str, Any]:
     }
 
 
-def _in_use(model: Any) -> dict[str, Any]:
+def _in_use(model: nn.Module) -> dict[str, object]:
     """Which of a model's unmerged adapters act, where, and how strongly; nothing where there are none."""
     state = {
         name: [list(module.active_adapters), module.disable_adapters, getattr(module, "scaling", None)]
@@ -113,12 +125,12 @@ def _in_use(model: Any) -> dict[str, Any]:
     return {"in use": digest(json.loads(json.dumps(state, default=_plain)))} if state else {}
 
 
-def tokenizer_hash(tokenizer: Any) -> str:
+def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     """32 hex digits of all that decides token ids and the judge's dialogue."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         added = {str(i): str(t) for i, t in (getattr(tokenizer, "added_tokens_decoder", {}) or {}).items()}
-        rules: Any = {"vocabulary": tokenizer.get_vocab(), "added": added}
+        rules = {"vocabulary": tokenizer.get_vocab(), "added": added}
     else:
         rules = json.loads(backend.to_str())
         rules |= {"padding": None, "truncation": None}  # of the last call, not of the tokenizer
@@ -126,6 +138,6 @@ def tokenizer_hash(tokenizer: Any) -> str:
     return digest([type(tokenizer).__name__, rules, special, str(tokenizer.chat_template)])
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """Sets of module names in the order of the alphabet, and everything else as text."""
     return sorted(map(str, value)) if isinstance(value, set | frozenset) else str(value)

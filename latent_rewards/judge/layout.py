@@ -5,12 +5,15 @@ from __future__ import annotations
 import datetime
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jinja2 import TemplateError
 
-from latent_rewards.judge.prompts import Dialogue, Segment, Turn
+from latent_rewards.judge.messages import Dialogue, Segment, Turn
 from latent_rewards.judge.thinking import SWITCHES, closing, open_thought
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # What a template's "today" is, so that the same rows score the same tomorrow; Llama 3 names this day by default.
 TODAY = datetime.date(2024, 7, 26)
@@ -45,7 +48,7 @@ class ChatTemplate:
         kwargs: variables of its chat template; None turns thinking off.
     """
 
-    def __init__(self, tokenizer: Any, kwargs: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, kwargs: Mapping[str, object] | None = None) -> None:
         self.tokenizer = tokenizer
         self.kwargs = {"enable_thinking": False} if kwargs is None else dict(kwargs)
         self._given = kwargs is not None
@@ -86,10 +89,11 @@ class ChatTemplate:
         self, dialogue: Dialogue, turns: Sequence[Turn], as_parts: bool, pieces: list[Segment], role: str
     ) -> Layout:
         """The layout of marked pieces, its thought closed unless the judge is to write one."""
-        kwargs, how = self.kwargs, "no thought in the chat template"
+        kwargs: Mapping[str, object] = self.kwargs
+        how = "no thought in the chat template"
         if open_thought(pieces[-1].text) and not self._given:
             extra = {k: v for k, v in SWITCHES.items() if re.search(rf"\b{k}\b", self.text or "")}
-            kwargs = kwargs | extra
+            kwargs = {**kwargs, **extra}
             pieces = self._render(turns, as_parts, kwargs)
         tag = open_thought(pieces[-1].text)
         if tag and dialogue.sampled and not dialogue.prefill:
@@ -101,7 +105,7 @@ class ChatTemplate:
             how = "switched by " + ", ".join(f"{k}={v!r}" for k, v in kwargs.items() if k in (self.text or ""))
         return Layout(_joined(pieces, dialogue.prefill), role, how)
 
-    def _render(self, turns: Sequence[Turn], as_parts: bool, kwargs: Mapping[str, Any]) -> list[Segment]:
+    def _render(self, turns: Sequence[Turn], as_parts: bool, kwargs: Mapping[str, object]) -> list[Segment]:
         """The rendered text in order: segments of ours as the template wrote them, untrusted ones as given."""
         segments: list[Segment | None] = []
         messages, roles = [], []
@@ -128,10 +132,10 @@ class ChatTemplate:
             out.append(Segment(after))
         return out
 
-    def _apply(self, messages: list[dict[str, Any]], kwargs: Mapping[str, Any]) -> str:
+    def _apply(self, messages: list[dict[str, Any]], kwargs: Mapping[str, object]) -> str:
         text = self.text or ""
         dated = {"chat_template": _date_macro() + text} if "strftime_now" in text else {}
-        options = {"tokenize": False, "add_generation_prompt": True, **kwargs, **dated}
+        options: dict[str, Any] = {"tokenize": False, "add_generation_prompt": True, **kwargs, **dated}
         return str(self.tokenizer.apply_chat_template(messages, **options))
 
 
@@ -153,7 +157,7 @@ def merge_system(turns: Sequence[Turn]) -> tuple[Turn, ...]:
     return (first, *turns[2:])
 
 
-def _template_text(tokenizer: Any) -> str | None:
+def _template_text(tokenizer: PreTrainedTokenizerBase) -> str | None:
     """The template that `apply_chat_template` would use, or None."""
     template = getattr(tokenizer, "chat_template", None)
     if not template:
@@ -161,7 +165,7 @@ def _template_text(tokenizer: Any) -> str | None:
     return template if isinstance(template, str) else str(tokenizer.get_chat_template())
 
 
-def _content(text: str, as_parts: bool) -> Any:
+def _content(text: str, as_parts: bool) -> object:
     return [{"type": "text", "text": text}] if as_parts else text
 
 

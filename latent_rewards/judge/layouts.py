@@ -12,8 +12,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from latent_rewards.judge.prompts import to_text
-from latent_rewards.judge.transcripts import SIDES, is_dialogue, split
+from latent_rewards.judge.messages import Prompt, Row, to_text
+from latent_rewards.judge.transcripts import SIDES, is_dialogue, split, turns_of
 
 Kind = Literal["pair", "list", "rating"]
 
@@ -48,13 +48,13 @@ class Judged(NamedTuple):
     """
 
     kind: Kind
-    prompt: Any
-    responses: list[Any]
+    prompt: Prompt
+    responses: list[Prompt]
     gold: list[float]
     keys: tuple[str, ...]
 
 
-def kind_of(row: Any) -> Kind | None:
+def kind_of(row: object) -> Kind | None:
     """What a row holds by its keys; None where it is none of the three.
 
     Raises:
@@ -67,7 +67,7 @@ def kind_of(row: Any) -> Kind | None:
     return next((k for k in ("list", "rating") if _first(row, _RESPONSES[k]) and _first(row, _GOLD[k])), None)
 
 
-def judged(row: Any, kind: Kind) -> Judged:
+def judged(row: object, kind: Kind) -> Judged:
     """A row of a file in our form.
 
     Args:
@@ -98,29 +98,33 @@ def judged(row: Any, kind: Kind) -> Judged:
         if len(given) < 2:
             raise ValueError("a list needs two responses or more")
     prompt, responses = split(row.get("prompt"), given)
-    _check_prompt(prompt)
-    for text in responses:
-        if not isinstance(text, str | list):
-            raise ValueError(f"response is {type(text).__name__}")
-        to_text(text)
-    if kind == "pair" and responses[0] == responses[1]:
+    checked, texts = _checked_prompt(prompt), [_checked_response(r) for r in responses]
+    if kind == "pair" and texts[0] == texts[1]:
         raise ValueError("chosen equals rejected")
-    return Judged(kind, prompt, responses, numbers, keys)
+    return Judged(kind, checked, texts, numbers, keys)
 
 
-def _check_prompt(prompt: Any) -> None:
+def _checked_response(text: object) -> Prompt:
+    if not isinstance(text, str | list):
+        raise ValueError(f"response is {type(text).__name__}")
+    to_text(text)
+    return text
+
+
+def _checked_prompt(prompt: object) -> Prompt:
     if prompt is None:
         raise ValueError("missing field prompt")
-    if isinstance(prompt, str) and not prompt.strip():
-        raise ValueError("empty prompt")
     if isinstance(prompt, str):
-        return
-    last = prompt[-1] if is_dialogue(prompt) else {"role": ""}
-    if last["role"] not in _ASKING or not to_text([last]).strip():
+        if not prompt.strip():
+            raise ValueError("empty prompt")
+        return prompt
+    last = turns_of(prompt)[-1] if is_dialogue(prompt) else {"role": ""}
+    if not is_dialogue(prompt) or last["role"] not in _ASKING or not to_text([last]).strip():
         raise ValueError(
             "prompt must be text or messages with 'role' and 'content', the last message a user's, with text"
         )
     to_text(prompt)
+    return prompt
 
 
 def number(value: Any, what: str) -> float:
@@ -138,11 +142,11 @@ def number(value: Any, what: str) -> float:
     return found
 
 
-def _first(row: Mapping[str, Any], keys: Sequence[str]) -> str | None:
+def _first(row: Row, keys: Sequence[str]) -> str | None:
     return next((k for k in keys if k in row), None)
 
 
-def _sequence(row: Mapping[str, Any], key: str) -> list[Any]:
+def _sequence(row: Row, key: str) -> list[object]:
     value = row[key]
     if isinstance(value, str | Mapping) or not isinstance(value, Sequence | np.ndarray):
         raise ValueError(f"{key} is {type(value).__name__}, not a list")

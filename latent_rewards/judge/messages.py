@@ -6,9 +6,14 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from latent_rewards.files.types import Message as Message
+from latent_rewards.files.types import Prompt as Prompt
 from latent_rewards.judge.thoughts import THOUGHT_PARTS
+
+Row = Mapping[str, object]
+"""Slot name -> text, messages or another value of a dataset's column."""
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 SPEAKER = {"user": "User", "assistant": "Assistant", "system": "System", "developer": "System", "tool": "Tool result"}
@@ -40,12 +45,12 @@ class Dialogue(NamedTuple):
     problem: str | None = None
 
 
-def to_text(value: Any) -> str:
+def to_text(value: object) -> str:
     """Plain text of a string or of chat messages, for reports and length statistics."""
     return "".join(seg.text for seg in to_segments(value, "text"))
 
 
-def to_segments(value: Any, slot: str) -> list[Segment]:
+def to_segments(value: object, slot: str) -> list[Segment]:
     """Untrusted segments of a string or of chat messages.
 
     A single user or assistant message stands for its content. Longer dialogues become a transcript in which the
@@ -85,7 +90,7 @@ def to_segments(value: Any, slot: str) -> list[Segment]:
     return [s for s in out if s.text or s.slot is None]
 
 
-def _content(message: Mapping[str, Any], slot: str) -> str:
+def _content(message: Message, slot: str) -> str:
     content = message.get("content")
     if content is None:
         return ""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from latent_rewards.judge.layout import merge_system
-from latent_rewards.judge.prompts import Dialogue, Segment, Turn
+from latent_rewards.judge.messages import Dialogue, Segment, Turn
 from latent_rewards.judge.tokens import common
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class Whole(NamedTuple):
@@ -29,11 +32,11 @@ class OwnTemplate:
         kwargs: what else to pass to it.
     """
 
-    def __init__(self, tokenizer: Any, kwargs: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, kwargs: Mapping[str, object] | None = None) -> None:
         self.tokenizer, self.kwargs = tokenizer, dict(kwargs or {})
         self._special = {int(i) for i in getattr(tokenizer, "all_special_ids", ())}
         self._special -= {getattr(tokenizer, "unk_token_id", None)}  # stands for unknown characters, too
-        self._roles: dict[Any, tuple[bool, list[int]]] = {}
+        self._roles: dict[object, tuple[bool, list[int]]] = {}
 
     def encode(self, dialogue: Dialogue, borders: Sequence[tuple[int, int]]) -> Whole:
         """Ids of a dialogue; borders are (segment of all turns, characters of it that come before).
@@ -103,11 +106,11 @@ class OwnTemplate:
         if prefill:
             messages.append({"role": "assistant", "content": prefill})
             options["continue_final_message"] = True
-        found = self.tokenizer.apply_chat_template(messages, **options)
+        found: Any = self.tokenizer.apply_chat_template(messages, **options)
         return [int(i) for i in (found["input_ids"] if isinstance(found, Mapping) else found)]
 
 
-def lays_out_itself(tokenizer: Any) -> bool:
+def lays_out_itself(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether a tokenizer without a chat template makes ids of a dialogue all the same."""
     if getattr(tokenizer, "chat_template", None) or not hasattr(tokenizer, "apply_chat_template"):
         return False

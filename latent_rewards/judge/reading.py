@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_ch
 import torch
 from torch import Tensor
 
+from latent_rewards.judge.messages import Row as Row
 from latent_rewards.judge.prompts import JudgePrompt
 from latent_rewards.judge.readers import Readers
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from latent_rewards.judge.encoding import Encoder
 
 Lens = Literal["raw", "normed"]
-Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)

@@ -5,15 +5,18 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from latent_rewards.judge.tokens import Control, Piece, Spelling, Tokens, common
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class SlowSpelling(Spelling):
     """For slow tokenizers: a border lies where the ids of the text before it end."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         added = getattr(tokenizer, "added_tokens_decoder", {}) or {}
         super().__init__(tokenizer, {int(i): str(getattr(t, "content", t)) for i, t in added.items()})
         self._at = {t: i for i, t in self.control.items()}
@@ -41,7 +44,8 @@ class SlowSpelling(Spelling):
 
     def _split(self, text: str) -> list[int]:
         words = self.tokenizer.tokenize(text, split_special_tokens=True)
-        return list(self.tokenizer.convert_tokens_to_ids(words))
+        ids = self.tokenizer.convert_tokens_to_ids(words)
+        return [ids] if isinstance(ids, int) else list(ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         """See `Spelling`."""

@@ -12,9 +12,12 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from latent_rewards.judge.bare import BYTE, Variant
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class Piece(NamedTuple):
@@ -52,7 +55,7 @@ class Spelling(abc.ABC):
         added: its added tokens, special or not, by id.
     """
 
-    def __init__(self, tokenizer: Any, added: Mapping[int, str]) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, added: Mapping[int, str]) -> None:
         self.tokenizer = tokenizer
         self._added = {**added, **dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))}
         self.control = {i: t for i, t in self._added.items() if t.replace("\u2581", " ").strip()}

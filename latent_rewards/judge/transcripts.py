@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TypeGuard
 
 import numpy as np
 
-from latent_rewards.judge.prompts import to_text
+from latent_rewards.judge.messages import Message, Prompt, Row, to_text
 from latent_rewards.judge.thoughts import has_thought
 
-Turn = Mapping[str, Any]
+Turn = Message
 
 SIDES = ("chosen", "rejected")
 PEEK = 16  # rows that show how a file is laid out
@@ -24,7 +24,7 @@ _HH_TURN = re.compile(r"\n\n(Human|Assistant):")
 _STRANGE = "the dialogue does not begin with the row's prompt"
 
 
-def split_column(row: Mapping[str, Any], prompt: str, completion: str) -> tuple[Any, Any]:
+def split_column(row: Row, prompt: str, completion: str) -> tuple[object, object]:
     """Prompt and completion of a row by their columns, when the completion may hold the prompt; None where missing.
 
     Where the column is one side of a pair, the other side helps to tell where the prompt ends.
@@ -39,7 +39,7 @@ def split_column(row: Mapping[str, Any], prompt: str, completion: str) -> tuple[
     return found, answers[names.index(completion)]
 
 
-def split(prompt: Any, answers: Sequence[Any]) -> tuple[Any, list[Any]]:
+def split(prompt: object, answers: Sequence[object]) -> tuple[object, list[object]]:
     """Prompt and completions of answers that may hold the prompt.
 
     Text stays as it is, but for HH dialogues that agree up to their last "Assistant:".
@@ -56,30 +56,33 @@ def split(prompt: Any, answers: Sequence[Any]) -> tuple[Any, list[Any]]:
     """
     given = None if isinstance(prompt, str) and not prompt.strip() else prompt
     out = list(answers)
-    if any(map(is_dialogue, out)) and all(isinstance(a, str) or is_dialogue(a) for a in out):
-        turns = [_turns(a) for a in out]
+    known = [a for a in answers if isinstance(a, str) or is_dialogue(a)]
+    texts = [a for a in known if isinstance(a, str)]
+    if len(out) == len(known) > len(texts):
+        turns = [turns_of(a) for a in known]
         if any(map(_asks, turns)):
             given, turns = _cut(given, turns)
         out = [_single(t, "assistant") for t in turns]
-    elif all(isinstance(a, str) for a in out):
-        given, out = _cut_text(given, out)
+    elif len(out) == len(texts):
+        given, texts = _cut_text(given, texts)
+        out = [*texts]
     if is_dialogue(given):
-        given = _single(_turns(given), "user")
+        given = _single(turns_of(given), "user")
     return (prompt if given is None and prompt is not None else given), out
 
 
-def holds_prompt(answer: Any) -> bool:
+def holds_prompt(answer: object) -> bool:
     """Whether an answer looks like a whole dialogue."""
-    return _asks(_turns(answer)) if is_dialogue(answer) else isinstance(answer, str) and bool(_hh_parts(answer)[0])
+    return _asks(turns_of(answer)) if is_dialogue(answer) else isinstance(answer, str) and bool(_hh_parts(answer)[0])
 
 
-def hold_prompts(rows: Iterable[Mapping[str, Any]], column: str) -> bool:
+def hold_prompts(rows: Iterable[Row], column: str) -> bool:
     """Whether rows have completions, or lists of them, that are whole dialogues and need no prompt beside them."""
     values = [row.get(column) for row in rows]
     return any(map(holds_prompt, [v for value in values for v in (value if isinstance(value, list) else [value])]))
 
 
-def _cut(given: Any, dialogues: list[list[Turn]]) -> tuple[Any, list[list[Turn]]]:
+def _cut(given: object, dialogues: list[list[Turn]]) -> tuple[object, list[list[Turn]]]:
     """Prompt and rests of dialogues of which at least one holds the prompt."""
     whole = [d for d in dialogues if _asks(d)]
     head = _shared(whole)
@@ -103,14 +106,14 @@ def _shared(dialogues: list[list[Turn]]) -> list[Turn]:
     return dialogues[0][:n]
 
 
-def _matched(given: Any, head: list[Turn]) -> tuple[int, list[Turn]]:
+def _matched(given: object, head: list[Turn]) -> tuple[int, list[Turn]]:
     """Turns of a dialogue's head that are the given prompt, and the prompt with a system text that only one has."""
     if not is_dialogue(given):
         text, asked = to_text(given).strip(), [to_text([t]).strip() for t in head if t["role"] == "user"]
         if asked and (text in (asked[0], asked[-1], to_text(head).strip()) or _same(_hh(text), head)):
             return len(head), head
         raise ValueError(_STRANGE)
-    wanted = _turns(given)
+    wanted = turns_of(given)
     ours, theirs = ([t for t in turns if t["role"] != "system"] for turns in (wanted, head))
     systems = [[t for t in turns if t["role"] == "system"] for turns in (wanted, head)]
     if not _same(ours, theirs[: len(ours)]) or (all(systems) and not _same(*systems)):
@@ -120,7 +123,7 @@ def _matched(given: Any, head: list[Turn]) -> tuple[int, list[Turn]]:
     return n, [*(systems[0] if not systems[1] else []), *head[:n]]
 
 
-def _cut_text(given: Any, answers: list[str]) -> tuple[Any, list[str]]:
+def _cut_text(given: object, answers: list[str]) -> tuple[object, list[str]]:
     """Prompt and completions of HH texts; texts that do not agree stay as they are."""
     parts = [_hh_parts(a) for a in answers]
     head = parts[0][0]
@@ -150,7 +153,7 @@ def _hh(text: str) -> list[Turn]:
     return [{"role": role, "content": said.strip()} for role, said in zip(roles, parts[1::2], strict=True)]
 
 
-def is_dialogue(value: Any) -> bool:
+def is_dialogue(value: object) -> TypeGuard[Message | Sequence[Message]]:
     """Whether a value is a message or a list of messages."""
     turns = [value] if isinstance(value, Mapping) else value
     return isinstance(turns, list | tuple | np.ndarray) and len(turns) > 0 and all(
@@ -158,7 +161,7 @@ def is_dialogue(value: Any) -> bool:
     )  # fmt: skip
 
 
-def _turns(value: Any) -> list[Turn]:
+def turns_of(value: Prompt) -> list[Turn]:
     """Messages without the empty fields that columnar files add to each; a text is the assistant's."""
     if isinstance(value, str):
         value = [{"role": "assistant", "content": value}]
@@ -170,7 +173,7 @@ def _asks(turns: Sequence[Turn]) -> bool:
     return any(t["role"] not in _ANSWERING for t in turns)
 
 
-def _single(turns: Sequence[Turn], role: str) -> Any:
+def _single(turns: Sequence[Turn], role: str) -> Prompt:
     """The text of one message of a role, as a judge prompt would show it; otherwise the messages."""
     if len(turns) == 1 and turns[0]["role"] == role and not turns[0].get("tool_calls") and not has_thought(turns[0]):
         return to_text(turns)
@@ -178,7 +181,7 @@ def _single(turns: Sequence[Turn], role: str) -> Any:
 
 
 def _key(turn: Turn) -> tuple[str, str]:
-    return turn["role"], to_text([turn]).strip()
+    return str(turn["role"]), to_text([turn]).strip()
 
 
 def _same(a: Sequence[Turn], b: Sequence[Turn]) -> bool:
