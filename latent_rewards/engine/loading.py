@@ -6,7 +6,7 @@ import hashlib
 import logging
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
@@ -21,6 +21,8 @@ from latent_rewards.engine.pretrained import load_causal_lm, no_deepspeed, proce
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
     from transformers.utils.quantization_config import QuantizationConfigMixin
+
+M = TypeVar("M", bound=torch.nn.Module)
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +88,7 @@ def judge_source(model: str, *, revision: str | None = None, adapter: str | None
     return find_source(resolve_model(model), revision, adapter)
 
 
-def freeze(model: PreTrainedModel) -> PreTrainedModel:
+def freeze(model: M) -> M:
     """Eval mode, no gradients."""
     return model.eval().requires_grad_(False)
 

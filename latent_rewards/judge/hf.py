@@ -6,10 +6,10 @@ import functools
 import operator
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 
@@ -31,6 +31,11 @@ from latent_rewards.judge.prompts import JudgePrompt
 from latent_rewards.judge.readers import Readers
 from latent_rewards.judge.reading import Judge, Lens, Need, Reading, Request, Row
 from latent_rewards.judge.requests import in_halves
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers.utils.quantization_config import QuantizationConfigMixin
 
 __all__ = ["HFJudge", "Judge", "Lens", "Need", "Reading", "Request", "Row"]
 
@@ -75,14 +80,14 @@ class HFJudge(Judge):
 
     def __init__(
         self,
-        model: Any = loading.EMBEDDED,
+        model: str | PreTrainedModel | PeftModel = loading.EMBEDDED,
         *,
         revision: str | None = None,
         dtype: str | torch.dtype = "auto",
         device: str | torch.device | None = None,
-        device_map: Any = None,
-        tp_plan: Any = None,
-        quantization: Any = None,
+        device_map: str | Mapping[str, int | str] | None = None,
+        tp_plan: str | Mapping[str, str] | None = None,
+        quantization: str | QuantizationConfigMixin | None = None,
         adapter: str | None = None,
         attn_implementation: str | None = None,
         max_length: int | None = None,
@@ -92,25 +97,27 @@ class HFJudge(Judge):
         share_prefixes: bool = True,
         batch_invariant: bool = False,
         compile: bool = False,
-        chat_template_kwargs: dict[str, Any] | None = None,
+        chat_template_kwargs: Mapping[str, object] | None = None,
         trust_remote_code: bool = False,
-        tokenizer: Any = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
         if on_overflow not in ("none", "error", "truncate"):
             raise ValueError(f"on_overflow must be 'none', 'error' or 'truncate', got {on_overflow!r}")
         if not isinstance(model, str) and tokenizer is None:
             raise ValueError("a loaded model needs its tokenizer: HFJudge(model, tokenizer=tokenizer)")
+        self._given = None
+        if not isinstance(model, str) and tokenizer is not None:
+            self._given = cast("PreTrainedModel", loading.freeze(model)), tokenizer  # PEFT's has all that is used
         self.model_name = model if isinstance(model, str) else model.config._name_or_path or type(model).__name__
         self.max_length, self.on_overflow, self.batch_invariant = max_length, on_overflow, batch_invariant
         self._forward_options: dict[str, Any] = dict(
             batch_tokens=batch_tokens, cache_bytes=cache_bytes, share_prefixes=share_prefixes, compile=compile
         )
-        self._load_options = dict(
+        self._load_options: dict[str, Any] = dict(
             revision=revision, dtype=dtype, device_map=device_map, tp_plan=tp_plan, quantization=quantization,
             adapter=adapter, attn_implementation=attn_implementation, trust_remote_code=trust_remote_code,
         )  # fmt: skip
         self._device, self._chat_template_kwargs = device, chat_template_kwargs
-        self._given = None if isinstance(model, str) else (loading.freeze(model), tokenizer)
         self._reset()
 
     def _reset(self) -> None:
@@ -124,19 +131,19 @@ class HFJudge(Judge):
         self._memory = Memory()
         self.readers = Readers()
         self._revision: str | None = None
-        self._facts: dict[str, Any] | None = None
+        self._facts: dict[str, object] | None = None
         self.forwards = 0
         self.rows_read = 0
         self.seconds = 0.0
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         if self._given is not None:
             raise TypeError(
                 "a judge around a loaded model cannot be pickled; give HFJudge the model's name or folder instead"
             )
         return {k: v for k, v in self.__dict__.items() if k not in _SESSION_STATE}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: Mapping[str, object]) -> None:
         self.__dict__.update(state)
         self._reset()
 
@@ -168,12 +175,8 @@ class HFJudge(Judge):
         with self._lock:
             if self._blocks is None:
                 device = torch.device(self._device) if self._device is not None else loading.default_device()
-                model = (
-                    self._given[0]
-                    if self._given
-                    else loading.load_frozen(self.model_name, device=device, **self._load_options)
-                )
-                blocks = Blocks(model)
+                name, options = self.model_name, self._load_options
+                blocks = Blocks(self._given[0] if self._given else loading.load_frozen(name, device=device, **options))
                 blocks.self_check()
                 self._blocks = blocks
             return self._blocks
@@ -195,7 +198,7 @@ class HFJudge(Judge):
         return self._revision
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, object]:
         """All that changes readings by more than rounding, as plain data; loads the model.
 
         In: the weights (the hub's commit; else every bit of them, adapter included), precision, configuration,
@@ -252,8 +255,7 @@ class HFJudge(Judge):
         """Move the loaded judge: to "cpu" while the policy trains on the same card, and back before the next step."""
         with self._lock:
             self.blocks.model.to(torch.device(device))  # type: ignore[arg-type]
-            cache = getattr(self._forward, "cache", None)
-            if cache is not None:
+            if (cache := getattr(self._forward, "cache", None)) is not None:
                 cache.clear()
         return self
 
@@ -264,10 +266,9 @@ class HFJudge(Judge):
 
     def trie(self, prompt: JudgePrompt) -> LabelTrie:
         """The prompt's labels in this judge's tokenizer."""
-        key = prompt.hash
-        if key not in self._tries:
-            self._tries[key] = self.encoder.trie(prompt)
-        return self._tries[key]
+        if prompt.hash not in self._tries:
+            self._tries[prompt.hash] = self.encoder.trie(prompt)
+        return self._tries[prompt.hash]
 
     def read(self, requests: Sequence[Request]) -> list[Reading]:
         """Read B rows of each request, all in one forward; the same rows again cost nothing.
@@ -337,14 +338,12 @@ class HFJudge(Judge):
                 out[i] = list(answers)
         return out
 
-    def _load_tokenizer(self) -> Any:
+    def _load_tokenizer(self) -> PreTrainedTokenizerBase:
         options = {k: self._load_options[k] for k in ("revision", "trust_remote_code", "adapter")}
         return loading.load_tokenizer(self.model_name, **options)
 
     def _limit(self) -> int:
-        if self.max_length is not None:
-            return self.max_length
-        return self.blocks.longest_text
+        return self.blocks.longest_text if self.max_length is None else self.max_length
 
     def _encode(self, prompt: JudgePrompt, rows: Sequence[Row]) -> tuple[list[Encoded], list[str | None]]:
         limit = self._limit() - (self.trie(prompt).depth if prompt.labels else 0)

@@ -47,7 +47,7 @@ class LockstepJudge(Judge):
         return self.judge.fingerprint
 
     @property
-    def facts(self) -> Mapping[str, Any]:
+    def facts(self) -> Mapping[str, object]:
         """The judge's."""
         return self.judge.facts
 

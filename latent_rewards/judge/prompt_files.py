@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ def fields_of(raw: object, path: Path, fence: str | None = None) -> dict[str, An
     return data
 
 
-def _check_types(raw: dict[str, Any]) -> None:
+def _check_types(raw: Mapping[str, object]) -> None:
     """Every value of a prompt file is of the type that its key wants."""
     for key in ("kind", "body"):
         if not isinstance(raw.get(key), str):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +16,7 @@ from jinja2 import TemplateError
 from latent_rewards.files.sources import RowError
 from latent_rewards.judge.labels import Labels
 from latent_rewards.judge.messages import Dialogue as Dialogue
+from latent_rewards.judge.messages import Row
 from latent_rewards.judge.messages import Segment as Segment
 from latent_rewards.judge.messages import Turn as Turn
 from latent_rewards.judge.messages import to_segments as to_segments
@@ -142,7 +143,7 @@ class JudgePrompt:
             content["treatment"] = list(self.treatment)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
-    def render_all(self, rows: Sequence[Mapping[str, Any]]) -> list[Dialogue]:
+    def render_all(self, rows: Sequence[Row]) -> list[Dialogue]:
         """Fill the slots of every row; see `render`.
 
         Raises:
@@ -156,7 +157,7 @@ class JudgePrompt:
                 raise RowError(i, err) from err
         return out
 
-    def render(self, row: Mapping[str, Any]) -> Dialogue:
+    def render(self, row: Row) -> Dialogue:
         """Fill the slots of one row.
 
         Args:
@@ -182,13 +183,13 @@ class JudgePrompt:
         turns = [Turn("system", (Segment(self.system.strip()),))] if self.system.strip() else []
         return Dialogue((*turns, Turn("user", tuple(segments))), self.prefill, self.kind == "generate", problem)
 
-    def _values(self, row: Mapping[str, Any]) -> tuple[dict[str, list[Segment]], str | None]:
+    def _values(self, row: Row) -> tuple[dict[str, list[Segment]], str | None]:
         """Segments for each slot of the body, and why the row must not be scored; see `render`."""
         values: dict[str, list[Segment]] = {}
         problem: str | None = None
         for name in slots_of(self.body):
             slot = "completion" if name in DERIVED else name
-            value: Any = row.get(slot)
+            value = row.get(slot)
             if value is None and slot not in self.optional:
                 raise ValueError(
                     f"prompt {self.name!r} needs {slot!r}, which this row lacks (has {sorted(map(str, row))})"
@@ -235,7 +236,7 @@ class JudgePrompt:
         """Whether a completion ends inside a thought, whatever becomes of it."""
         return read_reply(completion, self.treatment).unfinished
 
-    def as_judged(self, row: Mapping[str, Any], change: Callable[[Any], Any] = lambda value: value) -> dict[str, Any]:
+    def as_judged(self, row: Row, change: Callable[[Any], Any] = lambda value: value) -> dict[str, Any]:
         """A row whose completion is what the judge reads of it, thoughts treated, or a change of that.
 
         Args:
