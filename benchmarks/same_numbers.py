@@ -5,7 +5,7 @@
 
 Scores are written as exact hexadecimal floats; files (probes, exports) as SHA-256 of their tensors. What is read: every
 reward on a tiny random judge (float32, one thread), the shipped probe and the read rewards on the embedded judge,
-a calibration of each method, and the command line: score, best-of-n, evaluate, probe train and export. About 6 minutes.
+a calibration of each method, and the command line: score, best-of-n, evaluate, probe train and export. Ten minutes.
 """
 
 from __future__ import annotations
@@ -64,10 +64,11 @@ def exact(values: Any) -> list[str]:
     return [float(x).hex() for x in np.asarray(values, dtype=np.float64).ravel()]
 
 
-def scores(judge: HFJudge, names: list[str], prompts: list[str], completions: list[str]) -> dict[str, list[str]]:
-    """Each reward on all texts."""
+def scores(model: str, names: list[str], prompts: list[str], completions: list[str]) -> dict[str, list[str]]:
+    """Each reward on all texts, on a judge of its own: what is read for others moves a reading by rounding."""
     out = {}
     for name in names:
+        judge = HFJudge(model, dtype="float32", device="cpu")
         reward = build_reward(name.split(":")[0], judge, **OPTIONS.get(name, {}))
         out[name] = exact(reward.score(prompts, completions))
     return out
@@ -162,12 +163,10 @@ def measure(limit: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as temp:
         work = Path(temp)
         folder = tiny_judge(work / "tiny-judge")
-        tiny = HFJudge(folder, dtype="float32", device="cpu")
-        embedded = HFJudge("embedded", dtype="float32", device="cpu")
         return {
-            "tiny": scores(tiny, [*READ, *OPTIONS], prompts, completions),
-            "embedded": scores(embedded, ["weighted", "verifier", "cross_layer", "probe"], prompts, completions),
-            "calibrations": calibrations(prompts, completions, tiny),
+            "tiny": scores(folder, [*READ, *OPTIONS], prompts, completions),
+            "embedded": scores("embedded", ["weighted", "verifier", "cross_layer", "probe"], prompts, completions),
+            "calibrations": calibrations(prompts, completions, HFJudge(folder, dtype="float32", device="cpu")),
             "command line": command_line(work, folder, prompts, completions),
         }
 
