@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from latent_rewards.rewards.guarded import GuardedReward
     from latent_rewards.rewards.latent import CrossLayerReward, ProbabilityWeightedReward, VerifierReward
     from latent_rewards.rewards.likert import GuidedLikertReward, LikertReward
+    from latent_rewards.rewards.pairwise import PairwiseReward, compare
     from latent_rewards.rewards.probe import ProbeReward
     from latent_rewards.rewards.rubric import RubricReward
 
@@ -40,6 +41,7 @@ __all__ = [
     "LikertReward",
     "MissingScoreError",
     "Need",
+    "PairwiseReward",
     "ProbabilityWeightedReward",
     "Probe",
     "ProbeReward",
@@ -49,6 +51,7 @@ __all__ = [
     "RubricReward",
     "VerifierReward",
     "build_reward",
+    "compare",
 ]
 
 _HOMES = {
@@ -63,6 +66,7 @@ _HOMES = {
     "rewards.guarded": ("GuardedReward",),
     "rewards.latent": ("CrossLayerReward", "ProbabilityWeightedReward", "VerifierReward"),
     "rewards.likert": ("GuidedLikertReward", "LikertReward"),
+    "rewards.pairwise": ("PairwiseReward", "compare"),
     "rewards.probe": ("ProbeReward",),
     "rewards.rubric": ("RubricReward",),
 }

@@ -17,6 +17,7 @@ from latent_rewards.rewards.guarded import GuardedReward
 from latent_rewards.rewards.latent import CrossLayerReward, LatentReward, ProbabilityWeightedReward, VerifierReward
 from latent_rewards.rewards.layer_weights import LayerWeights
 from latent_rewards.rewards.likert import GuidedLikertReward, LikertReward
+from latent_rewards.rewards.pairwise import PairwiseReward
 from latent_rewards.rewards.probe import ProbeReward
 from latent_rewards.rewards.reasoned import ReasonedReward
 from latent_rewards.rewards.rubric import RubricReward
@@ -247,6 +248,12 @@ def _calibrated(
     return CalibratedReward(_member(judge, of, _inner(options), prompt), calibration, **options)
 
 
+def _pairwise(judge: Judge | str = "embedded", *, by: str | Mapping[str, Any] | None = None, **options: Any) -> Reward:
+    judge = HFJudge(judge) if isinstance(judge, str) else judge
+    thoughts = {name: value for name, value in options.items() if name in ("reasoning", "opened", "thought_tags")}
+    return PairwiseReward(judge, by=None if by is None else _member(judge, by, thoughts), **options)
+
+
 REWARDS: dict[str, Callable[..., Reward]] = {
     "weighted": ProbabilityWeightedReward,
     "verifier": VerifierReward,
@@ -258,6 +265,7 @@ REWARDS: dict[str, Callable[..., Reward]] = {
     "contrastive": _contrastive,
     "ensemble": _ensemble,
     "rubric_list": RubricReward,
+    "pairwise": _pairwise,
 }
 # What is laid around a reward, and by which no file or trainer means a reward by itself.
 AROUND: dict[str, Callable[..., Reward]] = {"reasoned": _reasoned, "calibrated": _calibrated}
