@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import numpy as np
 
 from latent_rewards import readouts
-from latent_rewards.files.keys import prompt_key
 from latent_rewards.judge.hf import Judge, Reading, Request
-from latent_rewards.judge.prompts import JudgePrompt
-from latent_rewards.judge.reading import Need, Row
+from latent_rewards.judge.reading import Row
+from latent_rewards.rewards.games import Game, content_of, groups_of, in_both_orders, opponents_of, sigmoid, table_of
 from latent_rewards.rewards.latent import UNKNOWN, LatentReward, ProbabilityWeightedReward
 from latent_rewards.stats.strengths import bradley_terry, mean_win_log_odds, mean_win_rate
 
@@ -22,14 +20,6 @@ Strength = Literal["log_odds", "bradley_terry", "win_rate"]
 ALONE = "alone: no other reply to this prompt was given with it"
 NO_OPPONENT = "no opponent in column {!r}"
 UNMET = "no readable comparison joins it to the other replies"
-
-
-class Game(NamedTuple):
-    """One comparison: row `a` against row `b`, or against a text of the data (then `b` is -1)."""
-
-    a: int
-    b: int
-    opponent: object
 
 
 class PairwiseReward(LatentReward):
@@ -144,10 +134,11 @@ class PairwiseReward(LatentReward):
             for i in range(len(rows)):
                 own = d[[g.a == i for g in games]]
                 if (known := own[~np.isnan(own)]).size:
-                    out[i] = known.mean() if self.strength == "log_odds" else _sigmoid(known).mean()
+                    out[i] = known.mean() if self.strength == "log_odds" else sigmoid(known).mean()
             return out
-        for group in self._groups(rows):
-            out[group] = _STRENGTHS[self.strength](self._table(rows, group, games, d))
+        for group in groups_of(rows, self.prompt.slots):
+            tied = not self.prompt.ends_in_thought(rows[group[0]]["completion"])
+            out[group] = _STRENGTHS[self.strength](table_of(rows, group, games, d, tied))
         return out
 
     def reasons(self, rows: Sequence[Row], readings: Sequence[Reading]) -> list[str]:
@@ -156,8 +147,10 @@ class PairwiseReward(LatentReward):
         whys = [readings[0].reasons[2 * i] or readings[0].reasons[2 * i + 1] for i in range(len(games))]
         alone = NO_OPPONENT.format(self.column) if self.opponents == "column" else ALONE
         out = [alone] * len(rows)
-        for group in [[i] for i in range(len(rows))] if self.opponents == "column" else self._groups(rows):
-            keys = {i: _content(rows[i]) for i in group}
+        for group in (
+            [[i] for i in range(len(rows))] if self.opponents == "column" else groups_of(rows, self.prompt.slots)
+        ):
+            keys = {i: content_of(rows[i]) for i in group}
             for i in group:
                 same = {j for j in group if keys[j] == keys[i]}
                 own = [why for g, why in zip(games, whys, strict=True) if g.a in same or g.b in same]
@@ -177,24 +170,32 @@ class PairwiseReward(LatentReward):
         alone = float(np.mean([i not in met for i in range(len(rows))]))
         metrics = {"comparisons": len(games) / len(rows), "alone": alone}
         if len(known):
-            metrics["first_place"] = float(_sigmoid(known).mean())
+            metrics["first_place"] = float(sigmoid(known).mean())
             metrics["orders_agree"] = float((np.sign(known[:, 0]) != np.sign(known[:, 1])).mean())
         return {"metrics": metrics}
 
     def _read(self, rows: Sequence[Row], reading: Reading) -> tuple[list[Game], np.ndarray, np.ndarray]:
         """The games, (G,) d of each, and (G, 2) log-odds of the first shown in both orders; nats."""
+        return self._games(rows), *self.odds(reading)
+
+    def odds(self, reading: Reading) -> tuple[np.ndarray, np.ndarray]:
+        """(G,) log-odds d that the first reply of each comparison beats the second; and (G, 2) of the first shown.
+
+        Args:
+            reading: of 2 G texts, each comparison's two orders side by side.
+        """
         assert reading.label_logprobs is not None
         first = readouts.log_odds(reading.label_logprobs, self.values).double().numpy().reshape(-1, 2)
-        return self._games(rows), (first[:, 0] - first[:, 1]) / 2, first
+        return (first[:, 0] - first[:, 1]) / 2, first
 
     def _games(self, rows: Sequence[Row]) -> list[Game]:
         """All comparisons of some rows, the same ones in whatever order the rows stand."""
         if self.opponents == "column":
-            return [Game(i, -1, one) for i, row in enumerate(rows) for one in _several(row.get(self.column))]
+            return [Game(i, -1, one) for i, row in enumerate(rows) for one in opponents_of(row.get(self.column))]
         anchored = self._anchor_scores(rows)
         out = []
-        for group in self._groups(rows):
-            one_each = {_content(rows[i]): i for i in reversed(group)}
+        for group in groups_of(rows, self.prompt.slots):
+            one_each = {content_of(rows[i]): i for i in reversed(group)}
             nodes = [one_each[key] for key in sorted(one_each)]
             chosen = set(self._chosen(rows, nodes, anchored))
             out += [
@@ -222,109 +223,9 @@ class PairwiseReward(LatentReward):
             return None
         return self.by.scores_of(rows, self.judge.read(self.by.requests(rows)))
 
-    def _groups(self, rows: Sequence[Row]) -> list[list[int]]:
-        """Rows with the same prompt and further slots, in order."""
-        found: dict[str, list[int]] = {}
-        for i, row in enumerate(rows):
-            shared = {s: row.get(s) for s in ("prompt", *self.prompt.slots) if s not in ("completion", "other")}
-            found.setdefault(prompt_key(shared), []).append(i)
-        return list(found.values())
-
-    def _table(self, rows: Sequence[Row], group: list[int], games: Sequence[Game], d: np.ndarray) -> np.ndarray:
-        """(N, N) log-odds of a group, nats; identical replies share what one of them was read for, and tie."""
-        keys = [_content(rows[i]) for i in group]
-        place = {key: at for at, key in enumerate(sorted(set(keys)))}
-        node = np.array([place[key] for key in keys])
-        table = np.full((len(place), len(place)), np.nan)
-        read = np.zeros(len(place), dtype=bool)
-        for game, value in zip(games, d, strict=True):
-            if game.a in group:
-                a, b = place[_content(rows[game.a])], place[_content(rows[game.b])]
-                table[a, b], table[b, a] = value, -value
-                read[[a, b]] |= not np.isnan(value)
-        tied = len(place) == 1 and not self.prompt.ends_in_thought(rows[group[0]]["completion"])
-        np.fill_diagonal(table, np.where(read | tied, 0.0, np.nan))
-        return table[np.ix_(node, node)]
-
     def _both(self, rows: Sequence[Row], game: Game) -> list[dict[str, Any]]:
         row = {slot: rows[game.a][slot] for slot in self.prompt.slots if rows[game.a].get(slot) is not None}
-        return _orders({**row, "prompt": rows[game.a]["prompt"]}, rows[game.a]["completion"], game.opponent)
-
-
-class Comparison(NamedTuple):
-    """What a judge says of two replies.
-
-    Attributes:
-        p: P(the first is better), both orders averaged as log-odds; NaN where it could not be read.
-        log_odds: the same in nats.
-        first_place: P(whichever is shown first is better), 0.5 without a preference for a place.
-        criteria: criterion -> P(the first is better by it); empty without criteria.
-    """
-
-    p: float
-    log_odds: float
-    first_place: float
-    criteria: dict[str, float]
-
-
-def compare(
-    judge: Judge | str,
-    prompt: object,
-    a: object,
-    b: object,
-    *,
-    criteria: Sequence[str] | Mapping[str, str] | None = None,
-    with_prompt: str | JudgePrompt | None = None,
-) -> Comparison:
-    """Which of two replies is better, read in both orders in one forward: for notebooks.
-
-    Args:
-        judge: a judge, or a model name.
-        prompt: what was asked, text or messages.
-        a: a reply, text or messages.
-        b: another.
-        criteria: compare by each of these, names to texts or texts alone, and average their log-odds.
-        with_prompt: judge prompt with `{{ other }}`, and `{{ criterion }}` where criteria are given; default
-            "pairwise", or "pairwise_criterion".
-
-    Raises:
-        ValueError: no criterion in `criteria`, or a prompt that compares nothing.
-    """
-    default = "pairwise" if criteria is None else "pairwise_criterion"
-    reward = PairwiseReward(judge, prompt=with_prompt or default, opponents="column", column="other")
-    named = criteria if isinstance(criteria, Mapping) else {one: one for one in criteria or ()}
-    if criteria is not None and not named:
-        raise ValueError("no criteria; leave them out to compare as a whole")
-    asked = [{"prompt": prompt, "criterion": text} for text in named.values()] or [{"prompt": prompt}]
-    texts = [text for row in asked for text in _orders(row, a, b)]
-    (reading,) = reward.judge.read([Request(reward.prompt, texts, Need(labels=True))])
-    assert reading.label_logprobs is not None
-    first = readouts.log_odds(reading.label_logprobs, reward.values).double().numpy().reshape(-1, 2)
-    d = (first[:, 0] - first[:, 1]) / 2
-    by = {name: float(_sigmoid(x)) for name, x in zip(named, d, strict=False)}
-    return Comparison(float(_sigmoid(d.mean())), float(d.mean()), float(_sigmoid(first).mean()), by)
-
-
-def _orders(row: Mapping[str, Any], a: object, b: object) -> list[dict[str, Any]]:
-    """A comparison's two texts: a shown first, then b."""
-    return [{**row, "completion": a, "other": b}, {**row, "completion": b, "other": a}]
-
-
-def _content(row: Row) -> str:
-    return json.dumps(row["completion"], sort_keys=True, default=str)
-
-
-def _several(value: object) -> list[object]:
-    """The opponents that a column's value holds: a text or a list of messages is one."""
-    if value is None:
-        return []
-    if isinstance(value, Sequence) and not isinstance(value, str) and not any(isinstance(v, Mapping) for v in value):
-        return list(value)
-    return [value]
-
-
-def _sigmoid(x: np.ndarray) -> np.ndarray:
-    return 0.5 * (1 + np.tanh(0.5 * x))
+        return in_both_orders({**row, "prompt": rows[game.a]["prompt"]}, rows[game.a]["completion"], game.opponent)
 
 
 _OPPONENTS = ("group", "pivots", "anchors", "column")
