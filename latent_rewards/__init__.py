@@ -19,10 +19,12 @@ if TYPE_CHECKING:
     from latent_rewards.probes.probe import Probe
     from latent_rewards.rewards.base import AsyncReward, MissingScoreError, Reward
     from latent_rewards.rewards.build import build_reward
+    from latent_rewards.rewards.compare import compare
     from latent_rewards.rewards.composite import ContrastiveReward, EnsembleReward
     from latent_rewards.rewards.guarded import GuardedReward
     from latent_rewards.rewards.latent import CrossLayerReward, ProbabilityWeightedReward, VerifierReward
     from latent_rewards.rewards.likert import GuidedLikertReward, LikertReward
+    from latent_rewards.rewards.pairwise import PairwiseReward
     from latent_rewards.rewards.probe import ProbeReward
     from latent_rewards.rewards.rubric import RubricReward
 
@@ -40,6 +42,7 @@ __all__ = [
     "LikertReward",
     "MissingScoreError",
     "Need",
+    "PairwiseReward",
     "ProbabilityWeightedReward",
     "Probe",
     "ProbeReward",
@@ -49,6 +52,7 @@ __all__ = [
     "RubricReward",
     "VerifierReward",
     "build_reward",
+    "compare",
 ]
 
 _HOMES = {
@@ -59,10 +63,12 @@ _HOMES = {
     "probes.probe": ("Probe",),
     "rewards.base": ("AsyncReward", "MissingScoreError", "Reward"),
     "rewards.build": ("build_reward",),
+    "rewards.compare": ("compare",),
     "rewards.composite": ("ContrastiveReward", "EnsembleReward"),
     "rewards.guarded": ("GuardedReward",),
     "rewards.latent": ("CrossLayerReward", "ProbabilityWeightedReward", "VerifierReward"),
     "rewards.likert": ("GuidedLikertReward", "LikertReward"),
+    "rewards.pairwise": ("PairwiseReward",),
     "rewards.probe": ("ProbeReward",),
     "rewards.rubric": ("RubricReward",),
 }

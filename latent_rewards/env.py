@@ -100,7 +100,7 @@ def _reward(name: str) -> Reward:
     asked = _config()["rewards"]
     (one,), judge = wanted({name: asked.get(name)}), _judge()
     kind, options = one.parsed()
-    if os.environ.get("LATENT_REWARDS_PROMPT") and not kind.startswith(("likert", "probe", "rubric_list")):
+    if os.environ.get("LATENT_REWARDS_PROMPT") and not kind.startswith(("likert", "probe", "rubric_list", "pairwise")):
         options.setdefault("prompt", os.environ["LATENT_REWARDS_PROMPT"])
     with _named():
         return build_reward(kind, judge, **options)

@@ -122,6 +122,8 @@ def options_for(name: str, judge: Any) -> dict[str, Any]:
     """What a reward of this name needs besides a judge: a probe fitted to nothing, criteria."""
     if name == "rubric_list":
         return {"criteria": ["It names a prime number.", {"criterion": "It rambles.", "points": -1, "name": "long"}]}
+    if name == "pairwise":
+        return {"opponents": "column", "column": "other"}
     if name != "probe":
         return {}
     prompt = JudgePrompt.load("weighted")
@@ -165,6 +167,7 @@ BASE: dict[str, dict[str, Any]] = {
     "guarded": {"gate": "verifier", "gate_below": 0.5, "gate_slope": 1.0, "relevance": 0.5},
     "ensemble": {"of": ("weighted", "cross_layer")},
     "rubric_list": {"criteria": ["It is short."]},
+    "pairwise": {"opponents": "anchors"},
 }
 OTHER: dict[str, Any] = {
     "prompt": "four_rubric", "scale": 2.0, "shift": 1.0, "clip": (0.25, 0.5), "on_missing": "raise",
@@ -174,12 +177,15 @@ OTHER: dict[str, Any] = {
     "gate_slope": None, "relevance": 0.25, "against": "shuffled", "weight": 0.5, "how": "mean", "location": [1.0, 2.0],
     "scales": [1.0, 2.0], "aspect": "second", "criteria": ["It is long."], "criteria_column": "checks",
     "aggregate": "min",
-    "threshold": 0.25, "dropout": 0.5, "unreadable": "leave_out", "reasoning": "keep", "unfinished": 0.25,
+    "threshold": 0.25, "dropout": 0.5, "unreadable": "leave_out",
+    "opponents": "pivots", "score": "win_rate", "count": 1, "column": "reference_reply",
+    "by": "cross_layer", "reasoning": "keep", "unfinished": 0.25,
     "thought_tags": [("<plan>", "</plan>")], "opened": True,
 }  # fmt: skip
 OTHER_OF: dict[str, dict[str, Any]] = {
     "verifier": {"prompt": "verifier_hardened"}, "likert5": {"prompt": "likert10"}, "likert10": {"prompt": "likert5"},
     "ensemble": {"of": ("cross_layer", "weighted")}, "rubric_list": {"prompt": "criterion_scale"},
+    "pairwise": {"prompt": "pairwise_criterion"},
 }  # fmt: skip
 NO_SCORE_CHANGES = {
     "self",

@@ -125,7 +125,7 @@ def _write(source: Source, path: Path, scorer: Scorer, total: int, batch_size: i
 
     existed = path.exists()
     with contextlib.suppress(NothingScoredError), open_output(path, source, list(scorer.rewards)) as write:
-        for chunk in source.chunks(batch_size):
+        for chunk in scorer.chunks(source, batch_size):
             part = chunk.first(total - scorer.rows)
             write(part, scorer(part))
             if scorer.rows >= total:

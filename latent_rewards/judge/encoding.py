@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 
 from latent_rewards.judge.fast_tokens import FastSpelling
 from latent_rewards.judge.labels import LabelTrie
-from latent_rewards.judge.layout import ChatTemplate, Layout, sample_dialogue
+from latent_rewards.judge.layout import ChatTemplate, Layout, pieces, sample_dialogue
 from latent_rewards.judge.messages import Dialogue, Segment
 from latent_rewards.judge.own_template import OwnTemplate, lays_out_itself
 from latent_rewards.judge.prompts import JudgePrompt
 from latent_rewards.judge.slow_tokens import SlowSpelling
 from latent_rewards.judge.template import ways_to_fill
-from latent_rewards.judge.tokens import Piece, Spelling
+from latent_rewards.judge.tokens import Spelling
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Shape = tuple[object, ...]
-Variables = Mapping[str, object]
 
 _MAX_LAYOUTS = 4096
 _MAX_CACHED = 1 << 20  # tokens, each text counted as 16 more
@@ -64,7 +63,9 @@ class Encoder:
             knows how, so that the label is the next token.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, chat_template_kwargs: Variables | None = None) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, *, chat_template_kwargs: Mapping[str, object] | None = None
+    ) -> None:
         self.tokenizer = tokenizer
         self._own = OwnTemplate(tokenizer, chat_template_kwargs) if lays_out_itself(tokenizer) else None
         if self._own is None:
@@ -170,7 +171,7 @@ class Encoder:
     def _encode(self, dialogues: Sequence[Dialogue]) -> list[Encoded]:
         if self._own:
             return [self._encode_own(self._own, d) for d in dialogues]
-        made = [_pieces(self._layout(d), _untrusted(d)) for d in dialogues]
+        made = [pieces(self._layout(d), _untrusted(d)) for d in dialogues]
         tokens = self._tokens.encode([row for row, _ in made], [borders for _, borders in made])
         head, out = self._head(), []
         for dialogue, (_, borders), found in zip(dialogues, made, tokens, strict=True):
@@ -230,22 +231,6 @@ def _shape(dialogue: Dialogue) -> Shape:
 
 def _untrusted(dialogue: Dialogue) -> list[Segment]:
     return [s for t in dialogue.turns for s in t.segments if s.slot is not None]
-
-
-def _pieces(layout: Layout, untrusted: Sequence[Segment]) -> tuple[list[Piece], tuple[int, int, int]]:
-    """The text of a row, and the characters where untrusted text and the completion begin and it ends; -1: none."""
-    row: list[Piece] = []
-    at, first, start, end = 0, -1, -1, -1
-    for part in layout.parts:
-        segment = part if isinstance(part, Segment) else untrusted[part]
-        row.append(Piece(segment.text, segment.slot is None))
-        if segment.slot is not None and first < 0:
-            first = at
-        if segment.slot == "completion" and start < 0:
-            start = at
-        at += len(segment.text)
-        end = at if segment.slot == "completion" else end
-    return row, (first, start, end)
 
 
 def _samples(prompt: JudgePrompt) -> list[Dialogue]:

@@ -11,6 +11,7 @@ from jinja2 import TemplateError
 
 from latent_rewards.judge.messages import Dialogue, Segment, Turn
 from latent_rewards.judge.thinking import SWITCHES, closing, open_thought
+from latent_rewards.judge.tokens import Piece
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -201,3 +202,19 @@ def _date_macro() -> str:
     day = datetime.datetime.combine(TODAY, datetime.time(12), tzinfo=datetime.UTC)
     steps = "".join(f" | replace('%{d}', {day.strftime(f'%{d}')!r})" for d in _DIRECTIVES)
     return "{%- macro strftime_now(format) -%}{{- format" + steps + " -}}{%- endmacro -%}{{- '' }}"
+
+
+def pieces(layout: Layout, untrusted: Sequence[Segment]) -> tuple[list[Piece], tuple[int, int, int]]:
+    """The text of a row, and the characters where untrusted text and the completion begin and it ends; -1: none."""
+    row: list[Piece] = []
+    at, first, start, end = 0, -1, -1, -1
+    for part in layout.parts:
+        segment = part if isinstance(part, Segment) else untrusted[part]
+        row.append(Piece(segment.text, segment.slot is None))
+        if segment.slot is not None and first < 0:
+            first = at
+        if segment.slot == "completion" and start < 0:
+            start = at
+        at += len(segment.text)
+        end = at if segment.slot == "completion" else end
+    return row, (first, start, end)

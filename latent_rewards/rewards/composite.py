@@ -44,6 +44,8 @@ class ContrastiveReward(LatentReward):
     ) -> None:
         if against not in ("task", "shuffled"):
             raise ValueError(f"against must be 'task' or 'shuffled', got {against!r}")
+        if not reward.by_row:
+            raise ValueError(f"{reward.__name__} compares the replies to a prompt; without their task there is no such")
         self.reward, self.against, self.weight = reward._as_part(), against, float(weight)
         options.setdefault("name", f"{self.reward.__name__}-vs-{against}")
         super().__init__(reward.judge, **with_prompt_of(reward, options))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -19,7 +19,15 @@ logger = logging.getLogger(__name__)
 
 
 class LatentReward(Reward):
-    """A reward that is one pure readout of the judge's `Reading`."""
+    """A reward that is one pure readout of the judge's `Reading`.
+
+    Attributes:
+        by_row: a row's score depends on that row alone, not on others of the same prompt.
+        staged: what is read depends on what was read before, so `requests` itself has the judge read.
+    """
+
+    by_row: ClassVar[bool] = True
+    staged = False
 
     @property
     def need(self) -> Need:

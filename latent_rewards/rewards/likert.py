@@ -61,9 +61,7 @@ class LikertReward(Reward):
         self.statistic = statistic
         self.max_new_tokens = max_new_tokens or (160 if feedback else 8)
         shipped = f"likert{scale_points}" + ("" if feedback else "_bare")
-        if options.get("prompt") is None:
-            options["prompt"] = shipped
-        super().__init__(judge, **options)
+        super().__init__(judge, **{**options, "prompt": options.get("prompt") or shipped})
 
     def _default_name(self) -> str:
         return self.prompt.name

@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from latent_rewards.files.groups import whole_groups
+from latent_rewards.files.keys import prompt_key
 from latent_rewards.files.outputs import Scores
-from latent_rewards.files.sources import Chunk, InputError, RowError
+from latent_rewards.files.sources import Chunk, InputError, RowError, Source
 from latent_rewards.judge.reading import Request
 from latent_rewards.judge.transcripts import split_column
 from latent_rewards.rewards.base import Reward
@@ -87,6 +89,13 @@ class Scorer:
                 else:
                     scores[name][i] = float(value)
         return scores, ["; ".join(why) if why else None for why in reasons]
+
+    def chunks(self, source: Source, size: int) -> Iterator[Chunk]:
+        """The source in chunks of `size` rows; whole groups where a reward compares the replies to a prompt."""
+        chunks = source.chunks(size)
+        if all(reward.by_row for reward in self.rewards.values() if isinstance(reward, LatentReward)):
+            return chunks
+        return whole_groups(chunks, lambda row: prompt_key((self._slots(row)[0] or {}).get("prompt")))
 
     def _slots(self, row: dict[str, Any]) -> tuple[dict[str, Any] | None, str | None]:
         """Slots of a row, or why there are none; a prompt that the completion holds is taken out of it."""

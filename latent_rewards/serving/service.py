@@ -181,7 +181,7 @@ class Service:
             self.check_size(rows)
             for name, reward in rewards.items():
                 self.check_inputs(reward, rows)
-                if isinstance(reward, LatentReward):
+                if isinstance(reward, LatentReward) and not reward.staged:
                     asked = [Request(r.prompt, _slots(r.prompt, r.rows), r.need) for r in reward.requests(rows)]
                     for read in asked:
                         if len(read.rows) == len(rows):
@@ -200,7 +200,7 @@ class Service:
         scores: dict[str, np.ndarray] = {}
         reasons: list[str | None] = [None] * len(rows)
         for name, reward in rewards.items():
-            if isinstance(reward, LatentReward):
+            if name in found:
                 values, why = await _call(len(rows), read_out, reward, rows, found[name])
             elif not rows:
                 values, why = np.zeros(0), []

@@ -41,6 +41,7 @@ def test_a_prompt_by_environment_reaches_every_reward_or_is_refused(clean_env: A
     clean_env.setenv("LATENT_REWARDS_PROMPT", "four_rubric")
     made = {name: getattr(env, name) for name in REWARDS if name not in ("verifier", "ensemble", "probe")}
     assert made.pop("rubric_list").prompt.name == "criterion", "it reads its own"
+    assert made.pop("pairwise").prompt.name == "pairwise", "and so does what compares"
     assert len(made) == 6
     assert {r.prompt.name for n, r in made.items() if not n.startswith("likert")} == {"four_rubric"}
     for name in ("verifier", "ensemble"):  # the ensemble holds a verifier

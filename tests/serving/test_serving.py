@@ -95,13 +95,15 @@ def test_every_reward_can_be_served(name: str, judge: HFJudge) -> None:
         return {"served": made}
 
     rows = [*ROWS, {"prompt": "Name a prime.", "completion": ":"}]
+    if name == "pairwise":
+        rows = [{**row, "other": "Nine."} for row in rows]
     service = Service([judge], build, ServeSettings(linger=0))
     service.batcher.start()
     try:
         scores, reasons, *_ = asyncio.run(service.score(rows, ["served"]))
     finally:
         service.batcher.close()
-    want = build(judge)["served"].score(*columns(rows))
+    want = build(judge)["served"].score(*columns(rows), other=["Nine."] * len(rows))
     np.testing.assert_allclose(scores["served"], want, atol=1e-4)
     assert reasons == [None] * len(rows) and np.isfinite(want).all()
 
