@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from latent_rewards.rewards.pairwise import PairwiseReward
     from latent_rewards.rewards.probe import ProbeReward
     from latent_rewards.rewards.rubric import RubricReward
+    from latent_rewards.rewards.steps import StepReward, track
 
 __all__ = [
     "AsyncReward",
@@ -50,9 +51,11 @@ __all__ = [
     "Request",
     "Reward",
     "RubricReward",
+    "StepReward",
     "VerifierReward",
     "build_reward",
     "compare",
+    "track",
 ]
 
 _HOMES = {
@@ -71,6 +74,7 @@ _HOMES = {
     "rewards.pairwise": ("PairwiseReward",),
     "rewards.probe": ("ProbeReward",),
     "rewards.rubric": ("RubricReward",),
+    "rewards.steps": ("StepReward", "track"),
 }
 _HOME_OF = {name: f"{__name__}.{home}" for home, names in _HOMES.items() for name in names}
 

@@ -179,13 +179,14 @@ OTHER: dict[str, Any] = {
     "aggregate": "min",
     "threshold": 0.25, "dropout": 0.5, "unreadable": "leave_out",
     "opponents": "pivots", "score": "win_rate", "count": 1, "column": "reference_reply",
-    "by": "cross_layer", "reasoning": "keep", "unfinished": 0.25,
+    "by": "cross_layer", "split": "lines", "steps_column": "moves", "reasoning": "keep", "unfinished": 0.25,
     "thought_tags": [("<plan>", "</plan>")], "opened": True,
 }  # fmt: skip
 OTHER_OF: dict[str, dict[str, Any]] = {
     "verifier": {"prompt": "verifier_hardened"}, "likert5": {"prompt": "likert10"}, "likert10": {"prompt": "likert5"},
     "ensemble": {"of": ("cross_layer", "weighted")}, "rubric_list": {"prompt": "criterion_scale"},
     "pairwise": {"prompt": "pairwise_criterion"},
+    "steps": {"prompt": "step_correct", "aggregate": "rise"},
 }  # fmt: skip
 NO_SCORE_CHANGES = {
     "self",

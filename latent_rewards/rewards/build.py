@@ -22,6 +22,7 @@ from latent_rewards.rewards.pairwise import PairwiseReward
 from latent_rewards.rewards.probe import ProbeReward
 from latent_rewards.rewards.reasoned import ReasonedReward
 from latent_rewards.rewards.rubric import RubricReward
+from latent_rewards.rewards.steps import StepReward
 
 
 def build_reward(kind: str, /, judge: Judge | str = "embedded", **options: Any) -> Reward:
@@ -182,6 +183,7 @@ REWARDS: dict[str, Callable[..., Reward]] = {
     "ensemble": _ensemble,
     "rubric_list": RubricReward,
     "pairwise": _pairwise,
+    "steps": StepReward,
 }
 # What is laid around a reward, and by which no file or trainer means a reward by itself.
 AROUND: dict[str, Callable[..., Reward]] = {"reasoned": _reasoned, "calibrated": _calibrated}
