@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import logging
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from latent_rewards.export.checkpoints import Source, write_shards
+from latent_rewards.export.config import classifier_config, save_config
 from latent_rewards.export.template import judge_template, judge_tokenizer, same_tokens, save_tokenizer
 from latent_rewards.judge.hf import HFJudge
 from latent_rewards.judge.labels import Labels
@@ -125,7 +125,7 @@ def _export(
         raise ValueError(f"{path} is not empty; give a new folder")
     source = source or Source(judge)
     tokenizer = judge_tokenizer(judge.encoder.tokenizer, judge_template(judge.encoder, prompt))
-    config = _config(source, layer or source.n_layers, outputs)
+    config = classifier_config(source, layer or source.n_layers, outputs)
     config.pad_token_id = config.get_text_config().pad_token_id = _pad(tokenizer)
     config.latent_rewards = {
         "bias": head[1], "judge": judge.name, "revision": source.revision, "prompt": prompt.name,
@@ -133,7 +133,7 @@ def _export(
     }  # fmt: skip
     path.mkdir(parents=True, exist_ok=True)
     write_shards(path, source.decoder_tensors(layer or source.n_layers), {"score.weight": head[0]}, shard_bytes)
-    config.save_pretrained(path)
+    save_config(config, path)
     save_tokenizer(tokenizer, path)
     if not same_tokens(judge, prompt, path):
         logger.warning(
@@ -141,24 +141,6 @@ def _export(
             path,
         )
     return path
-
-
-def _config(source: Source, layers: int, outputs: Sequence[str]) -> Any:
-    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as CLASSES
-
-    config = copy.deepcopy(source.config)
-    if config.model_type not in CLASSES:
-        raise ValueError(f"transformers has no sequence-classification class for model type {config.model_type!r}")
-    if not 1 <= layers <= source.n_layers:
-        raise ValueError(f"{config.model_type} judge has layers 1..{source.n_layers}; layer {layers} was asked for")
-    for key, value in list(vars(config).items()):
-        if isinstance(value, list) and len(value) == source.n_layers:
-            setattr(config, key, value[:layers])
-    config.num_hidden_layers = layers
-    config.architectures = [CLASSES[config.model_type]]
-    config.id2label = dict(enumerate(outputs))
-    config.label2id = {name: i for i, name in enumerate(outputs)}
-    return config
 
 
 def _pad(tokenizer: Any) -> int:

@@ -16,6 +16,15 @@ from latent_rewards.judge.hf import HFJudge
 from latent_rewards.judge.prompts import _SPEAKER, JudgePrompt, Segment
 
 FENCE = "\ue004"
+_CLASS, _CLASS_FILE = "JudgeTokenizer", "judge_tokenizer"
+_CLASS_SOURCE = f'''"""Has tokenizer.json read as it stands where the family's own tokenizer would be built from its vocabulary."""
+
+from transformers import PreTrainedTokenizerFast
+
+
+class {_CLASS}(PreTrainedTokenizerFast):
+    """The judge's tokenizer."""
+'''
 
 _HEAD = """
 {%- macro fenced(text) -%}
@@ -83,7 +92,10 @@ def judge_template(encoder: Encoder, prompt: JudgePrompt) -> str:
 
 
 def judge_tokenizer(tokenizer: Any, template: str) -> Any:
-    """The judge's tokenizer with our template and the step that removes the fence; it adds no special tokens itself."""
+    """The judge's tokenizer with our template and the step that removes the fence; it adds no special tokens itself.
+
+    A BOS is in the template's text, where the judge's own template has one.
+    """
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
@@ -93,7 +105,7 @@ def judge_tokenizer(tokenizer: Any, template: str) -> Any:
     steps = [{"type": "Replace", "pattern": {"String": FENCE}, "content": ""}, raw["normalizer"]]
     raw |= {"normalizer": {"type": "Sequence", "normalizers": [s for s in steps if s]}, "post_processor": None}
     raw["added_tokens"] = [t | {"normalized": False} for t in raw["added_tokens"]]  # found before the fence is gone
-    names = ("bos_token", "eos_token", "unk_token", "pad_token")
+    names = ("eos_token", "unk_token", "pad_token")  # no bos_token: verl cuts one that begins the rendered prompt
     special = {n: getattr(tokenizer, n) for n in names if getattr(tokenizer, n, None) is not None}
     out = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(raw)), **special)
     out.chat_template = template
@@ -102,16 +114,19 @@ def judge_tokenizer(tokenizer: Any, template: str) -> Any:
 
 
 def save_tokenizer(tokenizer: Any, folder: Path) -> None:
-    """Save so that `AutoTokenizer` reads tokenizer.json as it stands.
+    """Save so that `AutoTokenizer` reads tokenizer.json as it stands, with `trust_remote_code` or without.
 
     For some model types (Qwen2, Phi-3) transformers 5 builds the family's own tokenizer from the vocabulary instead,
-    without our step, unless the config names a remote one; the empty name is never looked up while remote code is off.
+    without our step, unless the config names a class of the folder (models/auto/tokenization_auto.py, read in 5.0 to
+    5.24). verl and ms-swift trust every folder and then run that class: two lines that change nothing.
     """
     tokenizer.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
-    config |= {"tokenizer_class": "PreTrainedTokenizerFast", "auto_map": {"AutoTokenizer": ["", ""]}}
+    named = f"{_CLASS_FILE}.{_CLASS}"
+    config |= {"tokenizer_class": "PreTrainedTokenizerFast", "auto_map": {"AutoTokenizer": [named, named]}}
     path.write_text(json.dumps(config, indent=1), encoding="utf-8")
+    (folder / f"{_CLASS_FILE}.py").write_text(_CLASS_SOURCE, encoding="utf-8")
 
 
 def same_tokens(judge: HFJudge, prompt: JudgePrompt, folder: Path) -> bool:

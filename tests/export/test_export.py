@@ -7,7 +7,13 @@ import json
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+    pipeline,
+)
 
 from latent_rewards import HFJudge, JudgePrompt, Need, ProbeReward, VerifierReward
 from latent_rewards.export.heads import export_labels, export_probe, export_verifier, usage
@@ -106,6 +112,29 @@ def test_label_head_is_the_label_distribution(make_judge, tmp_path):
     assert json.loads((folder / "config.json").read_text())["id2label"]["4"] == "5"
     with pytest.raises(ValueError, match="'10' of prompt 'weighted' takes several tokens"):
         export_labels(judge, tmp_path / "more", prompt="weighted")
+
+
+@pytest.mark.parametrize("trust", [False, True])
+@pytest.mark.parametrize(("family", "tokenizer"), [("llama", "plain"), ("qwen2", "digits"), ("phi3", "plain")])
+def test_loads_with_trust_or_without(make_judge, tmp_path, family, tokenizer, trust):
+    judge = make_judge(family, tokenizer)
+    folder = export_probe(judge, random_probe(judge, 1), tmp_path / "out")
+    loaded = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
+    for prompt, completion in TALKS:
+        text = loaded.apply_chat_template([*prompt, {"role": "assistant", "content": completion}], tokenize=False)
+        expected = judge.encoder.encode([PROMPT.render({"prompt": prompt, "completion": completion})])[0].ids
+        assert loaded(text)["input_ids"] == list(expected)  # also where special tokens are wanted: there are none
+        assert loaded.bos_token is None or not text.startswith(loaded.bos_token)  # verl would cut it
+    assert getattr(PreTrainedTokenizerFast, "_auto_class", None) is None  # other tokenizers are saved as ever
+
+
+def test_older_transformers_find_the_rotary_base(make_judge, tmp_path):
+    judge = make_judge("llama", "digits")
+    judge.blocks.model.config.rope_parameters = {"rope_type": "linear", "factor": 2.0, "rope_theta": 5e5}
+    folder = export_probe(judge, random_probe(judge, 1), tmp_path / "out")
+    config = json.loads((folder / "config.json").read_text())
+    assert config["rope_theta"] == 5e5 and config["rope_scaling"] == {"rope_type": "linear", "factor": 2.0}
+    assert AutoConfig.from_pretrained(folder).rope_parameters == judge.blocks.model.config.rope_parameters
 
 
 def test_shards_are_streamed(judge, tmp_path):
