@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,7 +51,9 @@ def export_probe(
             raise ValueError(f"only a probe with {what} {wanted!r} can be exported; this one has {found!r}")
     check_revision(judge, config, strict=strict)
     head = probe.tensors["weight"], probe.tensors["bias"].tolist()
-    return _export(judge, probe.prompt, folder, head, config.outputs, layer=config.layers[0], shard_bytes=shard_bytes)
+    return _export(
+        judge, probe.prompt, folder, head, config.outputs, kind="probe", layer=config.layers[0], shard_bytes=shard_bytes
+    )
 
 
 def export_verifier(
@@ -72,7 +73,7 @@ def export_verifier(
     rows, bias = _head_rows(source, _label_tokens(judge, loaded, loaded.labels))
     yes, no = loaded.labels.values.index(1.0), loaded.labels.values.index(0.0)
     head = (rows[yes] - rows[no])[None], [float(bias[yes] - bias[no])]
-    return _export(judge, loaded, folder, head, ("log_odds",), shard_bytes=shard_bytes, source=source)
+    return _export(judge, loaded, folder, head, ("log_odds",), kind="verifier", shard_bytes=shard_bytes, source=source)
 
 
 def export_labels(
@@ -89,24 +90,9 @@ def export_labels(
     source = Source(judge)
     rows, bias = _head_rows(source, _label_tokens(judge, loaded, loaded.labels))
     head = rows, bias.tolist()
-    return _export(judge, loaded, folder, head, loaded.labels.names, shard_bytes=shard_bytes, source=source)
-
-
-def usage(folder: str | Path) -> dict[str, str]:
-    """The exact line for each stack, for a folder written by this module."""
-    config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
-    bias = config["latent_rewards"]["bias"]
-    pooler = json.dumps({"logit_mean": -bias[0]}) if len(bias) == 1 else "{}"
-    return {
-        "TRL": f'GRPOTrainer(reward_funcs="{folder}", ...)   # conversational prompts',
-        "verl": f"reward.reward_model.enable=True reward.reward_model.model_path={folder} "
-        "reward.reward_model.rollout.name=vllm",
-        "OpenRLHF": f"--reward.model_name_or_path {folder} --ds.value_head_prefix score",
-        "ms-swift": f"--reward_model {folder}",
-        "vLLM": f"vllm serve {folder} --runner pooling --pooler-config '{pooler}'   "
-        '# POST /classify {"messages": [...], "use_activation": false}',
-        "SGLang": f"python -m sglang.launch_server --model-path {folder} --is-embedding   # POST /classify",
-    }
+    return _export(
+        judge, loaded, folder, head, loaded.labels.names, kind="labels", shard_bytes=shard_bytes, source=source
+    )
 
 
 def _export(
@@ -116,6 +102,7 @@ def _export(
     head: tuple[Tensor, list[float]],
     outputs: Sequence[str],
     *,
+    kind: str,
     layer: int | None = None,
     shard_bytes: int,
     source: Source | None = None,
@@ -128,7 +115,7 @@ def _export(
     config = classifier_config(source, layer or source.n_layers, outputs)
     config.pad_token_id = config.get_text_config().pad_token_id = _pad(tokenizer)
     config.latent_rewards = {
-        "bias": head[1], "judge": judge.name, "revision": source.revision, "prompt": prompt.name,
+        "bias": head[1], "kind": kind, "judge": judge.name, "revision": source.revision, "prompt": prompt.name,
         "prompt_hash": prompt.hash, "layer": layer or source.n_layers,
     }  # fmt: skip
     path.mkdir(parents=True, exist_ok=True)

@@ -113,7 +113,8 @@ def _classify(
 ) -> Found:
     from transformers import AutoModelForSequenceClassification
 
-    model = AutoModelForSequenceClassification.from_pretrained(folder, **options).to(device, getattr(torch, dtype))
+    kwargs: dict[str, Any] = {"torch_dtype": getattr(torch, dtype), **options}  # else the head is rounded to bfloat16
+    model = AutoModelForSequenceClassification.from_pretrained(folder, **kwargs).to(device)
     tokenizer_options = {"padding": True, "padding_side": "right", "add_special_tokens": add_special_tokens}
     batch = tokenizer(texts, return_tensors="pt", **tokenizer_options).to(device)
     with torch.inference_mode():

@@ -17,7 +17,7 @@ from latent_rewards.judge.prompts import _SPEAKER, JudgePrompt, Segment
 
 FENCE = "\ue004"
 _CLASS, _CLASS_FILE = "JudgeTokenizer", "judge_tokenizer"
-_CLASS_SOURCE = f'''"""Has tokenizer.json read as it stands, where the family's tokenizer would be built from its words alone."""
+_CLASS_SOURCE = f'''"""Has tokenizer.json read as it stands; some families would rebuild it from its words."""
 
 from transformers import PreTrainedTokenizerFast
 

@@ -16,7 +16,8 @@ from transformers import (
 )
 
 from latent_rewards import HFJudge, JudgePrompt, Need, ProbeReward, VerifierReward
-from latent_rewards.export.heads import export_labels, export_probe, export_verifier, usage
+from latent_rewards.export.heads import export_labels, export_probe, export_verifier
+from latent_rewards.export.routes import usage
 from latent_rewards.probes.probe import Probe, ProbeConfig
 
 PROMPT = JudgePrompt.load("weighted")
@@ -207,6 +208,16 @@ def test_usage_names_every_stack(judge, tmp_path):
     lines = usage(export_probe(judge, random_probe(judge, 2), tmp_path / "out"))
     assert set(lines) == {"TRL", "verl", "OpenRLHF", "ms-swift", "vLLM", "SGLang"}
     assert '"logit_mean": -3.0' in lines["vLLM"]
+    assert "--template_backend jinja" in lines["ms-swift"] and "tensor_model_parallel_size=1" in lines["verl"]
+    assert "/get_reward" in lines["OpenRLHF"] and "model_name_or_path" not in lines["OpenRLHF"]
+
+
+def test_usage_of_several_outputs_gives_no_stack_that_reads_one_the_folder(make_judge, tmp_path):
+    folder = export_labels(make_judge("llama", "digits"), tmp_path / "out", prompt="four_rubric")
+    lines = usage(folder)
+    assert set(lines) == {"TRL", "verl", "OpenRLHF", "ms-swift", "vLLM", "SGLang"}
+    assert all(str(folder) not in lines[stack] for stack in ("TRL", "verl", "OpenRLHF", "ms-swift"))
+    assert '"use_activation": true' in lines["vLLM"]
 
 
 def test_trl_grpo_run(judge, policy, tmp_path):
