@@ -27,7 +27,7 @@ def transformers(folder: str, talks: Sequence[Messages], dtype: str, device: str
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    texts = [tokenizer.apply_chat_template(talk, tokenize=False) for talk in talks]
+    texts = [str(tokenizer.apply_chat_template(talk, tokenize=False)) for talk in talks]
     return _classify(folder, tokenizer, texts, dtype, device, add_special_tokens=False)
 
 
