@@ -24,7 +24,8 @@ import numpy as np
 
 from latent_rewards import HFJudge, ProbeReward
 from latent_rewards.data import open_ended
-from latent_rewards.export.heads import export_probe, usage
+from latent_rewards.export.heads import export_probe
+from latent_rewards.export.routes import usage
 from latent_rewards.probes.probe import Probe
 
 

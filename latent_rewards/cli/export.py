@@ -108,7 +108,7 @@ def _empty(folder: Path, *, overwrite: bool) -> Path:
 
 
 def _say(folder: Path) -> None:
-    from latent_rewards.export.heads import usage
+    from latent_rewards.export.routes import usage
 
     for stack, line in usage(folder).items():
         typer.echo(f"{stack:9} {line}")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +11,7 @@ import torch
 from torch import Tensor
 
 from latent_rewards.export.checkpoints import Source, write_shards
+from latent_rewards.export.config import classifier_config, save_config
 from latent_rewards.export.template import judge_template, judge_tokenizer, same_tokens, save_tokenizer
 from latent_rewards.judge.hf import HFJudge
 from latent_rewards.judge.labels import Labels
@@ -52,7 +51,9 @@ def export_probe(
             raise ValueError(f"only a probe with {what} {wanted!r} can be exported; this one has {found!r}")
     check_revision(judge, config, strict=strict)
     head = probe.tensors["weight"], probe.tensors["bias"].tolist()
-    return _export(judge, probe.prompt, folder, head, config.outputs, layer=config.layers[0], shard_bytes=shard_bytes)
+    return _export(
+        judge, probe.prompt, folder, head, config.outputs, kind="probe", layer=config.layers[0], shard_bytes=shard_bytes
+    )
 
 
 def export_verifier(
@@ -72,7 +73,7 @@ def export_verifier(
     rows, bias = _head_rows(source, _label_tokens(judge, loaded, loaded.labels))
     yes, no = loaded.labels.values.index(1.0), loaded.labels.values.index(0.0)
     head = (rows[yes] - rows[no])[None], [float(bias[yes] - bias[no])]
-    return _export(judge, loaded, folder, head, ("log_odds",), shard_bytes=shard_bytes, source=source)
+    return _export(judge, loaded, folder, head, ("log_odds",), kind="verifier", shard_bytes=shard_bytes, source=source)
 
 
 def export_labels(
@@ -89,42 +90,9 @@ def export_labels(
     source = Source(judge)
     rows, bias = _head_rows(source, _label_tokens(judge, loaded, loaded.labels))
     head = rows, bias.tolist()
-    return _export(judge, loaded, folder, head, loaded.labels.names, shard_bytes=shard_bytes, source=source)
-
-
-def usage(folder: str | Path) -> dict[str, str]:
-    """The exact line for each stack, for a folder written by this module; where a stack cannot read it, what can.
-
-    Source: what each stack does with a reward model, by its code of November 2026. OpenRLHF feeds the policy's token
-    ids; ms-swift renders with a template of its own unless told to use the folder's; verl cuts a leading BOS, which our
-    tokenizer does not add again, and spreads a model over two cards; SGLang's /classify takes rendered text.
-    """
-    path = Path(folder)
-    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    bias = config["latent_rewards"]["bias"]
-    server = "latent-rewards serve --judge NAME --reward NAME[:PROMPT]"
-    lines = {
-        "OpenRLHF": f"{server}, then --reward.remote_url http://HOST:8077/get_reward   # its own loader feeds the "
-        "policy's tokens to a reward model",
-        "vLLM": f"vllm serve {folder} --runner pooling --pooler-config "
-        f"'{json.dumps({'logit_mean': -bias[0]}) if len(bias) == 1 else '{}'}'   "
-        '# POST /classify {"messages": [...], "use_activation": false}',
-        "SGLang": f'python -m sglang.launch_server --model-path {folder} --is-embedding   # POST /classify {{"text": '
-        f"tokenizer.apply_chat_template(messages, tokenize=False)}}; `embedding` holds the scores{_plus(bias)}",
-    }
-    if len(bias) > 1:
-        why = f"no: it wants one score, and this has {len(bias)} outputs; {server}"
-        return {"TRL": why, "verl": why, "ms-swift": why, **lines}
-    verl = (
-        f"reward.reward_model.enable=True reward.reward_model.model_path={folder} "
-        "reward.reward_model.rollout.name=vllm reward.reward_model.rollout.tensor_model_parallel_size=1"
+    return _export(
+        judge, loaded, folder, head, loaded.labels.names, kind="labels", shard_bytes=shard_bytes, source=source
     )
-    return {
-        "TRL": f'GRPOTrainer(reward_funcs="{folder}", ...)   # conversational prompts',
-        "verl": f"no: it cuts the BOS token that this judge begins with; {server}" if _begins_with_bos(path) else verl,
-        "ms-swift": f"--reward_model {folder} --template_backend jinja",
-        **lines,
-    }
 
 
 def _plus(bias: Sequence[float]) -> str:
@@ -147,6 +115,7 @@ def _export(
     head: tuple[Tensor, list[float]],
     outputs: Sequence[str],
     *,
+    kind: str,
     layer: int | None = None,
     shard_bytes: int,
     source: Source | None = None,
@@ -156,15 +125,15 @@ def _export(
         raise ValueError(f"{path} is not empty; give a new folder")
     source = source or Source(judge)
     tokenizer = judge_tokenizer(judge.encoder.tokenizer, judge_template(judge.encoder, prompt))
-    config = _config(source, layer or source.n_layers, outputs)
+    config = classifier_config(source, layer or source.n_layers, outputs)
     config.pad_token_id = config.get_text_config().pad_token_id = _pad(tokenizer)
     config.latent_rewards = {
-        "bias": head[1], "judge": judge.name, "revision": source.revision, "prompt": prompt.name,
+        "bias": head[1], "kind": kind, "judge": judge.name, "revision": source.revision, "prompt": prompt.name,
         "prompt_hash": prompt.hash, "layer": layer or source.n_layers,
     }  # fmt: skip
     path.mkdir(parents=True, exist_ok=True)
     write_shards(path, source.decoder_tensors(layer or source.n_layers), {"score.weight": head[0]}, shard_bytes)
-    config.save_pretrained(path)
+    save_config(config, path)
     save_tokenizer(tokenizer, path)
     if not same_tokens(judge, prompt, path):
         logger.warning(
@@ -172,24 +141,6 @@ def _export(
             path,
         )
     return path
-
-
-def _config(source: Source, layers: int, outputs: Sequence[str]) -> Any:
-    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as CLASSES
-
-    config = copy.deepcopy(source.config)
-    if config.model_type not in CLASSES:
-        raise ValueError(f"transformers has no sequence-classification class for model type {config.model_type!r}")
-    if not 1 <= layers <= source.n_layers:
-        raise ValueError(f"{config.model_type} judge has layers 1..{source.n_layers}; layer {layers} was asked for")
-    for key, value in list(vars(config).items()):
-        if isinstance(value, list) and len(value) == source.n_layers:
-            setattr(config, key, value[:layers])
-    config.num_hidden_layers = layers
-    config.architectures = [CLASSES[config.model_type]]
-    config.id2label = dict(enumerate(outputs))
-    config.label2id = {name: i for i, name in enumerate(outputs)}
-    return config
 
 
 def _pad(tokenizer: Any) -> int:

@@ -19,14 +19,14 @@ from latent_rewards.judge.template import slots_of
 from latent_rewards.judge.trajectory import DERIVED
 
 FENCE = "\ue004"
-_CODE = "tokenizer_as_saved"
-_AS_SAVED = '''"""tokenizer.json as it stands, for loaders that pass trust_remote_code=True; others read no code."""
+_CLASS, _CLASS_FILE = "JudgeTokenizer", "judge_tokenizer"
+_CLASS_SOURCE = f'''"""Has tokenizer.json read as it stands; some families would rebuild it from its words."""
 
 from transformers import PreTrainedTokenizerFast
 
 
-class AsSaved(PreTrainedTokenizerFast):
-    """The plain tokenizer: nothing is built from a vocabulary."""
+class {_CLASS}(PreTrainedTokenizerFast):
+    """The judge's tokenizer."""
 '''
 
 _HEAD = """
@@ -101,7 +101,10 @@ def judge_template(encoder: Encoder, prompt: JudgePrompt) -> str:
 
 
 def judge_tokenizer(tokenizer: Any, template: str) -> Any:
-    """The judge's tokenizer with our template and the step that removes the fence; it adds no special tokens itself."""
+    """The judge's tokenizer with our template and the step that removes the fence; it adds no special tokens itself.
+
+    A BOS is in the template's text, where the judge's own template has one.
+    """
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
@@ -111,7 +114,7 @@ def judge_tokenizer(tokenizer: Any, template: str) -> Any:
     steps = [{"type": "Replace", "pattern": {"String": FENCE}, "content": ""}, raw["normalizer"]]
     raw |= {"normalizer": {"type": "Sequence", "normalizers": [s for s in steps if s]}, "post_processor": None}
     raw["added_tokens"] = [t | {"normalized": False} for t in raw["added_tokens"]]  # found before the fence is gone
-    names = ("bos_token", "eos_token", "unk_token", "pad_token")
+    names = ("eos_token", "unk_token", "pad_token")  # no bos_token: verl cuts one that begins the rendered prompt
     special = {n: getattr(tokenizer, n) for n in names if getattr(tokenizer, n, None) is not None}
     out = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(raw)), **special)
     out.chat_template = template
@@ -120,19 +123,20 @@ def judge_tokenizer(tokenizer: Any, template: str) -> Any:
 
 
 def save_tokenizer(tokenizer: Any, folder: Path) -> None:
-    """Save so that `AutoTokenizer` reads tokenizer.json as it stands.
+    """Save so that `AutoTokenizer` reads tokenizer.json as it stands, with `trust_remote_code` or without.
 
-    For some model types (Qwen2, Phi-3) some versions of transformers 5 build the family's own tokenizer from the
-    vocabulary instead, without our step, unless the config names a class of the folder's own. That class is
-    transformers' plain one, and read only by loaders that pass `trust_remote_code=True` (verl and ms-swift do).
+    For some model types (Qwen2, Phi-3) transformers 5 builds the family's own tokenizer from the vocabulary instead,
+    without our step, unless the config names a class of the folder (models/auto/tokenization_auto.py, read in 5.0 to
+    5.24). verl and ms-swift trust every folder and then run that class: two lines that change nothing.
     """
     tokenizer.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     config["model_input_names"] = ["input_ids", "attention_mask"]  # transformers 4 would give token types, too
-    config |= {"tokenizer_class": "PreTrainedTokenizerFast", "auto_map": {"AutoTokenizer": [None, f"{_CODE}.AsSaved"]}}
-    (folder / f"{_CODE}.py").write_text(_AS_SAVED, encoding="utf-8")
+    named = f"{_CLASS_FILE}.{_CLASS}"
+    config |= {"tokenizer_class": "PreTrainedTokenizerFast", "auto_map": {"AutoTokenizer": [named, named]}}
     path.write_text(json.dumps(config, indent=1), encoding="utf-8")
+    (folder / f"{_CLASS_FILE}.py").write_text(_CLASS_SOURCE, encoding="utf-8")
 
 
 def same_tokens(judge: HFJudge, prompt: JudgePrompt, folder: Path) -> bool:

@@ -7,10 +7,17 @@ import json
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+    pipeline,
+)
 
 from latent_rewards import HFJudge, JudgePrompt, Need, ProbeReward, Request, VerifierReward
-from latent_rewards.export.heads import export_labels, export_probe, export_verifier, usage
+from latent_rewards.export.heads import export_labels, export_probe, export_verifier
+from latent_rewards.export.routes import usage
 from latent_rewards.probes.probe import Probe, ProbeConfig
 
 PROMPT = JudgePrompt.load("weighted")
@@ -108,6 +115,29 @@ def test_label_head_is_the_label_distribution(make_judge, tmp_path):
         export_labels(judge, tmp_path / "more", prompt="weighted")
 
 
+@pytest.mark.parametrize("trust", [False, True])
+@pytest.mark.parametrize(("family", "tokenizer"), [("llama", "plain"), ("qwen2", "digits"), ("phi3", "plain")])
+def test_loads_with_trust_or_without(make_judge, tmp_path, family, tokenizer, trust):
+    judge = make_judge(family, tokenizer)
+    folder = export_probe(judge, random_probe(judge, 1), tmp_path / "out")
+    loaded = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
+    for prompt, completion in TALKS:
+        text = loaded.apply_chat_template([*prompt, {"role": "assistant", "content": completion}], tokenize=False)
+        expected = judge.encoder.encode([PROMPT.render({"prompt": prompt, "completion": completion})])[0].ids
+        assert loaded(text)["input_ids"] == list(expected)  # also where special tokens are wanted: there are none
+        assert loaded.bos_token is None or not text.startswith(loaded.bos_token)  # verl would cut it
+    assert getattr(PreTrainedTokenizerFast, "_auto_class", None) is None  # other tokenizers are saved as ever
+
+
+def test_older_transformers_find_the_rotary_base(make_judge, tmp_path):
+    judge = make_judge("llama", "digits")
+    judge.blocks.model.config.rope_parameters = {"rope_type": "linear", "factor": 2.0, "rope_theta": 5e5}
+    folder = export_probe(judge, random_probe(judge, 1), tmp_path / "out")
+    config = json.loads((folder / "config.json").read_text())
+    assert config["rope_theta"] == 5e5 and config["rope_scaling"] == {"rope_type": "linear", "factor": 2.0}
+    assert AutoConfig.from_pretrained(folder).rope_parameters == judge.blocks.model.config.rope_parameters
+
+
 def test_shards_are_streamed(judge, tmp_path):
     probe = random_probe(judge, 2)
     folder = export_probe(judge, probe, tmp_path / "out", shard_bytes=20_000)
@@ -178,15 +208,16 @@ def test_usage_names_every_stack(judge, tmp_path):
     lines = usage(export_probe(judge, random_probe(judge, 2), tmp_path / "out"))
     assert set(lines) == {"TRL", "verl", "OpenRLHF", "ms-swift", "vLLM", "SGLang"}
     assert '"logit_mean": -3.0' in lines["vLLM"] and "3 is to be added" in lines["SGLang"]
-    assert "get_reward" in lines["OpenRLHF"] and "model_name_or_path" not in lines["OpenRLHF"]
-    assert lines["ms-swift"].endswith("--template_backend jinja")
-    assert "tensor_model_parallel_size=1" in lines["verl"] or lines["verl"].startswith("no: it cuts the BOS")
+    assert "--template_backend jinja" in lines["ms-swift"] and "tensor_model_parallel_size=1" in lines["verl"]
+    assert "/get_reward" in lines["OpenRLHF"] and "model_name_or_path" not in lines["OpenRLHF"]
 
 
-def test_several_outputs_are_no_reward_model(judge, tmp_path):
-    lines = usage(export_labels(judge, tmp_path / "out", prompt="four_rubric"))
-    for stack in ("TRL", "verl", "ms-swift"):
-        assert lines[stack].startswith("no: it wants one score, and this has 5 outputs; latent-rewards serve")
+def test_usage_of_several_outputs_gives_no_stack_that_reads_one_the_folder(make_judge, tmp_path):
+    folder = export_labels(make_judge("llama", "digits"), tmp_path / "out", prompt="four_rubric")
+    lines = usage(folder)
+    assert set(lines) == {"TRL", "verl", "OpenRLHF", "ms-swift", "vLLM", "SGLang"}
+    assert all(str(folder) not in lines[stack] for stack in ("TRL", "verl", "OpenRLHF", "ms-swift"))
+    assert '"use_activation": true' in lines["vLLM"]
 
 
 def test_loaders_that_trust_the_folder_read_the_same_tokens(judge, tmp_path):
