@@ -11,9 +11,12 @@ import numpy as np
 from fastapi import FastAPI, Request
 from pydantic import Field
 
-from latent_rewards.serving.dialogues import last_answer, plain_prompt, split_query
+from latent_rewards.serving.dialogues import last_answer, plain_prompt, split_query, truth_slots, without_end
 from latent_rewards.serving.schemas import Loose, Text, finite
 from latent_rewards.serving.service import RequestError, Service
+
+OPENRLHF_SECONDS, SLIME_SECONDS = 170.0, 110.0
+"""Within which we answer: a little less than these stacks wait (180 s and 120 s), so that they hear why."""
 
 
 class GetReward(Loose):
@@ -37,11 +40,12 @@ class GetRewardResponse(Loose):
 
 
 class RemoteRM(Loose):
-    """What slime posts for one sample."""
+    """What slime and miles post for one sample; `metadata` may hold rubrics."""
 
     prompt: Text
     response: str
     label: Any = None
+    metadata: dict[str, Any] | None = None
 
 
 class Classify(Loose):
@@ -73,11 +77,13 @@ class ClassifyResponse(Loose):
 def add_routes(app: FastAPI, service: Service, while_connected: Any, errors: dict[int | str, dict[str, Any]]) -> None:
     """Add the routes; each takes `?reward=name`, default the server's first."""
 
-    async def scores(request: Request, rows: Sequence[dict[str, Any]], reward: str | None) -> tuple[str, Any, Any]:
+    async def scores(
+        request: Request, rows: Sequence[dict[str, Any]], reward: str | None, deadline: float | None = None
+    ) -> tuple[str, Any, Any]:
         name = service.reward(reward)
         if not service.batcher.ready:
             raise RequestError(503, "not_ready", "the judge is loading", retry=2)
-        values, reasons, readings, _ = await while_connected(request, service.score(rows, [name]))
+        values, reasons, readings, _ = await while_connected(request, service.score(rows, [name], deadline=deadline))
         for i in np.flatnonzero(~np.isfinite(values[name])):
             # These stacks have no way to leave a row out, and a number that was not read is worse than an error.
             raise RequestError(422, "no_score", f"row {i}: {reasons[i]}", row=int(i))
@@ -91,13 +97,16 @@ def add_routes(app: FastAPI, service: Service, while_connected: Any, errors: dic
         prompts: list[Any] = list(body.prompts) if body.prompts is not None else [None] * len(body.query)
         if len(prompts) != len(body.query):
             raise RequestError(422, "bad_request", f"{len(body.query)} queries but {len(prompts)} prompts")
+        if body.labels is not None and len(body.labels) != len(body.query):
+            raise RequestError(422, "bad_request", f"{len(body.query)} queries but {len(body.labels)} labels")
         rows = []
         for i, (query, prompt) in enumerate(zip(body.query, prompts, strict=True)):
             try:
-                rows.append({"prompt": plain_prompt(prompt), "completion": split_query(query, prompt)})
+                row = {"prompt": plain_prompt(prompt), "completion": split_query(query, prompt)}
+                rows.append(row | truth_slots(None if body.labels is None else body.labels[i]))
             except ValueError as err:
                 raise RequestError(422, "bad_row", f"row {i}: {err}", row=i) from err
-        name, values, reading = await scores(request, rows, reward)
+        name, values, reading = await scores(request, rows, reward, OPENRLHF_SECONDS)
         mass = None if reading is None else reading.label_mass
         logs = {} if mass is None else {"label_mass": finite(mass)}
         unit = unit_interval(service.rewards[0][name].bounds, values)
@@ -106,8 +115,9 @@ def add_routes(app: FastAPI, service: Service, while_connected: Any, errors: dic
 
     @app.post("/remote_rm", summary="slime: --rm-type remote_rm --rm-url http://.../remote_rm", responses=errors)
     async def remote_rm(body: RemoteRM, request: Request, reward: str | None = None) -> float:
-        row = {"prompt": plain_prompt(body.prompt), "completion": body.response}
-        _, values, _ = await scores(request, [row], reward)
+        row = {"prompt": plain_prompt(body.prompt), "completion": without_end(body.response)}
+        row |= truth_slots(body.label, body.metadata)
+        _, values, _ = await scores(request, [row], reward, SLIME_SECONDS)
         return float(values[0])
 
     @app.post("/classify", summary="The answer of vLLM's /classify: one score per dialogue.", responses=errors)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from typing import Any
 
 # One turn as the usual templates write it; `role` and `text` are its parts.
@@ -18,6 +19,31 @@ _ROLES = {"model": "assistant", "": "user"}
 _END = re.compile(
     r"(?:\s*(?:<\|[A-Za-z0-9_.-]{1,40}\|>|</s>|<eos>|<pad>|<end_of_turn>|<\uff5c[^<>|]{1,40}\uff5c>|\[PAD\]))+\s*$"
 )
+
+
+SLOTS = ("reference", "rubrics", "criteria")
+"""What stacks carry beside prompt and completion, under the names that the shipped prompts know."""
+
+
+def truth_slots(truth: object, also: Mapping[str, object] | None = None) -> dict[str, Any]:
+    """The ground truth of a sample as slots of the judge prompt.
+
+    Args:
+        truth: what a stack calls label, ground truth or answer. A text or a number is the `reference`; a mapping may
+            hold any of `SLOTS`; all else says nothing to a judge.
+        also: further columns of the sample; those of `SLOTS` come first.
+    """
+    found = {} if also is None else {k: also[k] for k in SLOTS if also.get(k) is not None}
+    if isinstance(truth, Mapping):
+        return {k: truth[k] for k in SLOTS if truth.get(k) is not None} | found
+    if isinstance(truth, str | int | float) and not isinstance(truth, bool) and str(truth).strip():
+        return {"reference": str(truth)} | found
+    return found
+
+
+def without_end(text: str) -> str:
+    """A completion without the policy's end and padding tokens, which stacks send that do not skip them."""
+    return _END.sub("", text)
 
 
 def split_query(query: str, prompt: str | None) -> str:
@@ -38,7 +64,7 @@ def split_query(query: str, prompt: str | None) -> str:
         start = at + len(tail)  # a BOS before the prompt, or a prompt that was cut from the left
     if start is None:
         raise ValueError(f"the query does not hold the end of its prompt ({tail[-60:]!r})")
-    return _END.sub("", query[start:])
+    return without_end(query[start:])
 
 
 def plain_prompt(text: Any) -> Any:
@@ -53,7 +79,7 @@ def plain_prompt(text: Any) -> Any:
     if turns and turns[-1]["role"] == "assistant" and not turns[-1]["content"].strip():
         turns.pop()
     if not turns:
-        return _END.sub("", text)
+        return without_end(text)
     return turns[0]["content"] if len(turns) == 1 and turns[0]["role"] == "user" else turns
 
 

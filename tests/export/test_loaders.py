@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.stacks import note_difference
 from latent_rewards import HFJudge, ProbeReward
 from latent_rewards.export import loaders
 from latent_rewards.export.heads import export_probe
@@ -57,4 +58,6 @@ def test_here(stack: str, tmp_path: Path) -> None:
 def test_elsewhere(stack: str, variable: str, tmp_path: Path) -> None:
     if variable not in os.environ:
         pytest.skip(f"{variable} names no python with {stack}")
-    assert differences(os.environ[variable], stack, tmp_path) < 1e-5
+    found = differences(os.environ[variable], stack, tmp_path)
+    assert found < 1e-5
+    note_difference(stack.replace("-", "_"), "export, loaded as its reward model", found)

@@ -13,6 +13,9 @@ from typing import Any
 from swift.rewards import AsyncORM, orms
 
 from latent_rewards.serving.adapters import client
+from latent_rewards.serving.dialogues import SLOTS, truth_slots
+
+TRUTH = ("solution", "ground_truth", "label", *SLOTS)
 
 
 class LatentRewards(AsyncORM):
@@ -25,8 +28,9 @@ class LatentRewards(AsyncORM):
         rows = []
         for i, (completion, turns) in enumerate(zip(completions, messages, strict=True)):
             prompt = turns[:-1] if turns[-1]["role"] == "assistant" else turns
-            extra = {k: columns[k][i] for k in ("criteria", "reference") if columns.get(k) is not None}
-            rows.append({"prompt": prompt, "completion": completion, **extra})
+            own = {name: values[i] for name, values in columns.items() if name in TRUTH and values is not None}
+            truth = next((own[name] for name in TRUTH if name in own), None)
+            rows.append({"prompt": prompt, "completion": completion, **truth_slots(truth, own)})
         return await client().score_async(rows)
 
 

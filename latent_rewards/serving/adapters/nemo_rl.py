@@ -6,6 +6,9 @@
     ACTOR_ENVIRONMENT_REGISTRY[name] = PY_EXECUTABLES.SYSTEM
     register_env("latent_rewards", name)  # then `env: {latent_rewards: {server: http://judge:8077}}`
 
+The user's content is the prompt as the chat template renders it; a usual template is taken apart again. What the data
+processor puts into `extra_env_info` under `ground_truth` is the reference.
+
 Source: NeMo-RL `nemo_rl/environments/{interfaces,utils,reward_model_environment}.py`.
 """
 
@@ -18,6 +21,7 @@ import torch
 from nemo_rl.environments.interfaces import EnvironmentInterface, EnvironmentReturn
 
 from latent_rewards.serving.adapters import client
+from latent_rewards.serving.dialogues import plain_prompt, truth_slots, without_end
 
 
 @ray.remote
@@ -30,7 +34,13 @@ class LatentRewardsEnvironment(EnvironmentInterface):
     def step(self, message_log_batch: list[list[dict[str, Any]]], metadata: list[Any]) -> Any:
         """One request for the whole batch; every episode ends."""
         logs = [[{"role": m["role"], "content": m["content"]} for m in log] for log in message_log_batch]
-        scores = self.client.score([{"prompt": log[:-1], "completion": log[-1]["content"]} for log in logs])
+        rows = []
+        for log, about in zip(logs, metadata, strict=True):
+            head = plain_prompt(log[0]["content"]) if len(log) == 2 else log[:-1]  # rendered, where it is one turn
+            facts = about if isinstance(about, dict) else {}
+            truth = truth_slots(facts.get("ground_truth"), facts)
+            rows.append({"prompt": head, "completion": without_end(log[-1]["content"]), **truth})
+        scores = self.client.score(rows)
         n = len(scores)
         return EnvironmentReturn(
             observations=[{"role": "environment", "content": f"Environment: {score}"} for score in scores],

@@ -2,6 +2,7 @@
 
     # latent_judge.py, beside your environment: verifiers loads plugins by top-level module name
     from latent_rewards.serving.adapters.verifiers import *
+    from latent_rewards.serving.adapters.verifiers import __all__  # by which the loader finds the judge
 
     --taskset.task.judges '[{"id": "latent_judge", "server": "http://judge:8077"}]'
 
@@ -16,16 +17,18 @@ import verifiers.v1 as vf
 from verifiers.v1.judge import judge_question
 
 from latent_rewards.serving.adapters import client
+from latent_rewards.serving.dialogues import SLOTS, truth_slots
 
 __all__ = ["LatentJudge", "LatentJudgeConfig"]
 
 
 class LatentJudgeConfig(vf.JudgeConfig):
-    """Where the judge server is, and which of its rewards to take."""
+    """Where the judge server is, which of its rewards to take, and which fields of a task hold question and answer."""
 
     server: str | None = None
     reward: str | None = None
     question_field: str = ""
+    answer_field: str = "answer"
 
 
 class LatentJudge(vf.Judge[float, LatentJudgeConfig]):
@@ -34,6 +37,8 @@ class LatentJudge(vf.Judge[float, LatentJudgeConfig]):
     async def score(self, task: vf.TaskData, trace: vf.Trace) -> float:
         """One request; raises when there is no score, which verifiers does not hold against the model."""
         config: Any = self.config
-        row = {"prompt": judge_question(task, config.question_field), "completion": trace.last_reply}
+        facts = {name: getattr(task, name, None) for name in SLOTS}
+        truth = truth_slots(getattr(task, config.answer_field, None), facts)
+        row = {"prompt": judge_question(task, config.question_field), "completion": trace.last_reply, **truth}
         (score,) = await client(config.server, config.reward).score_async([row])
         return score

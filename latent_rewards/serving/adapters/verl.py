@@ -3,7 +3,10 @@
     reward.custom_reward_function.path=pkg://latent_rewards.serving.adapters.verl
     reward.custom_reward_function.name=compute_score
 
-verl does not pass the prompt: put it (text or messages) into `extra_info` under `prompt` when you prepare the data.
+    +reward.custom_reward_function.reward_kwargs.server=http://judge:8077
+
+verl does not pass the prompt: put it (text or messages) into `extra_info` under `prompt` when you prepare the data. The
+ground truth is the `reference`; `rubrics` and `criteria` in `extra_info` travel, too.
 
 Source: verl `experimental/reward_loop/reward_manager/naive.py`, `utils/import_utils.py`.
 """
@@ -13,6 +16,7 @@ from __future__ import annotations
 from typing import Any
 
 from latent_rewards.serving.adapters import client
+from latent_rewards.serving.dialogues import truth_slots
 
 
 async def compute_score(
@@ -33,7 +37,6 @@ async def compute_score(
         raise ValueError(
             f"extra_info has no {prompt_key!r}; verl passes no prompt: add it to your data, or set prompt_key"
         )
-    reference = {"reference": ground_truth} if isinstance(ground_truth, str) else {}
-    row = {"prompt": prompt, "completion": solution_str, **reference}
+    row = {"prompt": prompt, "completion": solution_str, **truth_slots(ground_truth, extra_info)}
     (score,) = await client(server, reward).score_async([row])
     return {"score": score}
