@@ -26,8 +26,8 @@ from latent_rewards.files.markdown import table
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 TORCH = "torch==2.13.0"
-# Stack -> variable of its interpreter for the tests, distribution, and what pip installs, a line each; torch first, since
-# the stacks' own pins would bring other builds of it. What needs a card (vLLM, flash-attn, DeepSpeed) is left out.
+# Stack -> variable of its interpreter for the tests, distribution, and what pip installs, a line each; torch first,
+# since the stacks' own pins would bring other builds of it. What needs a card (vLLM, DeepSpeed) is left out.
 STACKS: dict[str, tuple[str, str, list[list[str]]]] = {
     "verl": ("VERL_PYTHON", "verl", [
         [TORCH, "transformers==5.10.4", "accelerate", "codetiming", "datasets", "dill", "hydra-core", "pandas", "peft",
@@ -40,8 +40,8 @@ STACKS: dict[str, tuple[str, str, list[list[str]]]] = {
     ]),
     "verifiers": ("VERIFIERS_PYTHON", "verifiers", [["verifiers==0.4.0"]]),
     "openrlhf": ("OPENRLHF_PYTHON", "openrlhf", [
-        [TORCH, "transformers==5.15.0", "ray", "accelerate", "datasets", "peft", "aiohttp", "tqdm", "pylatexenc", "sympy",
-         "einops"],
+        [TORCH, "transformers==5.15.0", "ray", "accelerate", "datasets", "peft", "aiohttp", "tqdm", "pylatexenc",
+         "sympy", "einops"],
         ["--no-deps", "openrlhf==0.11.2"],
     ]),
     "trl": ("TRL_PYTHON", "trl", [[TORCH, "transformers==4.57.6", "trl==1.0.0", "peft", "gguf"]]),
@@ -116,11 +116,12 @@ def written(result: dict[str, Any]) -> str:
         for entry, difference in found["differences"].items()
     ]
     head = ["stack", "version", "entry point", "largest difference", "packages changed", "packages added by ours"]
-    return (
-        f"# The real packages\n\n`python -m benchmarks.stacks`; commit {result['commit']}, {result['date']}. Ten rows with a "
-        "reference each, scored through the stack's own entry point by a judge server, or by an exported folder that the "
-        "stack loads, against the judge in process (float32).\n\n" + table(head, rows) + "\n"
+    said = (
+        f"`python -m benchmarks.stacks`; commit {result['commit']}, {result['date']}. Ten rows with a reference each, "
+        "scored through the stack's own entry point by a judge server, or by an exported folder that the stack loads, "
+        "against the judge in process (float32)."
     )
+    return "\n".join(["# The real packages", "", said, "", *table(head, rows), ""])
 
 
 def main() -> None:
