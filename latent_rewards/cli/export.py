@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from latent_rewards.cli import options
 from latent_rewards.cli.errors import user_errors
+
+if TYPE_CHECKING:
+    from latent_rewards.judge.hf import HFJudge
+    from latent_rewards.judge.prompts import JudgePrompt
 
 app = typer.Typer(
     help="Write a standard sequence-classification reward model.", no_args_is_help=True, rich_markup_mode=None
@@ -19,6 +24,11 @@ Output = Annotated[Path | None, typer.Option(help="Required: folder to write; ne
 Old = Annotated[Path | None, typer.Argument(hidden=True, help="Folder to write; now --output.")]
 Prompt = Annotated[str, typer.Option(help="Judge prompt: name of a shipped one, or a file.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export.")]
+Check = Annotated[
+    bool,
+    typer.Option("--check", help="Load the folder as each installed stack would; 1 if a score differs."),
+]
+CheckPython = Annotated[str | None, typer.Option(help="Interpreter whose stacks --check asks; default this one.")]
 
 
 @app.command("probe", cls=options.Command)
@@ -33,6 +43,8 @@ def probe(
     dtype: options.Dtype = None,
     revision: options.Revision = None,
     overwrite: Overwrite = False,
+    check: Check = False,
+    check_python: CheckPython = None,
 ) -> None:
     """The judge cut to the probe's layer, with the probe as score head."""
     with user_errors():
@@ -43,6 +55,8 @@ def probe(
         loaded = Probe.load(path)
         judged = options.load_judge(options.judge_arguments(ctx))
         _say(export_probe(judged, loaded, _empty(folder, overwrite=overwrite)))
+        if check or check_python:
+            _check(folder, judged, loaded.prompt, check_python)
 
 
 @app.command("verifier", cls=options.Command)
@@ -57,14 +71,19 @@ def verifier(
     revision: options.Revision = None,
     prompt: Prompt = "verifier",
     overwrite: Overwrite = False,
+    check: Check = False,
+    check_python: CheckPython = None,
 ) -> None:
     """The judge with the log-odds of yes as score head."""
     with user_errors():
         folder = _folder(output, old_output)
         from latent_rewards.export.heads import export_verifier
+        from latent_rewards.judge.prompts import JudgePrompt
 
         judged = options.load_judge(options.judge_arguments(ctx))
         _say(export_verifier(judged, _empty(folder, overwrite=overwrite), prompt=prompt))
+        if check or check_python:
+            _check(folder, judged, JudgePrompt.load(prompt), check_python)
 
 
 @app.command("labels", cls=options.Command)
@@ -79,14 +98,19 @@ def labels(
     revision: options.Revision = None,
     prompt: Prompt = "four_rubric",
     overwrite: Overwrite = False,
+    check: Check = False,
+    check_python: CheckPython = None,
 ) -> None:
     """The judge with one logit per label, for vLLM's /classify."""
     with user_errors():
         folder = _folder(output, old_output)
         from latent_rewards.export.heads import export_labels
+        from latent_rewards.judge.prompts import JudgePrompt
 
         judged = options.load_judge(options.judge_arguments(ctx))
         _say(export_labels(judged, _empty(folder, overwrite=overwrite), prompt=prompt))
+        if check or check_python:
+            _check(folder, judged, JudgePrompt.load(prompt), check_python)
 
 
 def _folder(output: Path | None, old: Path | None) -> Path:
@@ -112,3 +136,16 @@ def _say(folder: Path) -> None:
 
     for stack, line in usage(folder).items():
         typer.echo(f"{stack:9} {line}")
+
+
+def _check(folder: Path, judge: HFJudge, prompt: JudgePrompt, python: str | None) -> None:
+    """Tell of each stack what it makes of the folder; 1 where one scores otherwise."""
+    from latent_rewards.export.check import TOLERANCE, check
+
+    good = True
+    for found in check(folder, judge, prompt, python or sys.executable):
+        said = found.said if found.difference is None else f"ten scores differ by at most {found.difference:.1e}"
+        typer.echo(f"{found.stack:12} {said}" + ("" if found.good else f"   WRONG (more than {TOLERANCE:.0e})"))
+        good = good and found.good
+    if not good:
+        raise typer.Exit(1)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import ipaddress
 import logging
-import os
 import socket
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -36,6 +36,13 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 for a free one.")] = 8077,
     token_file: Annotated[Path | None, typer.Option(help=f"File with the bearer token; else ${TOKEN}.")] = None,
     no_token: Annotated[bool, typer.Option("--no-token", help="Listen beyond loopback without a token.")] = False,
+    url_token: Annotated[
+        bool,
+        typer.Option("--url-token", help="Take the token as ?token= of the URL, too; it may end in proxies' logs."),
+    ] = False,
+    log_requests: Annotated[
+        bool, typer.Option("--log-requests", help="Write a line for each request: route, status, seconds.")
+    ] = False,
     max_batch_rows: Annotated[int, typer.Option(help="Most rows of several requests judged together.")] = 256,
     linger_ms: Annotated[float, typer.Option(help="How long a free judge waits for company.")] = 5.0,
     max_queue_rows: Annotated[int, typer.Option(help="More waiting rows are refused with 429.")] = 16_384,
@@ -78,7 +85,17 @@ def _settings(ctx: typer.Context) -> ServeSettings:
     from latent_rewards.serving.settings import ServeSettings
 
     given = ctx.params
-    same = ("max_batch_rows", "max_queue_rows", "max_rows", "max_text_chars", "body_timeout", "deadline", "threads")
+    same = (
+        "max_batch_rows",
+        "max_queue_rows",
+        "max_rows",
+        "max_text_chars",
+        "body_timeout",
+        "deadline",
+        "threads",
+        "url_token",
+        "log_requests",
+    )
     return ServeSettings(
         token=_token(given["token_file"]), linger=given["linger_ms"] / 1000, mix=not given["no_mix"],
         max_body_bytes=int(given["max_body_mb"] * (1 << 20)), any_prompt=not given["own_prompts_only"],
@@ -93,7 +110,16 @@ def run(service: Service, listener: socket.socket) -> int:
     from latent_rewards.serving.app import create_app
 
     app = create_app(service, failed=lambda: setattr(server, "should_exit", True))
-    server = uvicorn.Server(
+
+    class Server(uvicorn.Server):
+        """Says what a signal begins."""
+
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            if not self.should_exit:
+                typer.echo("stopping: what was asked is answered first; Ctrl-C again stops at once", err=True)
+            super().handle_exit(sig, frame)
+
+    server = Server(
         uvicorn.Config(
             app, http="h11", ws="none", lifespan="on", log_level="warning", access_log=False, server_header=False,
             timeout_graceful_shutdown=int(service.settings.deadline) + 1, timeout_keep_alive=75, backlog=4096,
@@ -131,7 +157,9 @@ def _is_loopback(host: str) -> bool:
 def _token(path: Path | None) -> str | None:
     if path is not None:
         return path.read_text(encoding="ascii").strip()
-    return os.environ.get(TOKEN) or None
+    from latent_rewards.serving.transport import token_here
+
+    return token_here()
 
 
 def _wanted(ctx: typer.Context) -> tuple[JsonObject, dict[str, tuple[str, JsonObject]]]:

@@ -16,7 +16,7 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
 from latent_rewards.judge import reading
-from latent_rewards.serving import compat, schemas
+from latent_rewards.serving import compat, docs_page, schemas
 from latent_rewards.serving.batching import QueueFullError
 from latent_rewards.serving.bodies import JsonRequest
 from latent_rewards.serving.guard import Guard
@@ -56,8 +56,11 @@ class Route(APIRoute):
                 status = error_response(err).status_code
                 raise
             finally:
+                seconds = time.perf_counter() - started
                 metrics.requests.labels(self.path, str(status)).inc()
-                metrics.seconds.labels(self.path).observe(time.perf_counter() - started)
+                metrics.seconds.labels(self.path).observe(seconds)
+                if request.app.state.service.settings.log_requests:
+                    logger.info("%s %s %d %.3f s", request.method, self.path, status, seconds)
 
         return handle
 
@@ -90,18 +93,29 @@ def create_app(service: Service, *, failed: Callable[[], None] = lambda: None) -
         failed: called when a judge cannot be loaded.
     """
     app = FastAPI(
-        title="latent-rewards", version=__version__, lifespan=_lifespan(service, failed),
+        title="latent-rewards", version=__version__, lifespan=_lifespan(service, failed), docs_url=None, redoc_url=None,
         summary="Rewards from the inside of a frozen judge model.",
     )  # fmt: skip
     app.router.route_class = Route
     app.state.service = service
     limits = service.settings
-    app.add_middleware(Guard, token=limits.token, max_body=limits.max_body_bytes, body_timeout=limits.body_timeout)
+    app.add_middleware(
+        Guard,
+        token=limits.token,
+        url_token=limits.url_token,
+        max_body=limits.max_body_bytes,
+        body_timeout=limits.body_timeout,
+    )
     for kind in (RequestValidationError, HTTPException, RequestError, QueueFullError, Exception):
         app.add_exception_handler(kind, _handle)
     _add_state_routes(app, service)
     _add_judge_routes(app, service)
     compat.add_routes(app, service, while_connected, _ERRORS)
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return fastapi.responses.HTMLResponse(docs_page.page(app.openapi()))
+
     return app
 
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from latent_rewards.serving.transport import JudgeServerError, Transport
+from latent_rewards.serving.transport import JudgeServerError, Transport, token_here
 
 __all__ = ["JudgeServerError", "RewardClient", "ServedReward", "connect"]
 
@@ -20,7 +20,7 @@ def connect(url: str | None, *, token: str | None = None, **options: Any) -> Tra
     url = url or os.environ.get("LATENT_REWARDS_SERVER")
     if not url:
         raise ValueError("give the URL of the judge server, or set LATENT_REWARDS_SERVER")
-    return Transport(url, token=token or os.environ.get("LATENT_REWARDS_TOKEN") or None, **options)
+    return Transport(url, token=token or token_here(), **options)
 
 
 class RewardClient:

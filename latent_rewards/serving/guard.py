@@ -6,8 +6,9 @@ import asyncio
 import hmac
 import json
 from typing import Any
+from urllib.parse import parse_qs
 
-OPEN = ("/health", "/ready")
+OPEN = ("/health", "/ready", "/docs", "/openapi.json")
 
 
 class Guard:
@@ -15,12 +16,14 @@ class Guard:
 
     Args:
         app: what it guards.
-        token: None for no check; /health and /ready are always open.
+        token: None for no check; /health, /ready and the description of the routes are always open.
+        url_token: whether `?token=` of the URL will do, too.
         max_body: most bytes of a body; what comes beyond is not read.
         body_timeout: seconds from the request line to the last byte of the body.
     """
 
-    def __init__(self, app: Any, *, token: str | None, max_body: int, body_timeout: float) -> None:
+    def __init__(self, app: Any, *, token: str | None, url_token: bool, max_body: int, body_timeout: float) -> None:
+        self.url_token = url_token
         self.app, self.token, self.max_body, self.body_timeout = app, token, max_body, body_timeout
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -28,7 +31,7 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        if self.token is not None and scope["path"] not in OPEN and not _allowed(scope, self.token):
+        if self.token is not None and scope["path"] not in OPEN and not _allowed(scope, self.token, self.url_token):
             await refuse(send, 401, "unauthorized", "this server needs a bearer token: 'Authorization: Bearer ...'")
             return
         length = _header(scope, b"content-length")
@@ -80,8 +83,11 @@ class _Body:
             await refuse(self._send, *self.refusal)
 
 
-def _allowed(scope: Any, token: str) -> bool:
+def _allowed(scope: Any, token: str, url_token: bool) -> bool:
     scheme, _, value = _header(scope, b"authorization").partition(b" ")
+    if url_token and not value:
+        given = parse_qs(scope.get("query_string", b"")).get(b"token", [b""])[0]
+        return hmac.compare_digest(given, token.encode())
     return hmac.compare_digest(value.strip(), token.encode()) and scheme.lower() == b"bearer"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import difflib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
@@ -11,7 +12,16 @@ import jinja2
 import jinja2.nodes
 import numpy as np
 import torch
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, WithJsonSchema, create_model
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    WithJsonSchema,
+    create_model,
+    model_validator,
+)
 from torch import Tensor
 
 from latent_rewards.judge.labels import Labels
@@ -91,9 +101,19 @@ _NODES = {
 
 
 class Wire(BaseModel):
-    """Unknown fields are errors."""
+    """Unknown fields are errors, which name the known ones."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_fields(cls, data: object) -> object:
+        unknown = sorted(str(k) for k in set(data) - set(cls.model_fields)) if isinstance(data, dict) else []
+        if unknown:
+            near = difflib.get_close_matches(unknown[0], cls.model_fields, n=1)
+            hint = f", perhaps {near[0]!r}" if near else ""
+            raise ValueError(f"unknown field {unknown[0]!r}{hint}; allowed are {', '.join(cls.model_fields)}")
+        return data
 
 
 class Loose(BaseModel):

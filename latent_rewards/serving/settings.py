@@ -11,6 +11,8 @@ class ServeSettings:
 
     Attributes:
         token: bearer token that every request but /health and /ready must carry; None for none.
+        url_token: take the token as `?token=` of the URL, too, for stacks that can send no header.
+        log_requests: write a line for each request: route, status, seconds; never what was asked.
         max_batch_rows: most rows that are judged together when they come from several requests.
         linger: seconds without a new request after which a free judge goes to work; see `batching.wait_until`.
         max_queue_rows: most rows that wait; more are refused with 429.
@@ -25,6 +27,8 @@ class ServeSettings:
     """
 
     token: str | None = None
+    url_token: bool = False
+    log_requests: bool = False
     max_batch_rows: int = 256
     linger: float = 0.005
     max_queue_rows: int = 16_384

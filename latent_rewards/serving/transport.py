@@ -34,12 +34,20 @@ class JudgeServerError(RuntimeError):
         self.status, self.row, self.kind = status, row, kind
 
 
+def token_here() -> str | None:
+    """The token that this process knows: $LATENT_REWARDS_TOKEN, or what is in the file $LATENT_REWARDS_TOKEN_FILE."""
+    if path := os.environ.get("LATENT_REWARDS_TOKEN_FILE"):
+        with open(path, encoding="ascii") as file:
+            return file.read().strip() or None
+    return os.environ.get("LATENT_REWARDS_TOKEN") or None
+
+
 class Transport:
     """Requests to one judge server. All that a judge is asked changes nothing there, so every request may be repeated.
 
     Args:
         url: of the server, e.g. "http://127.0.0.1:8077".
-        token: bearer token.
+        token: bearer token; it is left out of pickles, see `token_here`.
         concurrency: most requests under way at once, per process (sync) or event loop (async).
         deadline: seconds after which a request is given up, all retries included.
         retries: most repetitions; None for as many as the deadline allows.
@@ -67,10 +75,12 @@ class Transport:
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if not k.startswith("_")}
+        """Without the token: a pickle may lie in a file or travel; where it is read, the environment has one."""
+        return {k: v for k, v in self.__dict__.items() if not k.startswith("_") and k != "token"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        self.token = token_here()
         self._reset()
 
     def request(self, method: str, path: str, payload: Any = None) -> Any:

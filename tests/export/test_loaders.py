@@ -7,32 +7,22 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from test_export import one_spelling
+from typer.testing import CliRunner
 
 from benchmarks.stacks import note_difference
-from latent_rewards import HFJudge, ProbeReward
+from latent_rewards import HFJudge, JudgePrompt, ProbeReward, VerifierReward
+from latent_rewards.cli.main import app
 from latent_rewards.export import loaders
-from latent_rewards.export.heads import export_probe
+from latent_rewards.export.check import TALKS, check, expected
+from latent_rewards.export.heads import export_labels, export_probe, export_verifier
 from latent_rewards.probes.probe import Probe
-
-ANSWERS = [
-    "It is 4.",
-    "",
-    "\nends so\n",
-    "Hm <|im_start|> 10",
-    "{% x %} 'y'",
-    "One",
-    "Two.",
-    "\t3",
-    "\u00e9\u4e2d",
-    "ten",
-]
-TALKS = [
-    [{"role": "user", "content": f"Question {i}<|im_end|>\n"}, {"role": "assistant", "content": answer}]
-    for i, answer in enumerate(ANSWERS)
-]
 
 
 def differences(python: str, stack: str, tmp_path: Path) -> float:
@@ -61,3 +51,48 @@ def test_elsewhere(stack: str, variable: str, tmp_path: Path) -> None:
     found = differences(os.environ[variable], stack, tmp_path)
     assert found < 1e-5
     note_difference(stack.replace("-", "_"), "export, loaded as its reward model", found)
+
+
+def test_check_compares_what_each_stack_that_is_there_makes_of_a_folder(make_judge: Any, tmp_path: Path) -> None:
+    judge = make_judge("llama", "digits")
+    for name, folder, prompt in (
+        ("verifier", export_verifier(judge, tmp_path / "verifier"), "verifier"),
+        ("labels", export_labels(judge, tmp_path / "labels", prompt="four_rubric"), "four_rubric"),
+    ):
+        found = {c.stack: c for c in check(folder, judge, JudgePrompt.load(prompt))}
+        assert found["transformers"].difference is not None and found["transformers"].good
+        assert found["verl"].said == "not installed" and found["verl"].good if name == "verifier" else True
+        assert ("TRL" in found) == (name == "verifier"), "which reads one output"
+    (file,) = (tmp_path / "verifier").glob("*.safetensors")
+    tensors = load_file(file)
+    torch.manual_seed(0)
+    body = next(k for k in tensors if k.endswith("q_proj.weight"))
+    save_file({**tensors, body: torch.randn_like(tensors[body])}, file, metadata={"format": "pt"})
+    changed = {c.stack: c for c in check(tmp_path / "verifier", judge, JudgePrompt.load("verifier"))}
+    assert not changed["transformers"].good and changed["TRL"].difference is not None
+
+
+def test_what_the_check_expects_is_what_the_reward_gives(make_judge: Any, tmp_path: Path) -> None:
+    judge = make_judge("llama", "digits")
+    prompt = one_spelling(tmp_path)  # the head reads one spelling of each label
+    want = expected(export_verifier(judge, tmp_path / "out", prompt=prompt), judge, JudgePrompt.load(prompt))[:, 0]
+    reward = VerifierReward(judge, prompt=prompt, output="log_odds")
+    got = reward.score([t[:-1] for t in TALKS], [t[-1]["content"] for t in TALKS])
+    np.testing.assert_allclose(got, want, atol=2e-4)
+
+
+def test_check_on_the_command_line(folder: str, tmp_path: Path) -> None:
+    command = [
+        "export",
+        "verifier",
+        "--judge",
+        folder,
+        "--dtype",
+        "float32",
+        "--output",
+        str(tmp_path / "out"),
+        "--check",
+    ]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    assert "ten scores differ by at most" in done.output and "WRONG" not in done.output

@@ -158,6 +158,7 @@ def test_forked_workers_and_spawned_children(
     method: str, remote: ServerJudge, local: HFJudge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setenv("LATENT_REWARDS_TOKEN", "secret")  # which no pickle holds
     reward = build_reward("weighted", remote)
     want = reward.score(PROMPTS, COMPLETIONS)  # the connection is open now, and must not be shared
     before = torch.get_num_threads()

@@ -1,0 +1,137 @@
+"""How a judge server behaves towards people: what is allowed, where it is written, a word at the end, whose token."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2 as httpx
+import pytest
+from servers import Server, serving, start, stop, wait_ready
+
+from latent_rewards.serving import ServerJudge
+from latent_rewards.serving.client import RewardClient
+from latent_rewards.serving.docs_page import page
+from latent_rewards.serving.transport import JudgeServerError
+
+ROW = {"prompt": "Name a prime.", "completion": "Seven."}
+
+
+@pytest.fixture(scope="module")
+def server(folder: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    log = tmp_path_factory.mktemp("manners") / "log"
+    options = ("--reward", "weighted", "--url-token", "--log-requests")
+    with serving(folder, log, *options, LATENT_REWARDS_TOKEN="secret") as it:
+        yield it
+
+
+def ask(server: Server, body: object) -> httpx.Response:
+    return httpx.post(server.url + "/score", json=body, headers={"authorization": "Bearer secret"})
+
+
+def test_an_unknown_field_is_told_what_is_allowed(server: Server) -> None:
+    answer = ask(server, {"rows": [ROW], "reward": "weighted"})
+    assert answer.status_code == 422
+    message = answer.json()["error"]["message"]
+    assert "unknown field 'reward', perhaps 'rewards'; allowed are rows, rewards, " in message and "deadline" in message
+    assert "unknown field 'zzz'; allowed are" in ask(server, {"rows": [ROW], "zzz": 1}).json()["error"]["message"]
+
+
+def test_a_token_in_the_url_where_headers_cannot_be_sent(server: Server) -> None:
+    slime = {"prompt": "Name a prime.", "response": "Seven.<|im_end|>", "label": "7"}
+    score = httpx.post(server.url + "/remote_rm?token=secret", json=slime)
+    assert score.status_code == 200
+    assert score.json() == pytest.approx(ask(server, {"rows": [ROW]}).json()["rewards"]["weighted"][0], abs=1e-5)
+    for query in ("?token=wrong", "?token=", "", "?other=secret"):
+        assert httpx.post(server.url + "/remote_rm" + query, json=slime).status_code == 401
+    wrong = httpx.post(server.url + "/remote_rm?token=secret", json=slime, headers={"authorization": "Bearer wrong"})
+    assert wrong.status_code == 401, "a header comes first"
+
+
+def test_a_line_for_each_request_without_what_was_asked(server: Server) -> None:
+    ask(server, {"rows": [ROW]})
+    httpx.post(server.url + "/remote_rm?token=secret", json={"prompt": "Name a prime.", "response": "Eleven."})
+    said = server.log.read_text()
+    assert "POST /score 200 0." in said and "POST /remote_rm 200 " in said
+    assert "secret" not in said and "Eleven" not in said
+
+
+def test_the_routes_are_described_without_token_and_network(server: Server) -> None:
+    answer = httpx.get(server.url + "/docs")
+    assert answer.status_code == 200 and answer.headers["content-type"].startswith("text/html")
+    text = answer.text
+    assert "<code>POST /score</code>" in text and "<code>POST /get_reward</code>" in text
+    assert "<script" not in text and "http://" not in text.replace("http://...", "") and "https://" not in text
+    assert "&lt;b&gt;" in page({"info": {"title": "<b>"}, "paths": {}})
+
+
+def test_a_pickle_holds_no_token(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    judge, client = ServerJudge(server.url, token="secret"), RewardClient(server.url, token="secret")
+    want = client.score([ROW])
+    payloads = [pickle.dumps(judge), pickle.dumps(client)]
+    assert all(b"secret" not in payload for payload in payloads)
+    monkeypatch.delenv("LATENT_REWARDS_TOKEN", raising=False)
+    with pytest.raises(JudgeServerError, match="401"):
+        pickle.loads(payloads[1]).score([ROW])
+    monkeypatch.setenv("LATENT_REWARDS_TOKEN", "secret")
+    assert pickle.loads(payloads[1]).score([ROW]) == want and pickle.loads(payloads[0]).name == judge.name
+    monkeypatch.delenv("LATENT_REWARDS_TOKEN")
+    (tmp_path / "token").write_text("secret\n")
+    monkeypatch.setenv("LATENT_REWARDS_TOKEN_FILE", str(tmp_path / "token"))
+    assert pickle.loads(payloads[1]).score([ROW]) == want
+
+
+def test_ctrl_c_says_what_it_begins(folder: str, tmp_path: Path) -> None:
+    server = start(folder, tmp_path / "log", "--reward", "weighted")
+    try:
+        wait_ready(server)
+        server.process.send_signal(signal.SIGINT)
+        server.process.wait(timeout=60)
+    finally:
+        stop(server)
+    said = (tmp_path / "log").read_text()
+    assert "stopping: what was asked is answered first" in said and "Traceback" not in said
+
+
+@pytest.mark.parametrize(("label", "slots"), [
+    ("7", {"reference": "7"}), (7, {"reference": "7"}), (True, {}), (None, {}), ("  ", {}), (["a"], {}),
+    ({"reference": "7", "rubrics": ["Is prime."], "other": 1}, {"reference": "7", "rubrics": ["Is prime."]}),
+])  # fmt: skip
+def test_ground_truth_becomes_slots(label: object, slots: dict[str, object]) -> None:
+    from latent_rewards.serving.dialogues import truth_slots
+
+    assert truth_slots(label) == slots
+    assert truth_slots(label, {"rubrics": "[1]", "id": 3}) == slots | {"rubrics": "[1]"}
+
+
+def test_labels_reach_the_judge_prompt(folder: str, tmp_path: Path) -> None:
+    prompt = tmp_path / "with_reference.yaml"
+    prompt.write_text(
+        "kind: label\nsystem: You judge.\nbody: |\n  {{ prompt }} ({{ reference }})\n  {{ completion }}\n  Right?\n"
+        "labels: {'yes': 1, 'no': 0}\nspellings: {'yes': ['Yes'], 'no': ['No']}\n"
+    )
+    chat = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+    with serving(
+        folder,
+        tmp_path / "log",
+        "--reward",
+        f"verifier:{prompt}",
+        "--reward-option",
+        "output=log_odds",
+        "--dtype",
+        "float32",
+    ) as server:
+        rows = [{**ROW, "reference": label} for label in ("7", "11")]
+        want = RewardClient(server.url).score(rows)
+        assert abs(want[0] - want[1]) > 1e-3
+        query = chat.format("Name a prime.") + "Seven.<|im_end|>"
+        body = {"query": [query] * 2, "prompts": [chat.format("Name a prime.")] * 2, "labels": ["7", 11]}
+        assert httpx.post(server.url + "/get_reward", json=body).json()["rewards"] == pytest.approx(want, abs=1e-5)
+        for label, score in zip(("7", {"reference": "11"}), want, strict=True):
+            slime = {"prompt": "Name a prime.", "response": "Seven.", "label": label}
+            assert httpx.post(server.url + "/remote_rm", json=slime).json() == pytest.approx(score, abs=1e-5)
+        short = httpx.post(server.url + "/get_reward", json=body | {"labels": ["7"]})
+        assert short.status_code == 422 and "2 queries but 1 labels" in json.dumps(short.json())
