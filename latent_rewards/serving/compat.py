@@ -48,6 +48,19 @@ class RemoteRM(Loose):
     metadata: dict[str, Any] | None = None
 
 
+class Decoded(Loose):
+    """What LLaMA-Factory posts: prompts and answers in the policy's chat template."""
+
+    messages: list[str]
+    model: str | None = None
+
+
+class DecodedScores(Loose):
+    """What it reads."""
+
+    scores: list[float]
+
+
 class Classify(Loose):
     """What verl posts to vLLM."""
 
@@ -120,21 +133,35 @@ def add_routes(app: FastAPI, service: Service, while_connected: Any, errors: dic
         _, values, _ = await scores(request, [row], reward, SLIME_SECONDS)
         return float(values[0])
 
+    @app.post("/llama_factory", summary="LLaMA-Factory: reward_model_type: api", responses=errors)
+    async def llama_factory(body: Decoded, request: Request, reward: str | None = None) -> DecodedScores:
+        _, values, _ = await scores(request, answers(body.messages), reward)
+        return DecodedScores(scores=values.tolist())
+
     @app.post("/classify", summary="The answer of vLLM's /classify: one score per dialogue.", responses=errors)
     async def classify(body: Classify, request: Request, reward: str | None = None) -> ClassifyResponse:
-        texts = [body.input] if isinstance(body.input, str) else body.input
-        rows = []
-        for i, text in enumerate(texts):
-            try:
-                prompt, completion = last_answer(text)
-            except ValueError as err:
-                raise RequestError(422, "bad_row", f"row {i}: {err}", row=i) from err
-            rows.append({"prompt": prompt, "completion": completion})
+        rows = answers([body.input] if isinstance(body.input, str) else body.input)
         name, values, _ = await scores(request, rows, reward)
         return ClassifyResponse(
             id=f"classify-{uuid.uuid4().hex}", created=int(time.time()), model=service.judges[0].name,
             data=[Classified(index=i, label=name, probs=[float(v)]) for i, v in enumerate(values)],
         )  # fmt: skip
+
+
+def answers(texts: Sequence[str]) -> list[dict[str, Any]]:
+    """Prompt and completion of whole dialogues.
+
+    Raises:
+        RequestError: one that is none; names the row.
+    """
+    rows = []
+    for i, text in enumerate(texts):
+        try:
+            prompt, completion = last_answer(text)
+        except ValueError as err:
+            raise RequestError(422, "bad_row", f"row {i}: {err}", row=i) from err
+        rows.append({"prompt": prompt, "completion": completion})
+    return rows
 
 
 def unit_interval(bounds: tuple[float, float] | None, values: np.ndarray) -> np.ndarray | None:

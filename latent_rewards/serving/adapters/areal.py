@@ -1,0 +1,29 @@
+"""AReaL: the reward function of its RLVR workflow, one sample a call, in a process pool.
+
+    RLVRWorkflow(reward_fn="latent_rewards.serving.adapters.areal.reward_fn", ...)
+
+AReaL waits 15 seconds, asks three times more, and then counts 0 (`areal/api/reward_api.py`): keep the judge fast
+enough, or wrap the function yourself with `AsyncRewardWrapper(reward_fn, timeout_seconds=600)`.
+
+Source: AReaL `areal/api/reward_api.py`, `areal/workflow/rlvr.py`, read on 26 November 2026 at commits 1c17804, 072480e.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from latent_rewards.serving.adapters import client
+from latent_rewards.serving.dialogues import SLOTS, plain_prompt, truth_slots, without_end
+
+_TRUTH = ("answer", "solution", "ground_truth", *SLOTS)
+
+
+def reward_fn(
+    prompt: str, completions: str, prompt_ids: Sequence[int], completion_ids: Sequence[int], **data: Any
+) -> float:
+    """The reward of one completion; `messages` of the data are the prompt, else the decoded one."""
+    truth = next((data[name] for name in _TRUTH if data.get(name) is not None), None)
+    asked = data.get("messages") or plain_prompt(prompt)
+    (score,) = client().score([{"prompt": asked, "completion": without_end(completions), **truth_slots(truth, data)}])
+    return score

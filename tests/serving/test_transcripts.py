@@ -1,0 +1,195 @@
+"""Stacks that cannot be installed here: their calls as their source makes them, against a real HTTP server.
+
+Sources, read on 26 November 2026: AReaL `areal/workflow/rlvr.py`, EasyR1 `verl/workers/reward/function.py`, SkyRL
+`skyrl-gym/skyrl_gym/envs/base_text_env.py`, open-instruct `open_instruct/ground_truth_utils.py`, rLLM
+`rllm/rewards/reward_fn.py`, oat `oat/oracles/base.py`, LLaMA-Factory `src/llamafactory/train/ppo/ppo_utils.py`, slime
+`slime/rollout/rm_hub/__init__.py`.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import json
+import sys
+import types
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, TypedDict
+
+import httpx2 as httpx
+import pytest
+import torch
+from contracts import FakeJudge
+from servers import in_thread
+
+from latent_rewards import JudgePrompt, VerifierReward
+from latent_rewards.serving import adapters
+from latent_rewards.serving.service import Service
+from latent_rewards.serving.settings import ServeSettings
+
+CHAT = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+ASKED, SAID, TRUE = "How many legs have two dogs?", "Eight.", "8"
+BODY = (
+    "kind: label\nsystem: You judge.\nbody: |\n  {{ prompt }} ({{ reference }})\n  {{ completion }}\n  Right?\n"
+    "optional: [reference]\nlabels: {'yes': 1, 'no': 0}\nspellings: {'yes': ['Yes'], 'no': ['No']}\n"
+)
+
+
+@pytest.fixture(scope="module")
+def prompt(tmp_path_factory: pytest.TempPathFactory) -> JudgePrompt:
+    path = tmp_path_factory.mktemp("prompts") / "with_reference.yaml"
+    path.write_text(BODY)
+    return JudgePrompt.load(path)
+
+
+@pytest.fixture(scope="module")
+def url(prompt: JudgePrompt) -> Iterator[str]:
+    service = Service([FakeJudge()], lambda j: {"right": VerifierReward(j, prompt=prompt)}, ServeSettings(linger=0.0))
+    with in_thread(service) as it:
+        yield it
+
+
+@pytest.fixture(autouse=True)
+def configured(url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("LATENT_REWARDS_SERVER", url)
+    adapters.client.cache_clear()
+    yield
+    adapters.client.cache_clear()
+
+
+@pytest.fixture
+def want(prompt: JudgePrompt) -> Any:
+    score = VerifierReward(FakeJudge(), prompt=prompt).score([ASKED], [SAID], reference=[TRUE])[0]
+    return pytest.approx(float(score), abs=1e-6)
+
+
+def stub(monkeypatch: pytest.MonkeyPatch, **modules: dict[str, Any]) -> None:
+    """Modules of a stack that holds what an adapter imports; dots are written as __."""
+    for name, content in modules.items():
+        parts = name.split("__")
+        for i in range(1, len(parts)):
+            monkeypatch.setitem(sys.modules, ".".join(parts[:i]), types.ModuleType(".".join(parts[:i])))
+        module = types.ModuleType(".".join(parts))
+        vars(module).update(content)
+        monkeypatch.setitem(sys.modules, ".".join(parts), module)
+
+
+def adapter(name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.delitem(sys.modules, f"latent_rewards.serving.adapters.{name}", raising=False)
+    return importlib.import_module(f"latent_rewards.serving.adapters.{name}")
+
+
+def test_areal(want: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`partial(reward_fn, prompt_str, completions_str, input_tokens, output_tokens, **data)` in a process pool."""
+    reward_fn = adapter("areal", monkeypatch).reward_fn
+    data = {"messages": [{"role": "user", "content": ASKED}], "answer": TRUE, "query_id": "1"}
+    assert functools.partial(reward_fn, CHAT.format(ASKED), SAID + "<|im_end|>", [1], [2], **data)() == want
+    assert reward_fn(CHAT.format(ASKED), SAID, [1], [2], solution=TRUE) == want
+
+
+def test_easyr1(want: Any) -> None:
+    """Loaded as a file under a name of its own, called with a batch of dicts that hold no prompt."""
+    path = Path(adapters.__file__).parent / "easyr1.py"
+    spec: Any = importlib.util.spec_from_file_location("custom_reward_fn", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    truth = {"prompt": ASKED, "reference": TRUE}
+    given = [{"response": SAID, "response_length": 2, "ground_truth": t} for t in (truth, json.dumps(truth))]
+    assert functools.partial(module.compute_score)(given) == [{"overall": want}] * 2
+    with pytest.raises(ValueError, match="row 1: EasyR1 passes no prompt"):
+        module.compute_score([given[0], {**given[0], "ground_truth": TRUE}])
+
+
+def test_skyrl(want: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`env = make(...)`, `env.init(prompt)`, then `env.step(action)` with what the policy said."""
+
+    class BaseTextEnv:
+        def __init__(self) -> None:
+            self.turns, self.max_turns = 0, 1
+
+    class BaseTextEnvStepOutput(TypedDict):
+        observations: list[dict[str, str]]
+        reward: float
+        done: bool
+        metadata: dict[str, Any]
+
+    stub(monkeypatch, skyrl_gym__envs__base_text_env={
+        "BaseTextEnv": BaseTextEnv, "BaseTextEnvStepOutput": BaseTextEnvStepOutput,
+    })  # fmt: skip
+    module = adapter("skyrl", monkeypatch)
+    env = module.LatentRewardsEnv(env_config={}, extras={"reward_spec": {"method": "rule", "ground_truth": TRUE}})
+    chat = [{"role": "user", "content": ASKED}]
+    assert env.init(chat) == (chat, {})
+    out = env.step(SAID + "<|im_end|>")
+    assert out["reward"] == want and out["done"] is True and out["observations"] == []
+
+
+def test_open_instruct(want: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Verifiers are built with a config, and called by keyword."""
+
+    @dataclass
+    class VerificationResult:
+        score: float
+        cost: float = 0.0
+        reasoning: str | None = None
+
+    class VerifierFunction:
+        def __init__(self, name: str, weight: float = 1.0, verifier_config: Any = None) -> None:
+            self.name, self.weight, self.verifier_config = name, weight, verifier_config
+
+    stub(monkeypatch, open_instruct__ground_truth_utils={
+        "VerificationResult": VerificationResult, "VerifierFunction": VerifierFunction,
+    })  # fmt: skip
+    verifier = adapter("open_instruct", monkeypatch).LatentRewardsVerifier(verifier_config=None)
+    got = verifier(tokenized_prediction=[1], prediction=SAID, label=TRUE, query=CHAT.format(ASKED))
+    assert verifier.name == "latent_rewards" and got.score == want
+    with pytest.raises(ValueError, match="gave no query"):
+        verifier([1], SAID, TRUE)
+
+
+def test_rllm(want: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`reward_fn(task_info, action)`, the action a text or an `Action`."""
+
+    @dataclass
+    class RewardOutput:
+        reward: float
+        metadata: dict[str, Any] = field(default_factory=dict)
+
+    class Action(NamedTuple):
+        action: str
+
+    stub(monkeypatch, rllm__rewards__reward_types={"RewardOutput": RewardOutput})
+    function = adapter("rllm", monkeypatch).latent_reward_fn
+    task = {"question": ASKED, "ground_truth": TRUE, "data_source": "d"}
+    assert function(task, SAID).reward == function(task, Action(SAID)).reward == want
+    with pytest.raises(ValueError, match="without what was asked"):
+        function({"ground_truth": TRUE}, SAID)
+
+
+def test_oat(want: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`oracle.get_reward(inputs, responses, references)`."""
+    stub(monkeypatch, oat__oracles__base={"RewardOracleBase": object})
+    oracle = adapter("oat", monkeypatch).LatentRewardsOracle()
+    rewards, metrics = oracle.get_reward([CHAT.format(ASKED)] * 2, [SAID, "Six."], [TRUE, TRUE], batch_size=2)
+    assert isinstance(rewards, torch.Tensor) and rewards.shape == (2,) and metrics == {}
+    assert float(rewards[0]) == want and float(rewards[1]) != want
+
+
+def test_llama_factory(url: str, prompt: JudgePrompt) -> None:
+    """`requests.post(url, json={"model": "model", "messages": texts})`, and "scores" of the answer."""
+    texts = [CHAT.format(ASKED) + SAID + "<|im_end|>\n", CHAT.format(ASKED) + "Six.<|im_end|>"]
+    answer = httpx.post(url + "/llama_factory", json={"model": "model", "messages": texts})
+    reward = VerifierReward(FakeJudge(), prompt=prompt)
+    assert json.loads(answer.text)["scores"] == pytest.approx(list(reward.score([ASKED] * 2, [SAID, "Six."])), abs=1e-6)
+    refused = httpx.post(url + "/llama_factory", json={"model": "model", "messages": [texts[0], "no dialogue"]})
+    assert refused.status_code == 422 and refused.json()["error"]["row"] == 1
+
+
+def test_slime_and_miles(url: str, want: Any) -> None:
+    """`session.post(rm_url, json={"prompt", "response", "label"})`; the prompt is text or messages."""
+    for asked in (ASKED, [{"role": "user", "content": ASKED}], CHAT.format(ASKED)):
+        sent = {"prompt": asked, "response": SAID + "<|im_end|>", "label": TRUE}
+        assert httpx.post(url + "/remote_rm", json=sent).json() == want
