@@ -17,30 +17,49 @@ _TURNS = {
     "[INST]": r"\[(?P<role>/?)INST\](?P<text>.*?)(?:</s>|(?=\[/?INST\])|$)",
 }
 _ROLES = {"model": "assistant", "": "user", "/": "assistant"}
-_END = re.compile(
-    r"(?:<\|[A-Za-z0-9_.-]{1,40}\|>|</s>|<eos>|<pad>|<end_of_turn>|<\uff5c[^<>|]{1,40}\uff5c>|\[PAD\])\Z"
-)
+_END = re.compile(r"(?:<\|[A-Za-z0-9_.-]{1,40}\|>|</s>|<eos>|<pad>|<end_of_turn>|<\uff5c[^<>|]{1,40}\uff5c>|\[PAD\])\Z")
 _THOUGHT = re.compile(r"(?:<think>\s*(?:</think>)?)?")  # what templates put after the opening of the answer
 
 
 SLOTS = ("reference", "rubrics", "criteria")
 """What stacks carry beside prompt and completion, under the names that the shipped prompts know."""
+_FILLED = ("prompt", "completion")
 
 
 def truth_slots(truth: object, also: Mapping[str, object] | None = None) -> dict[str, Any]:
     """The ground truth of a sample as slots of the judge prompt.
 
     Args:
-        truth: what a stack calls label, ground truth or answer. A text or a number is the `reference`; a mapping may
-            hold any of `SLOTS`; all else says nothing to a judge.
+        truth: what a stack calls label, ground truth or answer. A text or a number is the `reference`; a mapping (or
+            its JSON text, if it holds any of `SLOTS`) has `SLOTS`, and texts for further slots under their names; all
+            else says nothing to a judge.
         also: further columns of the sample; those of `SLOTS` come first.
     """
-    found = {} if also is None else {k: also[k] for k in SLOTS if also.get(k) is not None}
+    found = {} if also is None else _known(also)
+    truth = _unpacked(truth)
     if isinstance(truth, Mapping):
-        return {k: truth[k] for k in SLOTS if truth.get(k) is not None} | found
+        texts = {k: v for k, v in truth.items() if isinstance(v, str) and k not in _FILLED}
+        return texts | _known(truth) | found
     if isinstance(truth, str | int | float) and not isinstance(truth, bool) and str(truth).strip():
         return {"reference": str(truth)} | found
     return found
+
+
+def _known(columns: Mapping[str, object]) -> dict[str, Any]:
+    known = {k: columns[k] for k in SLOTS if columns.get(k) is not None}
+    if isinstance(listed := columns.get("rubric"), list):  # as some data sets call it
+        known.setdefault("rubrics", listed)
+    return known
+
+
+def _unpacked(truth: object) -> object:
+    if isinstance(truth, str) and truth.lstrip().startswith("{"):
+        try:
+            found = json.loads(truth)
+        except (ValueError, RecursionError):
+            return truth
+        return found if isinstance(found, dict) and not found.keys().isdisjoint(SLOTS) else truth
+    return truth
 
 
 def without_end(text: str) -> str:

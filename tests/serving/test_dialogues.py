@@ -6,7 +6,14 @@ import time
 
 import pytest
 
-from latent_rewards.serving.dialogues import last_answer, plain_prompt, plain_turns, split_query, without_end
+from latent_rewards.serving.dialogues import (
+    last_answer,
+    plain_prompt,
+    plain_turns,
+    split_query,
+    truth_slots,
+    without_end,
+)
 
 
 def said(role: str, content: str) -> dict[str, str]:
@@ -16,7 +23,8 @@ def said(role: str, content: str) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("text", "want"),
     [
-        ("Eight.<|im_end|>", "Eight."), ("Eight. <|im_end|>\n<|endoftext|>", "Eight."), ("Eight.</s><pad><pad>", "Eight."),
+        ("Eight.<|im_end|>", "Eight."),
+        ("Eight. <|im_end|>\n<|endoftext|>", "Eight."), ("Eight.</s><pad><pad>", "Eight."),
         ("Eight.<\uff5cend\u2581of\u2581sentence\uff5c>", "Eight."), ("Eight.  \n", "Eight.  \n"), ("<|im_end|>", ""),
         ("a <|im_end|> b", "a <|im_end|> b"), ("", ""),
     ],
@@ -72,3 +80,24 @@ def test_messages_that_were_rendered_one_by_one() -> None:
     pieces = [said("user", user + opening), said("assistant", "b<|im_end|>"), said("environment", "wrong")]
     assert plain_turns(pieces) == [said("user", "a"), said("assistant", "b"), said("environment", "wrong")]
     assert plain_turns([said("user", "plain")]) == "plain"
+
+
+RUBRICS = [{"criterion": "Says eight.", "weight": 2.0}]
+
+
+@pytest.mark.parametrize(
+    ("truth", "also", "want"),
+    [
+        ("8", None, {"reference": "8"}),
+        (8, None, {"reference": "8"}), (" ", None, {}), (None, None, {}), (True, None, {}),
+        ({"reference": "8", "rubrics": RUBRICS, "tone": "dry", "prompt": "p", "n": 1}, None,
+         {"reference": "8", "rubrics": RUBRICS, "tone": "dry"}),
+        ('{"reference": "8", "tone": "dry"}', None, {"reference": "8", "tone": "dry"}),
+        ('{"answer": 8}', None, {"reference": '{"answer": 8}'}), ("{x", None, {"reference": "{x"}),
+        ("8", {"rubrics": RUBRICS, "reference": "eight", "split": "train"}, {"reference": "eight", "rubrics": RUBRICS}),
+        (None, {"rubric": RUBRICS}, {"rubrics": RUBRICS}), ({"rubric": "a text"}, None, {"rubric": "a text"}),
+        (["8", "eight"], {"criteria": None}, {}),
+    ],
+)  # fmt: skip
+def test_ground_truth_becomes_slots(truth: object, also: dict[str, object] | None, want: dict[str, object]) -> None:
+    assert truth_slots(truth, also) == want

@@ -1,13 +1,14 @@
 """Stacks that cannot be installed here: their calls as their source makes them, against a real HTTP server.
 
-Sources, read on 26 November 2026, with their commits:
-AReaL `areal/workflow/rlvr.py`, `areal/api/reward_api.py` 4aef98d; EasyR1 `verl/workers/reward/function.py` b44b311;
-SkyRL `skyrl-gym/skyrl_gym/envs/{base_text_env,registration}.py`, `skyrl/train/generators/skyrl_gym_generator.py` a956457;
+Sources, read on 26 November 2026, with their commits: AReaL `areal/workflow/rlvr.py`, `areal/api/reward_api.py`
+4aef98d; EasyR1 `verl/workers/reward/function.py` b44b311; SkyRL
+`skyrl-gym/skyrl_gym/envs/{base_text_env,registration}.py`, `skyrl/train/generators/skyrl_gym_generator.py` a956457;
 open-instruct `open_instruct/{ground_truth_utils,vllm_utils}.py` e6c3044; rLLM `rllm/eval/rollout_decorator.py`,
-`rllm/eval/reward_fns/_helpers.py`, `rllm/workflows/simple_workflow.py` 9beb6e0; oat `oat/oracles/{base,countdown}.py`,
-`oat/actors/reward.py` c1a074c; LLaMA-Factory `src/llamafactory/train/ppo/{ppo_utils,trainer}.py` ff6d4d1; slime
-`slime/rollout/rm_hub/__init__.py` 624b824; miles `miles/rollout/rm_hub/__init__.py` 31f1ca9; NeMo-RL
-`nemo_rl/environments/utils.py`, `nemo_rl/data/processors.py` 7ea279a (see test_adapters.py, too).
+`rllm/eval/reward_fns/_helpers.py`, `rllm/workflows/simple_workflow.py` 9beb6e0; oat
+`oat/oracles/{base,countdown}.py`, `oat/actors/reward.py` c1a074c; LLaMA-Factory
+`src/llamafactory/train/ppo/{ppo_utils,trainer}.py` ff6d4d1; slime `slime/rollout/rm_hub/__init__.py` 624b824; miles
+`miles/rollout/rm_hub/__init__.py` 31f1ca9; NeMo-RL `nemo_rl/environments/utils.py`, `nemo_rl/data/processors.py`
+7ea279a (see test_adapters.py, too).
 """
 
 from __future__ import annotations
@@ -219,7 +220,8 @@ def test_oat(want: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     rewards, metrics = oracle.get_reward([CHAT.format(ASKED)] * 2, [SAID, "Six."], [TRUE, TRUE], batch_size=2)
     assert isinstance(rewards, torch.Tensor) and rewards.shape == (2,) and metrics == {}
     assert float(rewards[0]) == want and float(rewards[1]) != want
-    wins, _ = oracle.compare([ASKED] * 2, [SAID, "Six."], [TRUE] * 2, batch_size=1, return_probs=True, disable_tqdm=True)
+    as_it_evaluates = {"batch_size": 1, "return_probs": True, "disable_tqdm": True}
+    wins, _ = oracle.compare([ASKED] * 2, [SAID, "Six."], [TRUE] * 2, **as_it_evaluates)
     assert wins.reshape(1, 2).transpose(1, 0).tolist() == [[want], [float(rewards[1])]]
 
 

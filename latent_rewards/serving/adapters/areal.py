@@ -2,9 +2,10 @@
 
     RLVRWorkflow(reward_fn="latent_rewards.serving.adapters.areal.reward_fn", ...)
 
-AReaL waits 15 seconds, asks three times more, and then counts 0 without an error (`areal/api/reward_api.py`). So this
-gives up after 12, with an error; AReaL repeats it as often, and then stops. Where a judge needs longer, wrap the function
-in a workflow of your own with `AsyncRewardWrapper(reward_fn, timeout_seconds=600)` and set LATENT_REWARDS_DEADLINE=590.
+AReaL waits 15 seconds, asks three times more, and then counts 0 without an error (`areal/api/reward_api.py`). So
+this gives up after 12, with an error; AReaL repeats it as often, and then stops. Where a judge needs longer, wrap
+the function in a workflow of your own with `AsyncRewardWrapper(reward_fn, timeout_seconds=600)` and set
+LATENT_REWARDS_DEADLINE=590.
 
 Source: AReaL `areal/api/reward_api.py`, `areal/workflow/rlvr.py`, read on 26 November 2026 at commit 4aef98d.
 """

@@ -6,12 +6,12 @@
     ACTOR_ENVIRONMENT_REGISTRY[name] = PY_EXECUTABLES.SYSTEM
     register_env("latent_rewards", name)  # then `env: {latent_rewards: {server: http://judge:8077}}`
 
-The user's content is the prompt as the chat template renders it (the messages themselves are not there); a usual template
-is taken apart again, and a system message that the template puts in by itself is one of the prompt. What the data
-processor puts into `extra_env_info` under `ground_truth` is the reference.
+The user's content is the prompt as the chat template renders it (the messages themselves are not there); a usual
+template is taken apart again, and a system message that the template puts in by itself is one of the prompt. What
+the data processor puts into `extra_env_info` under `ground_truth` is the reference.
 
-Source: NeMo-RL `nemo_rl/environments/{interfaces,utils,reward_model_environment}.py`, `nemo_rl/data/processors.py`, read
-on 26 November 2026 at commit 7ea279a.
+Source: NeMo-RL `nemo_rl/environments/{interfaces,utils,reward_model_environment}.py`, `nemo_rl/data/processors.py`,
+read on 26 November 2026 at commit 7ea279a.
 """
 
 from __future__ import annotations

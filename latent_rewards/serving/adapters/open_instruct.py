@@ -1,10 +1,11 @@
 """open-instruct: a verifier function.
 
-Import this module before the trainer builds its verifiers (it collects the subclasses of `VerifierFunction`), and name
-`latent_rewards` in the data's `dataset` column. The query comes as lines "role: content"; those are messages again here.
+Import this module before the trainer builds its verifiers (it collects the subclasses of `VerifierFunction`), and
+name `latent_rewards` in the data's `dataset` column. The query comes as lines "role: content"; those are messages
+again here.
 
-Source: open-instruct `open_instruct/{ground_truth_utils,vllm_utils,dataset_transformation}.py`, read on 26 November 2026
-at commit e6c3044.
+Source: open-instruct `open_instruct/{ground_truth_utils,vllm_utils,dataset_transformation}.py`, read on 26 November
+2026 at commit e6c3044.
 """
 
 from __future__ import annotations
