@@ -147,7 +147,9 @@ def _check(folder: Path, judge: HFJudge, prompt: JudgePrompt, pythons: list[str]
 
     good = True
     for found in check(folder, judge, prompt, pythons or [sys.executable]):
-        said = found.said if found.difference is None else f"checked: ten scores differ by at most {found.difference:.1e}"
+        said = (
+            found.said if found.difference is None else f"checked: ten scores differ by at most {found.difference:.1e}"
+        )
         typer.echo(f"{found.stack:12} {said}" + ("" if found.good else f"   WRONG (more than {found.tolerance:.0e})"))
         good = good and found.good
     if not good:

@@ -80,7 +80,9 @@ def check(
     """
     for python in pythons:
         if shutil.which(python) is None:
-            raise ValueError(f"no python interpreter at {python!r}; give the one of an environment, as in env/bin/python")
+            raise ValueError(
+                f"no python interpreter at {python!r}; give the one of an environment, as in env/bin/python"
+            )
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     about = config["latent_rewards"]
     want = expected(folder, judge, prompt)
@@ -122,8 +124,8 @@ def expected(folder: Path, judge: HFJudge, prompt: JudgePrompt) -> np.ndarray:
 def in_float32(judge: HFJudge) -> HFJudge:
     """The judge with the weights that its export holds, at the precision of the check; itself where it has both.
 
-    Exports hold the checkpoint's weights, whatever precision (or quantization) the judge reads in; those of a judge with
-    an adapter, or around a loaded model, are the ones in memory.
+    Exports hold the checkpoint's weights, whatever precision (or quantization) the judge reads in; those of a judge
+    with an adapter, or around a loaded model, are the ones in memory.
     """
     in_memory = held_in_memory(judge)
     if in_memory or judge._blocks is not None:
