@@ -133,8 +133,10 @@ def in_float32(judge: HFJudge) -> HFJudge:
         if all(p.dtype == torch.float32 for p in model.parameters()):
             return judge
     if in_memory:
-        options = {"max_length": judge.max_length, "chat_template_kwargs": judge._chat_template_kwargs}
-        return HFJudge(copy.deepcopy(model).float(), tokenizer=judge.encoder.tokenizer, **options)
+        return HFJudge(
+            copy.deepcopy(model).float(), tokenizer=judge.encoder.tokenizer, max_length=judge.max_length,
+            chat_template_kwargs=judge._chat_template_kwargs,
+        )  # fmt: skip
     other = copy.copy(judge)  # as pickled: its arguments, nothing loaded
     other._load_options = {**judge._load_options, "dtype": "float32", "quantization": None}
     return other
