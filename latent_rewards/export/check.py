@@ -87,13 +87,13 @@ def check(
     about = config["latent_rewards"]
     want = expected(folder, judge, prompt)
     for stack, distribution in DISTRIBUTIONS.items():
-        python = next((python for python in pythons if _has(python, distribution)), None)
-        if python is None:
+        found = next((python for python in pythons if _has(python, distribution)), None)
+        if found is None:
             yield Checked(stack, None, "not installed")
         elif len(about["bias"]) > 1 and stack in ONE_OUTPUT:
             continue
         else:
-            yield _asked(stack, folder, want - np.array(about["bias"]), python)
+            yield _asked(stack, folder, want - np.array(about["bias"]), found)
 
 
 def expected(folder: Path, judge: HFJudge, prompt: JudgePrompt) -> np.ndarray:
