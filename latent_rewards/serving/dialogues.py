@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 # One turn as the usual templates write it; `role` and `text` are its parts.
@@ -13,37 +14,71 @@ _TURNS = {
     "<|start_header_id|>": r"<\|start_header_id\|>(?P<role>\w+)<\|end_header_id\|>\n\n(?P<text>.*?)(?:<\|eot_id\|>|$)",
     "<start_of_turn>": r"<start_of_turn>(?P<role>\w+)\n(?P<text>.*?)(?:<end_of_turn>|$)",
     "<|user|>": r"<\|(?P<role>user|assistant|system)\|>\n?(?P<text>.*?)(?:<\|end(?:oftext)?\|>|</s>|(?=<\|\w+\|>)|$)",
-    "[INST]": r"\[INST\](?P<text>.*?)(?:\[/INST\]|$)(?P<role>)",
+    "[INST]": r"\[(?P<role>/?)INST\](?P<text>.*?)(?:</s>|(?=\[/?INST\])|$)",
 }
-_ROLES = {"model": "assistant", "": "user"}
-_END = re.compile(
-    r"(?:\s*(?:<\|[A-Za-z0-9_.-]{1,40}\|>|</s>|<eos>|<pad>|<end_of_turn>|<\uff5c[^<>|]{1,40}\uff5c>|\[PAD\]))+\s*$"
-)
+_ROLES = {"model": "assistant", "": "user", "/": "assistant"}
+_END = re.compile(r"(?:<\|[A-Za-z0-9_.-]{1,40}\|>|</s>|<eos>|<pad>|<end_of_turn>|<\uff5c[^<>|]{1,40}\uff5c>|\[PAD\])\Z")
+_THOUGHT = re.compile(r"(?:<think>\s*(?:</think>)?)?")  # what templates put after the opening of the answer
 
 
 SLOTS = ("reference", "rubrics", "criteria")
 """What stacks carry beside prompt and completion, under the names that the shipped prompts know."""
+_FILLED = ("prompt", "completion")
 
 
 def truth_slots(truth: object, also: Mapping[str, object] | None = None) -> dict[str, Any]:
     """The ground truth of a sample as slots of the judge prompt.
 
     Args:
-        truth: what a stack calls label, ground truth or answer. A text or a number is the `reference`; a mapping may
-            hold any of `SLOTS`; all else says nothing to a judge.
+        truth: what a stack calls label, ground truth or answer. A text or a number is the `reference`; a mapping (or
+            its JSON text, if it holds any of `SLOTS`) has `SLOTS`, and texts for further slots under their names; all
+            else says nothing to a judge.
         also: further columns of the sample; those of `SLOTS` come first.
     """
-    found = {} if also is None else {k: also[k] for k in SLOTS if also.get(k) is not None}
+    found = {} if also is None else _known(also)
+    truth = _unpacked(truth)
     if isinstance(truth, Mapping):
-        return {k: truth[k] for k in SLOTS if truth.get(k) is not None} | found
+        texts = {k: v for k, v in truth.items() if isinstance(v, str) and k not in _FILLED}
+        return texts | _known(truth) | found
     if isinstance(truth, str | int | float) and not isinstance(truth, bool) and str(truth).strip():
         return {"reference": str(truth)} | found
     return found
 
 
+def _known(columns: Mapping[str, object]) -> dict[str, Any]:
+    known = {k: columns[k] for k in SLOTS if columns.get(k) is not None}
+    if isinstance(listed := columns.get("rubric"), list):  # as some data sets call it
+        known.setdefault("rubrics", listed)
+    return known
+
+
+def _unpacked(truth: object) -> object:
+    if isinstance(truth, str) and truth.lstrip().startswith("{"):
+        try:
+            found = json.loads(truth)
+        except (ValueError, RecursionError):
+            return truth
+        return found if isinstance(found, dict) and not found.keys().isdisjoint(SLOTS) else truth
+    return truth
+
+
 def without_end(text: str) -> str:
-    """A completion without the policy's end and padding tokens, which stacks send that do not skip them."""
-    return _END.sub("", text)
+    """A completion without the policy's end and padding tokens, which stacks send that do not skip them.
+
+    The usual ones, or those that $LATENT_REWARDS_END_TOKENS names instead (with blanks between; empty for none).
+    """
+    named = os.environ.get("LATENT_REWARDS_END_TOKENS")
+    kept = text
+    while (size := _end_size(kept.rstrip(), named)) > 0:
+        kept = kept.rstrip()[:-size].rstrip()
+    return kept
+
+
+def _end_size(text: str, named: str | None) -> int:
+    if named is not None:
+        return max((len(token) for token in named.split() if text.endswith(token)), default=0)
+    found = _END.search(text, max(0, len(text) - 50))  # longer than any: searching all of a text takes too long
+    return 0 if found is None else len(found.group())
 
 
 def split_query(query: str, prompt: str | None) -> str:
@@ -70,16 +105,34 @@ def split_query(query: str, prompt: str | None) -> str:
 def plain_prompt(text: Any) -> Any:
     """A prompt rendered with a usual chat template as messages again; other text with its end tokens stripped.
 
-    Messages stay as they are. A prompt that opens the assistant's turn loses that opening; the turn's own start, if
-    any was prefilled, is kept as the beginning of nothing (the completion follows it).
+    Messages stay as they are. A prompt that opens the assistant's turn loses that opening, with the tags of thoughts
+    that a template may begin there; any other start of the answer is kept as a message (the completion follows it).
     """
     if not isinstance(text, str):
         return text
+    turns = _asked(text)
+    return _alone(turns) if turns else without_end(text)
+
+
+def plain_turns(log: Sequence[Mapping[str, Any]]) -> Any:
+    """Messages, any of whose contents may be rendered with a usual chat template, as they were before."""
+    turns: list[dict[str, Any]] = []
+    for message in log:
+        content = message["content"]
+        found = _asked(content) if isinstance(content, str) else []
+        turns += found or [{"role": message["role"], "content": plain_prompt(content)}]
+    return _alone(turns)
+
+
+def _asked(text: str) -> list[dict[str, str]]:
+    """Messages of a rendered prompt, without the opening of the answer."""
     turns = dialogue(text)
-    if turns and turns[-1]["role"] == "assistant" and not turns[-1]["content"].strip():
+    if turns and turns[-1]["role"] == "assistant" and _THOUGHT.fullmatch(turns[-1]["content"].strip()):
         turns.pop()
-    if not turns:
-        return without_end(text)
+    return turns
+
+
+def _alone(turns: list[dict[str, Any]]) -> Any:
     return turns[0]["content"] if len(turns) == 1 and turns[0]["role"] == "user" else turns
 
 

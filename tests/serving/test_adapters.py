@@ -156,6 +156,16 @@ def test_nemo_rl(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
         want("c", "d", "verifier"),
     ]
     assert out.terminateds.dtype == torch.bool and bool(out.terminateds.all()) and out.answers == ["b", "d"]
+    rendered = [
+        [{"role": "user", "content": CHATML("a")}, {"role": "assistant", "content": "b<|im_end|>"}],
+        [
+            {"role": "system", "content": "Be brief."}, {"role": "user", "content": CHATML("c")},
+            {"role": "assistant", "content": "d"},
+        ],
+    ]  # fmt: skip
+    brief = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "c"}]
+    out = env.step(rendered, [{"ground_truth": "x"}, {}])  # as `math_data_processor` makes them, with a system prompt
+    assert out.rewards.tolist() == [want("a", "b", "verifier"), want(brief, "d", "verifier")]
     batch, metrics = env.global_post_process_and_metrics({"total_reward": out.rewards})
     assert metrics == {"latent_rewards/mean": pytest.approx(float(out.rewards.mean()))} and "total_reward" in batch
 

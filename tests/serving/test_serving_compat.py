@@ -1,7 +1,9 @@
-"""What OpenRLHF is told as `scores`: 0..1 by the reward's own bounds, or nothing."""
+"""What OpenRLHF is told as `scores`: 0..1 by the reward's own bounds, or nothing; ground truth on these routes."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,7 @@ from contracts import FakeJudge, options_for
 pytest.importorskip("fastapi")
 pytest.importorskip("prometheus_client")
 
-from latent_rewards import build_reward
+from latent_rewards import RubricReward, VerifierReward, build_reward
 from latent_rewards.serving.compat import unit_interval
 from latent_rewards.serving.service import Service
 from latent_rewards.serving.settings import ServeSettings
@@ -50,3 +52,50 @@ def test_scores_are_in_the_unit_interval_or_left_out() -> None:
 def test_the_unit_interval_by_hand() -> None:
     np.testing.assert_allclose(unit_interval((-1.0, 3.0), np.array([-1.0, 0.0, 3.0000002])), [0, 0.25, 1])
     assert unit_interval(None, np.ones(1)) is None and unit_interval((1.0, 1.0), np.ones(1)) is None
+
+
+WITH_REFERENCE = (
+    "kind: label\nsystem: You judge.\nbody: |\n  {{ prompt }} ({{ reference }}, {{ tone }})\n"
+    "  {{ completion }}\n  Right?\n"
+    "optional: [reference, tone]\nlabels: {'yes': 1, 'no': 0}\nspellings: {'yes': ['Yes'], 'no': ['No']}\n"
+)
+
+
+def test_labels_and_metadata_become_slots(tmp_path: Path) -> None:
+    """A prompt with {{ reference }} and a slot of its own, and rubric lists, by OpenRLHF's and slime's routes."""
+    from fastapi.testclient import TestClient
+
+    from latent_rewards.serving.app import create_app
+
+    path = tmp_path / "with_reference.yaml"
+    path.write_text(WITH_REFERENCE)
+    rubrics = [{"criterion": "It says eight.", "points": 2}, {"criterion": "It is short.", "points": 1}]
+    truth = {"reference": "8", "tone": "dry", "rubrics": rubrics}
+
+    def build(judge: Any) -> dict[str, Any]:
+        return {"right": VerifierReward(judge, prompt=path), "listed": RubricReward(judge)}
+
+    right, listed = build(FakeJudge()).values()
+    prompts, completions = ["How many?"], ["Eight."]
+    full = pytest.approx(float(right.score(prompts, completions, reference=["8"], tone=["dry"])[0]))
+    plain = pytest.approx(float(right.score(prompts, completions, reference=["8"])[0]))
+    alone = pytest.approx(float(listed.score(prompts, completions, rubrics=[rubrics])[0]))
+    points = pytest.approx(float(listed.score(prompts, completions, rubrics=[rubrics], reference=["8"])[0]))
+    assert float(listed.score(prompts, completions, rubrics=[rubrics])[0]) != points
+    assert float(right.score(prompts, completions)[0]) not in (full, plain), "the reference is read"
+    with TestClient(create_app(Service([FakeJudge()], build, ServeSettings(linger=0.0)))) as http:  # type: ignore[list-item]
+
+        def openrlhf(name: str, label: object) -> Any:
+            body = {"query": ["How many?Eight.</s>"], "prompts": prompts, "labels": [label]}
+            return http.post(f"/get_reward?reward={name}", json=body).json()["rewards"][0]
+
+        def slime(name: str, label: object, **more: object) -> Any:
+            body = {"prompt": prompts[0], "response": "Eight.</s>", "label": label, **more}
+            return http.post(f"/remote_rm?reward={name}", json=body).json()
+
+        for ask in (openrlhf, slime):
+            assert ask("right", "8") == plain
+            for label in (truth, json.dumps(truth)):
+                assert ask("right", label) == full and ask("listed", label) == points
+        assert slime("listed", None, metadata={"rubrics": rubrics}) == alone
+        assert slime("listed", "8")["error"]["type"] == "bad_row", "no list, no score"

@@ -1,13 +1,19 @@
 """Stacks that cannot be installed here: their calls as their source makes them, against a real HTTP server.
 
-Sources, read on 26 November 2026: AReaL `areal/workflow/rlvr.py`, EasyR1 `verl/workers/reward/function.py`, SkyRL
-`skyrl-gym/skyrl_gym/envs/base_text_env.py`, open-instruct `open_instruct/ground_truth_utils.py`, rLLM
-`rllm/rewards/reward_fn.py`, oat `oat/oracles/base.py`, LLaMA-Factory `src/llamafactory/train/ppo/ppo_utils.py`, slime
-`slime/rollout/rm_hub/__init__.py`.
+Sources, read on 26 November 2026, with their commits: AReaL `areal/workflow/rlvr.py`, `areal/api/reward_api.py`
+4aef98d; EasyR1 `verl/workers/reward/function.py` b44b311; SkyRL
+`skyrl-gym/skyrl_gym/envs/{base_text_env,registration}.py`, `skyrl/train/generators/skyrl_gym_generator.py` a956457;
+open-instruct `open_instruct/{ground_truth_utils,vllm_utils}.py` e6c3044; rLLM `rllm/eval/rollout_decorator.py`,
+`rllm/eval/reward_fns/_helpers.py`, `rllm/workflows/simple_workflow.py` 9beb6e0; oat
+`oat/oracles/{base,countdown}.py`, `oat/actors/reward.py` c1a074c; LLaMA-Factory
+`src/llamafactory/train/ppo/{ppo_utils,trainer}.py` ff6d4d1; slime `slime/rollout/rm_hub/__init__.py` 624b824; miles
+`miles/rollout/rm_hub/__init__.py` 31f1ca9; NeMo-RL `nemo_rl/environments/utils.py`, `nemo_rl/data/processors.py`
+7ea279a (see test_adapters.py, too).
 """
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import importlib
 import importlib.util
@@ -90,12 +96,22 @@ def test_areal(want: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert reward_fn(CHAT.format(ASKED), SAID, [1], [2], solution=TRUE) == want
 
 
+def test_areal_hears_of_a_slow_judge_before_it_counts_0(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`asyncio.wait_for(future, timeout=15)`, and after the fourth time `return 0`."""
+    module = adapter("areal", monkeypatch)
+    assert module.client(seconds=module.SECONDS).transport.deadline == module.SECONDS < 15
+    monkeypatch.setenv("LATENT_REWARDS_DEADLINE", "590")
+    adapters.client.cache_clear()
+    assert module.client(seconds=module.SECONDS).transport.deadline == 590
+
+
 def test_easyr1(want: Any) -> None:
-    """Loaded as a file under a name of its own, called with a batch of dicts that hold no prompt."""
+    """Loaded as a file, its kind read from the module, called with a batch of dicts that hold no prompt."""
     path = Path(adapters.__file__).parent / "easyr1.py"
     spec: Any = importlib.util.spec_from_file_location("custom_reward_fn", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    assert getattr(module, "REWARD_TYPE", "batch") == "batch" and module.REWARD_NAME == "latent_rewards"
     truth = {"prompt": ASKED, "reference": TRUE}
     given = [{"response": SAID, "response_length": 2, "ground_truth": t} for t in (truth, json.dumps(truth))]
     assert functools.partial(module.compute_score)(given) == [{"overall": want}] * 2
@@ -128,7 +144,7 @@ def test_skyrl(want: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_open_instruct(want: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Verifiers are built with a config, and called by keyword."""
+    """`subclass(verifier_config)`, `async_call` by keyword, and from there `__call__` by position, five of them."""
 
     @dataclass
     class VerificationResult:
@@ -140,18 +156,35 @@ def test_open_instruct(want: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         def __init__(self, name: str, weight: float = 1.0, verifier_config: Any = None) -> None:
             self.name, self.weight, self.verifier_config = name, weight, verifier_config
 
+        async def async_call(
+            self, tokenized_prediction: list[int], prediction: str, label: Any, query: str | None = None,
+            rollout_state: dict[str, Any] | None = None,
+        ) -> VerificationResult:  # fmt: skip
+            call: Any = self
+            return await asyncio.to_thread(call, tokenized_prediction, prediction, label, query, rollout_state)
+
     stub(monkeypatch, open_instruct__ground_truth_utils={
         "VerificationResult": VerificationResult, "VerifierFunction": VerifierFunction,
     })  # fmt: skip
-    verifier = adapter("open_instruct", monkeypatch).LatentRewardsVerifier(verifier_config=None)
-    got = verifier(tokenized_prediction=[1], prediction=SAID, label=TRUE, query=CHAT.format(ASKED))
-    assert verifier.name == "latent_rewards" and got.score == want
+    module = adapter("open_instruct", monkeypatch)
+    assert VerifierFunction.__subclasses__() == [module.LatentRewardsVerifier]
+    verifier = module.LatentRewardsVerifier(None)
+    for query in (f"user: {ASKED}", CHAT.format(ASKED), ASKED):  # "role: content" is how the trainer writes it
+        call = verifier.async_call(
+            tokenized_prediction=[1], prediction=SAID, label=TRUE, query=query, rollout_state={"done": True}
+        )
+        assert asyncio.run(call).score == want
+    assert verifier.name == "latent_rewards"
+    assert module._asked("system: s\nuser: a\nb\nassistant: c\nuser: d") == [
+        {"role": "system", "content": "s"}, {"role": "user", "content": "a\nb"},
+        {"role": "assistant", "content": "c"}, {"role": "user", "content": "d"},
+    ]  # fmt: skip
     with pytest.raises(ValueError, match="gave no query"):
         verifier([1], SAID, TRUE)
 
 
 def test_rllm(want: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`reward_fn(task_info, action)`, the action a text or an `Action`."""
+    """`reward_function(task, action)` with an `Action`, and `evaluator(task, episode)` with a `Task` or a row."""
 
     @dataclass
     class RewardOutput:
@@ -161,21 +194,35 @@ def test_rllm(want: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     class Action(NamedTuple):
         action: str
 
+    def extract_answer_text(episode: Any) -> str:
+        return str(episode.artifacts["answer"])
+
     stub(monkeypatch, rllm__rewards__reward_types={"RewardOutput": RewardOutput})
-    function = adapter("rllm", monkeypatch).latent_reward_fn
+    stub(monkeypatch, rllm__eval__reward_fns___helpers={"extract_answer_text": extract_answer_text})
+    module = adapter("rllm", monkeypatch)
+    function = module.latent_reward_fn
     task = {"question": ASKED, "ground_truth": TRUE, "data_source": "d"}
     assert function(task, SAID).reward == function(task, Action(SAID)).reward == want
+    chat = {"messages": [{"role": "user", "content": ASKED}], "ground_truth": TRUE}
+    assert function(chat, SAID).reward == want
+    episode = types.SimpleNamespace(artifacts={"answer": SAID + "<|im_end|>"})
+    row = types.SimpleNamespace(instruction="", metadata=task)
+    own = types.SimpleNamespace(instruction=ASKED, metadata={"ground_truth": TRUE})
+    assert [module.latent_evaluator(t, episode) for t in (row, own, task)] == [want] * 3
     with pytest.raises(ValueError, match="without what was asked"):
         function({"ground_truth": TRUE}, SAID)
 
 
 def test_oat(want: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`oracle.get_reward(inputs, responses, references)`."""
+    """`get_reward(inputs, responses, references)`, and `compare(...)` with references in place of B to evaluate."""
     stub(monkeypatch, oat__oracles__base={"RewardOracleBase": object})
     oracle = adapter("oat", monkeypatch).LatentRewardsOracle()
     rewards, metrics = oracle.get_reward([CHAT.format(ASKED)] * 2, [SAID, "Six."], [TRUE, TRUE], batch_size=2)
     assert isinstance(rewards, torch.Tensor) and rewards.shape == (2,) and metrics == {}
     assert float(rewards[0]) == want and float(rewards[1]) != want
+    as_it_evaluates = {"batch_size": 1, "return_probs": True, "disable_tqdm": True}
+    wins, _ = oracle.compare([ASKED] * 2, [SAID, "Six."], [TRUE] * 2, **as_it_evaluates)
+    assert wins.reshape(1, 2).transpose(1, 0).tolist() == [[want], [float(rewards[1])]]
 
 
 def test_llama_factory(url: str, prompt: JudgePrompt) -> None:
@@ -193,3 +240,13 @@ def test_slime_and_miles(url: str, want: Any) -> None:
     for asked in (ASKED, [{"role": "user", "content": ASKED}], CHAT.format(ASKED)):
         sent = {"prompt": asked, "response": SAID + "<|im_end|>", "label": TRUE}
         assert httpx.post(url + "/remote_rm", json=sent).json() == want
+
+
+def test_slime_and_miles_by_function(want: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`load_function(path)`, then `await rm_function(args, sample)`, or with a list of samples for a batch or group."""
+    module_path, _, attr = "latent_rewards.serving.adapters.slime.reward_func".rpartition(".")
+    rm_function = getattr(importlib.import_module(module_path), attr)
+    one = types.SimpleNamespace(prompt=CHAT.format(ASKED), response=SAID + "<|im_end|>", label=TRUE, metadata={})
+    by_metadata = types.SimpleNamespace(prompt=ASKED, response=SAID, label=None, metadata={"reference": TRUE})
+    assert asyncio.run(rm_function(None, one)) == want
+    assert asyncio.run(rm_function(None, [one, by_metadata])) == [want, want]

@@ -2,10 +2,12 @@
 
     RLVRWorkflow(reward_fn="latent_rewards.serving.adapters.areal.reward_fn", ...)
 
-AReaL waits 15 seconds, asks three times more, and then counts 0 (`areal/api/reward_api.py`): keep the judge fast
-enough, or wrap the function yourself with `AsyncRewardWrapper(reward_fn, timeout_seconds=600)`.
+AReaL waits 15 seconds, asks three times more, and then counts 0 without an error (`areal/api/reward_api.py`). So
+this gives up after 12, with an error; AReaL repeats it as often, and then stops. Where a judge needs longer, wrap
+the function in a workflow of your own with `AsyncRewardWrapper(reward_fn, timeout_seconds=600)` and set
+LATENT_REWARDS_DEADLINE=590.
 
-Source: AReaL `areal/api/reward_api.py`, `areal/workflow/rlvr.py`, read on 26 November 2026 at commits 1c17804, 072480e.
+Source: AReaL `areal/api/reward_api.py`, `areal/workflow/rlvr.py`, read on 26 November 2026 at commit 4aef98d.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from typing import Any
 from latent_rewards.serving.adapters import client
 from latent_rewards.serving.dialogues import SLOTS, plain_prompt, truth_slots, without_end
 
+SECONDS = 12.0
 _TRUTH = ("answer", "solution", "ground_truth", *SLOTS)
 
 
@@ -25,5 +28,6 @@ def reward_fn(
     """The reward of one completion; `messages` of the data are the prompt, else the decoded one."""
     truth = next((data[name] for name in _TRUTH if data.get(name) is not None), None)
     asked = data.get("messages") or plain_prompt(prompt)
-    (score,) = client().score([{"prompt": asked, "completion": without_end(completions), **truth_slots(truth, data)}])
+    row = {"prompt": asked, "completion": without_end(completions), **truth_slots(truth, data)}
+    (score,) = client(seconds=SECONDS).score([row])
     return score

@@ -1,12 +1,12 @@
-"""EasyR1: a batch reward function.
+"""EasyR1: a batch reward function (its default kind).
 
-    worker.reward.reward_type=batch
     worker.reward.reward_function=/path/to/latent_rewards/serving/adapters/easyr1.py:compute_score
 
 EasyR1 passes no prompt: let the data's ground truth be a mapping, or its JSON text, with `prompt` and, where wanted,
 `reference` or `rubrics`.
 
-Source: EasyR1 `verl/workers/reward/function.py`, read on 26 November 2026 at commit 46c6c21.
+Source: EasyR1 `verl/workers/reward/function.py`, read on 26 November 2026 at commit b44b311 (at 46c6c21 the kind
+is an option: `worker.reward.reward_type=batch`).
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from typing import Any
 
 from latent_rewards.serving.adapters import client
 from latent_rewards.serving.dialogues import truth_slots, without_end
+
+REWARD_NAME, REWARD_TYPE = "latent_rewards", "batch"  # how EasyR1 reads it
 
 
 def compute_score(reward_inputs: Sequence[dict[str, Any]], **_: Any) -> list[dict[str, float]]:

@@ -6,10 +6,12 @@
     ACTOR_ENVIRONMENT_REGISTRY[name] = PY_EXECUTABLES.SYSTEM
     register_env("latent_rewards", name)  # then `env: {latent_rewards: {server: http://judge:8077}}`
 
-The user's content is the prompt as the chat template renders it; a usual template is taken apart again. What the data
-processor puts into `extra_env_info` under `ground_truth` is the reference.
+The user's content is the prompt as the chat template renders it (the messages themselves are not there); a usual
+template is taken apart again, and a system message that the template puts in by itself is one of the prompt. What
+the data processor puts into `extra_env_info` under `ground_truth` is the reference.
 
-Source: NeMo-RL `nemo_rl/environments/{interfaces,utils,reward_model_environment}.py`.
+Source: NeMo-RL `nemo_rl/environments/{interfaces,utils,reward_model_environment}.py`, `nemo_rl/data/processors.py`,
+read on 26 November 2026 at commit 7ea279a.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import torch
 from nemo_rl.environments.interfaces import EnvironmentInterface, EnvironmentReturn
 
 from latent_rewards.serving.adapters import client
-from latent_rewards.serving.dialogues import plain_prompt, truth_slots, without_end
+from latent_rewards.serving.dialogues import plain_turns, truth_slots, without_end
 
 
 @ray.remote
@@ -36,10 +38,9 @@ class LatentRewardsEnvironment(EnvironmentInterface):
         logs = [[{"role": m["role"], "content": m["content"]} for m in log] for log in message_log_batch]
         rows = []
         for log, about in zip(logs, metadata, strict=True):
-            head = plain_prompt(log[0]["content"]) if len(log) == 2 else log[:-1]  # rendered, where it is one turn
             facts = about if isinstance(about, dict) else {}
             truth = truth_slots(facts.get("ground_truth"), facts)
-            rows.append({"prompt": head, "completion": without_end(log[-1]["content"]), **truth})
+            rows.append({"prompt": plain_turns(log[:-1]), "completion": without_end(log[-1]["content"]), **truth})
         scores = self.client.score(rows)
         n = len(scores)
         return EnvironmentReturn(

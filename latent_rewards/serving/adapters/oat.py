@@ -1,15 +1,18 @@
 """oat: a reward oracle.
 
-    class Actor(...):  # of your run
-        def __init__(self, ...): ...; self.oracle = LatentRewardsOracle()
+    class Actor(PPOActor):  # of your run
+        def init(self, actor_id, save_path):
+            super().init(actor_id, save_path)
+            self.oracle = LatentRewardsOracle()
 
-Source: oat `oat/oracles/base.py`, read on 26 November 2026.
+Source: oat `oat/oracles/{base,countdown}.py`, `oat/actors/reward.py`, read on 26 November 2026 at commit c1a074c.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
+import numpy as np
 import torch
 from oat.oracles.base import RewardOracleBase
 
@@ -21,7 +24,7 @@ class LatentRewardsOracle(RewardOracleBase):
     """Scores responses to inputs; references become those of the judge prompt."""
 
     def get_reward(
-        self, inputs: list[str], responses: list[str], references: list[Any], batch_size: int = 4
+        self, inputs: Sequence[str], responses: Sequence[str], references: Sequence[object], batch_size: int = 4
     ) -> tuple[torch.Tensor, dict[str, float]]:
         """(B,) rewards, in one request, and nothing more to say."""
         rows = [
@@ -29,3 +32,10 @@ class LatentRewardsOracle(RewardOracleBase):
             for asked, said, truth in zip(inputs, responses, references, strict=True)
         ]
         return torch.tensor(client().score(rows)), {}
+
+    def compare(
+        self, inputs: Sequence[str], candidates_A: Sequence[str], candidates_B: Sequence[object], **_: object
+    ) -> tuple[np.ndarray, dict[str, float]]:
+        """(B,) rewards of A, B being references: how its actors evaluate, the oracles of oat's own maths tasks too."""
+        rewards, info = self.get_reward(inputs, candidates_A, candidates_B)
+        return rewards.numpy(), info

@@ -3,8 +3,10 @@
     from skyrl_gym.envs import register
     register(id="latent_rewards", entry_point="latent_rewards.serving.adapters.skyrl:LatentRewardsEnv")
 
-and `env_class: latent_rewards` in the data. Source: SkyRL `skyrl-gym/skyrl_gym/envs/base_text_env.py`, read on
-26 November 2026.
+inside the Ray task that runs the experiment (`skyrl_entrypoint`), and `env_class: latent_rewards` in the data.
+
+Source: SkyRL `skyrl-gym/skyrl_gym/envs/base_text_env.py`, `skyrl/train/generators/skyrl_gym_generator.py`,
+`examples/train/multiply/main_multiply.py`, read on 26 November 2026 at commit a956457.
 """
 
 from __future__ import annotations

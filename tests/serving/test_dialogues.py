@@ -1,0 +1,103 @@
+"""Taking apart what other stacks send: prompts in a chat template, completions with end tokens."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from latent_rewards.serving.dialogues import (
+    last_answer,
+    plain_prompt,
+    plain_turns,
+    split_query,
+    truth_slots,
+    without_end,
+)
+
+
+def said(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+@pytest.mark.parametrize(
+    ("text", "want"),
+    [
+        ("Eight.<|im_end|>", "Eight."),
+        ("Eight. <|im_end|>\n<|endoftext|>", "Eight."), ("Eight.</s><pad><pad>", "Eight."),
+        ("Eight.<\uff5cend\u2581of\u2581sentence\uff5c>", "Eight."), ("Eight.  \n", "Eight.  \n"), ("<|im_end|>", ""),
+        ("a <|im_end|> b", "a <|im_end|> b"), ("", ""),
+    ],
+)  # fmt: skip
+def test_end_tokens_are_cut_and_nothing_else(text: str, want: str) -> None:
+    assert without_end(text) == want
+
+
+def test_a_long_run_of_blanks_takes_no_time() -> None:
+    """A policy may write nothing else; the pattern that was here took 10 seconds for a tenth of this."""
+    started = time.perf_counter()
+    text = "Eight." + " " * 400_000
+    assert without_end(text) == text and without_end(text + "." + "<|im_end|>") == text + "."
+    assert time.perf_counter() - started < 1
+
+
+def test_the_setting_names_the_tokens_that_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LATENT_REWARDS_END_TOKENS", "<turn|> [EOT]")
+    assert without_end("Eight.<turn|>\n[EOT]") == "Eight." and without_end("Eight.</s>") == "Eight.</s>"
+    assert split_query("q: Eight.[EOT]", "q: ") == "Eight."
+    monkeypatch.setenv("LATENT_REWARDS_END_TOKENS", "")
+    assert without_end("Eight.<|im_end|>") == "Eight.<|im_end|>"
+
+
+@pytest.mark.parametrize(
+    ("text", "want"),
+    [
+        ("[INST] a [/INST] b</s>[INST] c [/INST]", [said("user", "a"), said("assistant", "b"), said("user", "c")]),
+        ("<s>[INST] a [/INST]", "a"),
+        ("<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n<think>\n", "a"),
+        ("<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n", "a"),
+    ],
+)
+def test_prompts_of_templates(text: str, want: object) -> None:
+    """Turns of the assistant are kept, and the opening of the one that is due is not, begun thoughts included."""
+    assert plain_prompt(text) == want
+
+
+def test_an_answer_in_mistrals_template() -> None:
+    assert last_answer("<s>[INST] a [/INST] b</s>") == ("a", "b")
+
+
+def test_messages_that_were_rendered_one_by_one() -> None:
+    """NeMo-RL renders the user's message, with or without a system prompt before it, or each message's own piece."""
+    opening = "<|im_start|>assistant\n"
+    user = "<|im_start|>user\na<|im_end|>\n"
+    assert plain_turns([said("user", user + opening)]) == "a"
+    alone = [said("system", "Be brief."), said("user", user + opening)]
+    assert plain_turns(alone) == [said("system", "Be brief."), said("user", "a")]
+    assert plain_turns([said("user", "<|im_start|>system\ns<|im_end|>\n" + user)]) == [
+        said("system", "s"), said("user", "a"),
+    ]  # fmt: skip
+    pieces = [said("user", user + opening), said("assistant", "b<|im_end|>"), said("environment", "wrong")]
+    assert plain_turns(pieces) == [said("user", "a"), said("assistant", "b"), said("environment", "wrong")]
+    assert plain_turns([said("user", "plain")]) == "plain"
+
+
+RUBRICS = [{"criterion": "Says eight.", "weight": 2.0}]
+
+
+@pytest.mark.parametrize(
+    ("truth", "also", "want"),
+    [
+        ("8", None, {"reference": "8"}),
+        (8, None, {"reference": "8"}), (" ", None, {}), (None, None, {}), (True, None, {}),
+        ({"reference": "8", "rubrics": RUBRICS, "tone": "dry", "prompt": "p", "n": 1}, None,
+         {"reference": "8", "rubrics": RUBRICS, "tone": "dry"}),
+        ('{"reference": "8", "tone": "dry"}', None, {"reference": "8", "tone": "dry"}),
+        ('{"answer": 8}', None, {"reference": '{"answer": 8}'}), ("{x", None, {"reference": "{x"}),
+        ("8", {"rubrics": RUBRICS, "reference": "eight", "split": "train"}, {"reference": "eight", "rubrics": RUBRICS}),
+        (None, {"rubric": RUBRICS}, {"rubrics": RUBRICS}), ({"rubric": "a text"}, None, {"rubric": "a text"}),
+        (["8", "eight"], {"criteria": None}, {}),
+    ],
+)  # fmt: skip
+def test_ground_truth_becomes_slots(truth: object, also: dict[str, object] | None, want: dict[str, object]) -> None:
+    assert truth_slots(truth, also) == want
