@@ -42,7 +42,7 @@ def under_load(url: str, kill: Callable[[], object], expected: list[float], *, l
     def ask(i: int) -> float:
         if i == least // 3:
             kill()
-        return RewardClient(url, deadline=90).score([ROWS[i % len(ROWS)]])[0]
+        return RewardClient(url, reward="weighted", deadline=90).score([ROWS[i % len(ROWS)]])[0]
 
     with ThreadPoolExecutor(8) as pool:
         got = list(pool.map(ask, range(least)))
@@ -110,7 +110,7 @@ def test_ray_serve_replaces_a_replica_that_is_killed(folder: str, tmp_path: Path
     application["args"]["judge"] = {"model": folder, "device": "cpu", "dtype": "float32"}
     (deployment,) = application["deployments"]
     deployment |= {"num_replicas": 2, "ray_actor_options": {"num_cpus": 0.5}}
-    (tmp_path / "ray_serve.yaml").write_text(yaml.safe_dump(config))
+    (tmp_path / "ray_serve.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     env = environment(RAY_USAGE_STATS_ENABLED="0", RAY_ENABLE_UV_RUN_RUNTIME_ENV="0", OMP_NUM_THREADS="1")
     command = [str(Path(python).with_name("serve")), "run", str(tmp_path / "ray_serve.yaml")]
     url = f"http://127.0.0.1:{port}"
@@ -118,6 +118,7 @@ def test_ray_serve_replaces_a_replica_that_is_killed(folder: str, tmp_path: Path
         wait_for(url, process, tmp_path / "log", 240)
         ours = replicas(process.pid)
         assert len(ours) == 2, "both replicas serve"
+        assert next(iter(httpx.get(url + "/info", trust_env=False).json()["rewards"])) == "weighted", "order is kept"
         under_load(url, lambda: os.kill(ours[0], signal.SIGKILL), expected)
         assert ours[0] not in replicas(process.pid)
         end = time.monotonic() + 60
