@@ -3,8 +3,8 @@
     python -m benchmarks.rubric_cost --repeats 3        # writes benchmarks/results/rubric-cost.{json,md}
 
 One reply of 400 tokens after a prompt of 200, lists of 1 to 40 criteria of about 12 words, the embedded judge in
-float32, one thread, CPU seconds of this process. The floor: unique tokens (nodes of the prefix tree of all texts) at the
-rate of a plain forward of one such text; a forward of these tokens cannot go on in less on this machine.
+float32, one thread, CPU seconds of this process. The floor: unique tokens (nodes of the prefix tree of all texts) at
+the rate of a plain forward of one such text; a forward of these tokens cannot go on in less on this machine.
 """
 
 from __future__ import annotations
@@ -114,10 +114,10 @@ def written(result: dict[str, Any]) -> str:
     head = ["criteria", "unique tokens", "tokens run", "tokens of separate reads", "CPU s", "floor, CPU s"]
     head += ["times the floor", "separate reads, CPU s", "times less"]
     said = (
-        f"`python -m benchmarks.rubric_cost --repeats {result['repeats']}`; commit {result['commit']}, {result['cpu']}, "
-        f"one thread, float32, SmolLM2-135M. A prompt of {result['prompt_tokens']} tokens and a reply of "
-        f"{result['reply_tokens']}; medians. The floor is the unique tokens at {result['rate']:.0f} tokens a CPU second, "
-        "the rate of a plain forward of one such text in the same run. vLLM was not measured beside it."
+        f"`python -m benchmarks.rubric_cost --repeats {result['repeats']}`; commit {result['commit']}, "
+        f"{result['cpu']}, one thread, float32, SmolLM2-135M. A prompt of {result['prompt_tokens']} tokens, a reply of "
+        f"{result['reply_tokens']}; medians. The floor is the unique tokens at {result['rate']:.0f} tokens a CPU "
+        "second, the rate of a plain forward of one such text in the same run. vLLM was not measured beside it."
     )
     return "\n".join(["# The cost of a rubric list", "", said, "", *table(head, rows), ""])
 
