@@ -49,7 +49,7 @@ def save_config(config: PretrainedConfig, folder: Path) -> None:
     path = folder / "config.json"
     saved = json.loads(path.read_text(encoding="utf-8"))
     if saved.get("attn_logit_softcapping"):  # transformers up to 5.19 at least runs SDPA by default, without the cap
-        saved["attn_implementation"] = "eager"
+        saved["_attn_implementation"] = "eager"
         path.write_text(json.dumps(saved, indent=2, sort_keys=True), encoding="utf-8")
     rope = saved.get("rope_parameters") or {}
     if "rope_theta" in rope:  # the same for all layers

@@ -23,11 +23,7 @@ def usage(folder: str | Path) -> dict[str, str]:
     served = f"{_SERVED} {about['judge']}"
     remote = f"--reward.remote_url http://judge:8077/get_reward   {served}"
     common = {"OpenRLHF": f"{remote}; as a model it would get the policy's token ids, without the judge prompt"}
-    lines = common | (_single(folder, about["bias"][0]) if single else _several(folder, about, served))
-    if config.get("attn_logit_softcapping") and single:
-        eager = "with transformers 4 also model_init_kwargs={'attn_implementation': 'eager'}, else the soft cap is lost"
-        lines["TRL"] += f"; {eager}"
-    return lines
+    return common | (_single(folder, about["bias"][0]) if single else _several(folder, about, served))
 
 
 def _single(folder: str | Path, bias: float) -> dict[str, str]:
