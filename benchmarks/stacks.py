@@ -44,7 +44,8 @@ STACKS: dict[str, tuple[str, str, list[list[str]]]] = {
          "sympy", "einops"],
         ["--no-deps", "openrlhf==0.11.2"],
     ]),
-    "trl": ("TRL_PYTHON", "trl", [[TORCH, "transformers==4.57.6", "trl==1.0.0", "peft", "gguf"]]),
+    "trl": ("TRL_PYTHON", "trl", [[TORCH, "transformers==5.24.0", "trl==1.16.0", "peft", "gguf"]]),
+    "trl_oldest": ("TRL_OLDEST_PYTHON", "trl", [[TORCH, "transformers==4.57.6", "trl==1.0.0", "peft", "gguf"]]),
 }  # fmt: skip
 
 

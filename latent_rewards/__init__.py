@@ -21,12 +21,14 @@ if TYPE_CHECKING:
     from latent_rewards.rewards.build import build_reward
     from latent_rewards.rewards.compare import compare
     from latent_rewards.rewards.composite import ContrastiveReward, EnsembleReward
+    from latent_rewards.rewards.cross_layer import CrossLayerReward
     from latent_rewards.rewards.guarded import GuardedReward
-    from latent_rewards.rewards.latent import CrossLayerReward, ProbabilityWeightedReward, VerifierReward
+    from latent_rewards.rewards.latent import ProbabilityWeightedReward, VerifierReward
     from latent_rewards.rewards.likert import GuidedLikertReward, LikertReward
     from latent_rewards.rewards.pairwise import PairwiseReward
     from latent_rewards.rewards.probe import ProbeReward
     from latent_rewards.rewards.rubric import RubricReward
+    from latent_rewards.rewards.select import select
     from latent_rewards.rewards.steps import StepReward, track
 
 __all__ = [
@@ -55,6 +57,7 @@ __all__ = [
     "VerifierReward",
     "build_reward",
     "compare",
+    "select",
     "track",
 ]
 
@@ -69,11 +72,13 @@ _HOMES = {
     "rewards.compare": ("compare",),
     "rewards.composite": ("ContrastiveReward", "EnsembleReward"),
     "rewards.guarded": ("GuardedReward",),
-    "rewards.latent": ("CrossLayerReward", "ProbabilityWeightedReward", "VerifierReward"),
+    "rewards.cross_layer": ("CrossLayerReward",),
+    "rewards.latent": ("ProbabilityWeightedReward", "VerifierReward"),
     "rewards.likert": ("GuidedLikertReward", "LikertReward"),
     "rewards.pairwise": ("PairwiseReward",),
     "rewards.probe": ("ProbeReward",),
     "rewards.rubric": ("RubricReward",),
+    "rewards.select": ("select",),
     "rewards.steps": ("StepReward", "track"),
 }
 _HOME_OF = {name: f"{__name__}.{home}" for home, names in _HOMES.items() for name in names}

@@ -76,6 +76,72 @@ def log_odds(label_logprobs: Tensor, values: Sequence[float]) -> Tensor:
     return torch.logsumexp(logp[:, v_K == 1], -1) - torch.logsumexp(logp[:, v_K == 0], -1)
 
 
+def variance(label_logprobs: Tensor, values: Sequence[float]) -> Tensor:
+    """Variance of the rating under the judge's label distribution: how little it commits itself.
+
+    sum_k p_k (v_k - S)^2,  S = sum_k v_k p_k.
+
+    Args:
+        label_logprobs: (B, K) nats.
+        values: (K,) rating of each label, in rating points.
+
+    Returns:
+        (B,) squared rating points, at least 0; NaN where any label is unknown.
+
+    Raises:
+        ValueError: K differs between the two inputs.
+    """
+    v_K = _values(label_logprobs, values)
+    p_BK = label_probs(label_logprobs)
+    mean_B1 = (p_BK * v_K).sum(-1, keepdim=True)
+    return (p_BK * (v_K - mean_B1) ** 2).sum(-1)
+
+
+def quantile(label_logprobs: Tensor, values: Sequence[float], q: float = 0.5) -> Tensor:
+    """The lowest rating that is not exceeded with probability q or more; 0.5 is the median.
+
+    Args:
+        label_logprobs: (B, K) nats.
+        values: (K,) rating of each label, in rating points.
+        q: in (0, 1].
+
+    Returns:
+        (B,) one of the ratings; NaN where any label is unknown.
+
+    Raises:
+        ValueError: K differs, or q is not within its bounds.
+    """
+    if not 0 < q <= 1:
+        raise ValueError(f"a quantile needs 0 < q <= 1, got {q}")
+    v_K, order_K = torch.sort(_values(label_logprobs, values))
+    p_BK = label_probs(label_logprobs)[:, order_K].double()
+    reached = p_BK.cumsum(-1) >= min(q, 1.0) - 1e-9
+    reached[:, -1] = True
+    found = v_K[reached.int().argmax(-1)]
+    return torch.where(p_BK.isnan().any(-1), torch.nan, found)
+
+
+def mode(label_logprobs: Tensor, values: Sequence[float]) -> Tensor:
+    """(B,) the most probable rating, the lowest of several; NaN where any label is unknown. Arguments as `variance`."""
+    v_K, order_K = torch.sort(_values(label_logprobs, values))
+    p_BK = label_probs(label_logprobs)[:, order_K]
+    return torch.where(p_BK.isnan().any(-1), torch.nan, v_K[p_BK.nan_to_num(-1.0).argmax(-1)])
+
+
+def lower_bound(label_logprobs: Tensor, values: Sequence[float], k: float = 1.0) -> Tensor:
+    """Expected rating less k standard deviations: what a judge that is unsure gives costs something.
+
+    Args:
+        label_logprobs: (B, K) nats.
+        values: (K,) rating of each label, in rating points.
+        k: standard deviations.
+
+    Returns:
+        (B,) rating points; may lie below the lowest rating. NaN where any label is unknown.
+    """
+    return expected_rating(label_logprobs, values) - k * variance(label_logprobs, values).sqrt()
+
+
 def cross_layer(
     layer_label_logits: Tensor,
     values: Sequence[float],

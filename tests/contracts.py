@@ -168,6 +168,7 @@ BASE: dict[str, dict[str, Any]] = {
     "ensemble": {"of": ("weighted", "cross_layer")},
     "rubric_list": {"criteria": ["It is short."]},
     "pairwise": {"opponents": "anchors"},
+    "weighted": {"readout": "lower"},
 }
 OTHER: dict[str, Any] = {
     "prompt": "four_rubric", "scale": 2.0, "shift": 1.0, "clip": (0.25, 0.5), "on_missing": "raise",
@@ -179,7 +180,8 @@ OTHER: dict[str, Any] = {
     "aggregate": "min",
     "threshold": 0.25, "dropout": 0.5, "unreadable": "leave_out",
     "opponents": "pivots", "score": "win_rate", "count": 1, "column": "reference_reply",
-    "by": "cross_layer", "split": "lines", "steps_column": "moves", "reasoning": "keep", "unfinished": 0.25,
+    "by": "cross_layer", "readout": "median", "k": 2.0,
+    "split": "lines", "steps_column": "moves", "reasoning": "keep", "unfinished": 0.25,
     "thought_tags": [("<plan>", "</plan>")], "opened": True,
 }  # fmt: skip
 OTHER_OF: dict[str, dict[str, Any]] = {

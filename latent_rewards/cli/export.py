@@ -28,7 +28,10 @@ Check = Annotated[
     bool,
     typer.Option("--check", help="Load the folder as each installed stack would; 1 if a score differs."),
 ]
-CheckPython = Annotated[str | None, typer.Option(help="Interpreter whose stacks --check asks; default this one.")]
+CheckPython = Annotated[
+    list[str] | None,
+    typer.Option(help="Interpreter whose stacks are checked, instead of this one's; may be given several times."),
+]
 
 
 @app.command("probe", cls=options.Command)
@@ -138,14 +141,16 @@ def _say(folder: Path) -> None:
         typer.echo(f"{stack:9} {line}")
 
 
-def _check(folder: Path, judge: HFJudge, prompt: JudgePrompt, python: str | None) -> None:
+def _check(folder: Path, judge: HFJudge, prompt: JudgePrompt, pythons: list[str] | None) -> None:
     """Tell of each stack what it makes of the folder; 1 where one scores otherwise."""
-    from latent_rewards.export.check import TOLERANCE, check
+    from latent_rewards.export.check import check
 
     good = True
-    for found in check(folder, judge, prompt, python or sys.executable):
-        said = found.said if found.difference is None else f"ten scores differ by at most {found.difference:.1e}"
-        typer.echo(f"{found.stack:12} {said}" + ("" if found.good else f"   WRONG (more than {TOLERANCE:.0e})"))
+    for found in check(folder, judge, prompt, pythons or [sys.executable]):
+        said = (
+            found.said if found.difference is None else f"checked: ten scores differ by at most {found.difference:.1e}"
+        )
+        typer.echo(f"{found.stack:12} {said}" + ("" if found.good else f"   WRONG (more than {found.tolerance:.0e})"))
         good = good and found.good
     if not good:
         raise typer.Exit(1)

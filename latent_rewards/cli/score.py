@@ -36,6 +36,9 @@ def score(
     criteria_column: Annotated[
         str | None, typer.Option(help="Column with each row's criteria, for the reward rubric_list; default rubrics.")
     ] = None,
+    with_uncertainty: Annotated[
+        bool, typer.Option("--with-uncertainty", help="A column NAME_sd beside each weighted and verifier reward.")
+    ] = False,
     score_column: Annotated[list[str] | None, typer.Option(help="Output column, one per reward; default its name.")] = (
         None
     ),
@@ -65,6 +68,8 @@ def score(
         names = _score_columns([one.column for one in wanted], score_column)
         frozen = options.load_judge(arguments, weights=False)
         rewards = {name: _build(one, frozen) for name, one in zip(names, wanted, strict=True)}
+        if with_uncertainty:
+            rewards |= _uncertainties(rewards, frozen)
         columns = {"prompt": given["prompt_column"], "completion": given["completion_column"]}
         _check_columns(rewards, columns, source)
     with user_errors(*LOADING, about=f"judge {frozen.model_name!r}: "):
@@ -78,6 +83,21 @@ def _build(one: Wanted, judge: HFJudge) -> Reward:
 
     name, arguments = one.parsed()
     return build_reward(name, judge, **arguments)
+
+
+def _uncertainties(rewards: dict[str, Reward], judge: HFJudge) -> dict[str, Reward]:
+    """For each reward that is read from one label distribution its standard deviation; no further forward."""
+    from latent_rewards.rewards.latent import ProbabilityWeightedReward, VerifierReward
+
+    kinds = (ProbabilityWeightedReward, VerifierReward)
+    found: dict[str, Reward] = {
+        f"{name}_sd": ProbabilityWeightedReward(judge, prompt=reward.prompt, readout="sd")
+        for name, reward in rewards.items()
+        if isinstance(reward, kinds)
+    }
+    if not found:
+        raise ValueError("--with-uncertainty is for the rewards weighted and verifier, which are not among the rewards")
+    return found
 
 
 def _with_criteria(wanted: list[Wanted], column: str | None) -> list[Wanted]:

@@ -114,7 +114,7 @@ def load_tokenizer(
     except OSError:
         if source.adapter is None:
             raise
-    except (ValueError, ImportError) as err:  # up to transformers 5.0 at least, protobuf is asked for
+    except (ValueError, ImportError, AttributeError) as err:  # 4.57: no name of a file; to 5.0 at least: protobuf
         if source.adapter is None:
             said = str(err).strip().splitlines()[0]
             raise ValueError(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.metadata
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -13,13 +15,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from latent_rewards.export import loaders
+from latent_rewards.export.checkpoints import held_in_memory
 from latent_rewards.judge.hf import HFJudge, Request
 from latent_rewards.judge.prompts import JudgePrompt
 from latent_rewards.judge.reading import Need, Reading
 
-TOLERANCE = 1e-4  # of a score, in float32
+TOLERANCE = 1e-5  # in float32; of the largest score, where that is above 1
 SECONDS = 600
 ANSWERS = (
     "It is 4.", "", "\nends so\n", "Hm <|im_start|> 10", "{% x %} 'y'", "One", "Two.", "\t3", "\u00e9\u4e2d", "ten"
@@ -43,40 +47,53 @@ class Checked(NamedTuple):
         stack: its name.
         difference: largest distance to the judge's own outputs; None where the stack could not be asked.
         said: why not, in one line.
+        tolerance: largest distance that is rounding.
     """
 
     stack: str
     difference: float | None
     said: str = ""
+    tolerance: float = TOLERANCE
 
     @property
     def good(self) -> bool:
         """Equal up to rounding, or not asked since it is not there."""
-        return self.said == "not installed" or (self.difference is not None and self.difference <= TOLERANCE)
+        return self.said == "not installed" or (self.difference is not None and self.difference <= self.tolerance)
 
 
-def check(folder: Path, judge: HFJudge, prompt: JudgePrompt, python: str = sys.executable) -> Iterator[Checked]:
+def check(
+    folder: Path, judge: HFJudge, prompt: JudgePrompt, pythons: Sequence[str] = (sys.executable,)
+) -> Iterator[Checked]:
     """Ten conversations through every stack's own loader, in a process of its own each.
 
     Args:
         folder: of an export.
         judge: it was made of.
         prompt: it was made with.
-        python: interpreter whose stacks are asked.
+        pythons: interpreters whose stacks are asked; the first one that has a stack.
 
     Yields:
         One result a stack.
+
+    Raises:
+        ValueError: an interpreter that is not there, or a conversation that the judge could not read.
     """
+    for python in pythons:
+        if shutil.which(python) is None:
+            raise ValueError(
+                f"no python interpreter at {python!r}; give the one of an environment, as in env/bin/python"
+            )
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     about = config["latent_rewards"]
     want = expected(folder, judge, prompt)
     for stack, distribution in DISTRIBUTIONS.items():
-        if not _has(python, distribution):
+        found = next((python for python in pythons if _has(python, distribution)), None)
+        if found is None:
             yield Checked(stack, None, "not installed")
         elif len(about["bias"]) > 1 and stack in ONE_OUTPUT:
             continue
         else:
-            yield _asked(stack, folder, want - np.array(about["bias"]), python)
+            yield _asked(stack, folder, want - np.array(about["bias"]), found)
 
 
 def expected(folder: Path, judge: HFJudge, prompt: JudgePrompt) -> np.ndarray:
@@ -91,7 +108,7 @@ def expected(folder: Path, judge: HFJudge, prompt: JudgePrompt) -> np.ndarray:
     layer = int(config["num_hidden_layers"])
     rows = [{"prompt": talk[:-1], "completion": talk[-1]["content"]} for talk in TALKS]
     need = Need(hidden=frozenset({layer}), hidden_lens="normed")
-    reading: Reading = judge.read([Request(prompt, rows, need)])[0]
+    reading: Reading = in_float32(judge).read([Request(prompt, rows, need)])[0]
     faults = [why for why in reading.reasons if why]
     if faults:
         raise ValueError(f"the judge cannot read a conversation of the check: {faults[0]}")
@@ -102,6 +119,27 @@ def expected(folder: Path, judge: HFJudge, prompt: JudgePrompt) -> np.ndarray:
                 states = reading.hidden[layer].double()
                 return (states @ weight.T).numpy() + np.array(config["latent_rewards"]["bias"])
     raise ValueError(f"{folder} has no score.weight")
+
+
+def in_float32(judge: HFJudge) -> HFJudge:
+    """The judge with the weights that its export holds, at the precision of the check; itself where it has both.
+
+    Exports hold the checkpoint's weights, whatever precision (or quantization) the judge reads in; those of a judge
+    with an adapter, or around a loaded model, are the ones in memory.
+    """
+    in_memory = held_in_memory(judge)
+    if in_memory or judge._blocks is not None:
+        model = judge.blocks.model
+        if all(p.dtype == torch.float32 for p in model.parameters()):
+            return judge
+    if in_memory:
+        return HFJudge(
+            copy.deepcopy(model).float(), tokenizer=judge.encoder.tokenizer, max_length=judge.max_length,
+            chat_template_kwargs=judge._chat_template_kwargs,
+        )  # fmt: skip
+    other = copy.copy(judge)  # as pickled: its arguments, nothing loaded
+    other._load_options = {**judge._load_options, "dtype": "float32", "quantization": None}
+    return other
 
 
 def _asked(stack: str, folder: Path, want: np.ndarray, python: str) -> Checked:
@@ -119,7 +157,8 @@ def _asked(stack: str, folder: Path, want: np.ndarray, python: str) -> Checked:
         if done.returncode:
             return Checked(stack, None, (done.stderr.strip().splitlines() or ["it ended without a word"])[-1])
         scores = np.array(json.loads(output.read_text(encoding="utf-8"))["scores"])
-    return Checked(stack, float(np.abs(scores - want[:, : scores.shape[1]]).max()))
+    difference = float(np.abs(scores - want[:, : scores.shape[1]]).max())  # NaN is no score: not good
+    return Checked(stack, difference, tolerance=TOLERANCE * max(1.0, float(np.abs(want).max())))
 
 
 def _has(python: str, distribution: str) -> bool:

@@ -28,8 +28,7 @@ class Source:
     def __init__(self, judge: HFJudge) -> None:
         self._files: dict[str, Path] = {}
         self._loaded: Mapping[str, Tensor] = {}
-        source = {k: judge._load_options[k] for k in ("revision", "adapter")}
-        in_memory = judge._given is not None or loading.judge_source(judge.model_name, **source).adapter is not None
+        in_memory = held_in_memory(judge)
         if in_memory or judge._blocks is not None:
             model = judge.blocks.model
             self.revision = judge.revision
@@ -81,6 +80,12 @@ class Source:
         weight = self.tensor(f"{self._embedding}.weight" if tied else own)[ids]
         bias = f"{self._head}.bias"
         return weight, (self.tensor(bias)[ids] if bias in self.names() else None)
+
+
+def held_in_memory(judge: HFJudge) -> bool:
+    """Whether an export takes the loaded weights, since no checkpoint on disk has them: adapters and loaded models."""
+    source = {k: judge._load_options[k] for k in ("revision", "adapter")}
+    return judge._given is not None or loading.judge_source(judge.model_name, **source).adapter is not None
 
 
 def write_shards(

@@ -40,12 +40,17 @@ def classifier_config(source: Source, layers: int, outputs: Sequence[str]) -> Pr
 def save_config(config: PretrainedConfig, folder: Path) -> None:
     """Write config.json, with the rotary base where transformers before 5 and engines built on it look for it.
 
+    A model that caps its attention's logits (Gemma 2) is asked for eager attention: SDPA leaves the cap out in silence.
+
     Those read `rope_theta` and `rope_scaling`, and without them take a base of 10,000 in silence; transformers 5 writes
     `rope_parameters` alone and reads either.
     """
     config.save_pretrained(folder)
     path = folder / "config.json"
     saved = json.loads(path.read_text(encoding="utf-8"))
+    if saved.get("attn_logit_softcapping"):  # transformers up to 5.19 at least runs SDPA by default, without the cap
+        saved["_attn_implementation"] = "eager"
+        path.write_text(json.dumps(saved, indent=2, sort_keys=True), encoding="utf-8")
     rope = saved.get("rope_parameters") or {}
     if "rope_theta" in rope:  # the same for all layers
         saved["rope_theta"] = rope["rope_theta"]

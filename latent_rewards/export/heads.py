@@ -95,19 +95,6 @@ def export_labels(
     )
 
 
-def _plus(bias: Sequence[float]) -> str:
-    return "" if not any(bias) else f", to which {', '.join(f'{b:.6g}' for b in bias)} is to be added"
-
-
-def _begins_with_bos(folder: Path) -> bool:
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    text = str(tokenizer.apply_chat_template(talk, tokenize=False))
-    return tokenizer.bos_token is not None and text.startswith(str(tokenizer.bos_token))
-
-
 def _export(
     judge: HFJudge,
     prompt: JudgePrompt,

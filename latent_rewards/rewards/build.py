@@ -12,10 +12,11 @@ from latent_rewards.rewards import grammar
 from latent_rewards.rewards.base import Reward
 from latent_rewards.rewards.calibrated import CalibratedReward
 from latent_rewards.rewards.composite import ContrastiveReward, EnsembleReward
+from latent_rewards.rewards.cross_layer import CrossLayerReward
 from latent_rewards.rewards.grammar import Wanted as Wanted
 from latent_rewards.rewards.grammar import parse_reward as parse_reward
 from latent_rewards.rewards.guarded import GuardedReward
-from latent_rewards.rewards.latent import CrossLayerReward, LatentReward, ProbabilityWeightedReward, VerifierReward
+from latent_rewards.rewards.latent import LatentReward, ProbabilityWeightedReward, VerifierReward
 from latent_rewards.rewards.layer_weights import LayerWeights
 from latent_rewards.rewards.likert import GuidedLikertReward, LikertReward
 from latent_rewards.rewards.pairwise import PairwiseReward

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from latent_rewards import readouts
-from latent_rewards.judge.hf import Judge, Lens, Need, Reading
+from latent_rewards.judge.hf import Judge, Need, Reading
 from latent_rewards.judge.reading import Request
 from latent_rewards.rewards.base import Reward
 
 logger = logging.getLogger(__name__)
+
+Readout = Literal["mean", "lower", "median", "mode", "sd"]
 
 
 class LatentReward(Reward):
@@ -118,6 +120,13 @@ class LatentReward(Reward):
 UNKNOWN = "the judge gave NaN"
 
 
+def uncertainty(reading: Reading, values: Sequence[float]) -> dict[str, float]:
+    """Mean standard deviation of the label distribution over the rows that were read, as a metric; none without any."""
+    assert reading.label_logprobs is not None
+    spread = readouts.variance(reading.label_logprobs, values).sqrt()
+    return {} if bool(spread.isnan().all()) else {"uncertainty": float(spread.nanmean())}
+
+
 def first_reasons(*several: Sequence[str]) -> list[str]:
     """For each row the first reason that says anything, of the reasons that members of a reward give."""
     return [next((why for why in row if why != UNKNOWN), UNKNOWN) for row in zip(*several, strict=True)]
@@ -126,20 +135,53 @@ def first_reasons(*several: Sequence[str]) -> list[str]:
 class ProbabilityWeightedReward(LatentReward):
     """Expected rating under the judge's label distribution, in rating points (0..10 with the default prompt).
 
-    Source: Girrbach et al. 2025, eq. 1 (arXiv 2509.24678).
+    Args:
+        judge: a judge, or a model name.
+        readout: of the distribution: "mean"; "lower" the mean less `k` standard deviations (risk-averse); "median",
+            "mode"; or "sd", the standard deviation itself, which says how unsure the judge is.
+        k: standard deviations of "lower".
+        **options: see `Reward`.
+
+    Source: Girrbach et al. 2025, eq. 1 (arXiv 2509.24678), for the mean.
     """
 
     kind = "weighted"
 
+    def __init__(
+        self, judge: Judge | str = "embedded", *, readout: Readout = "mean", k: float = 1.0, **options: Any
+    ) -> None:
+        if readout not in _READOUTS:
+            raise ValueError(f"readout must be one of {tuple(_READOUTS)}, got {readout!r}")
+        if not k >= 0:
+            raise ValueError(f"k must be at least 0 standard deviations, got {k}")
+        self.of_distribution, self.k = readout, float(k)
+        super().__init__(judge, **options)
+
+    def _default_name(self) -> str:
+        return super()._default_name() + ("" if self.of_distribution == "mean" else f"-{self.of_distribution}")
+
+    def options(self) -> dict[str, Any]:
+        """What is taken of the distribution, where it is not the mean."""
+        k = {"k": self.k} if self.of_distribution == "lower" else {}
+        return {} if self.of_distribution == "mean" else {"readout": self.of_distribution, **k}
+
     @property
     def score_range(self) -> tuple[float, float]:
-        """Lowest and highest label value."""
-        return self._label_range()
+        """Lowest and highest label value; half their distance for "sd", and for "lower" what two labels can reach."""
+        low, high = self._label_range()
+        if self.of_distribution == "sd":
+            return 0.0, (high - low) / 2
+        reach = (1 - np.sqrt(1 + self.k**2)) / 2 if self.of_distribution == "lower" else 0.0
+        return low + (high - low) * float(reach), high
 
     def readout(self, reading: Reading) -> Tensor:
         """(B,) rating points."""
         assert reading.label_logprobs is not None
-        return readouts.expected_rating(reading.label_logprobs, self.values)
+        return _READOUTS[self.of_distribution](reading.label_logprobs, self.values, self.k)
+
+    def facts_of(self, rows: Sequence[Mapping[str, Any]], readings: Sequence[Reading]) -> dict[str, Any]:
+        """Mean standard deviation of the ratings."""
+        return {"metrics": uncertainty(readings[0], self.values)}
 
 
 class VerifierReward(LatentReward):
@@ -183,56 +225,16 @@ class VerifierReward(LatentReward):
         function = readouts.p_yes if self.output == "p" else readouts.log_odds
         return function(reading.label_logprobs, self.values)
 
+    def facts_of(self, rows: Sequence[Mapping[str, Any]], readings: Sequence[Reading]) -> dict[str, Any]:
+        """Mean standard deviation of the answer, sqrt(p (1 - p))."""
+        return {"metrics": uncertainty(readings[0], self.values)}
 
-class CrossLayerReward(LatentReward):
-    """Expected rating of label logits averaged over all layers (uniform weights unless given).
 
-    Args:
-        judge: a judge, or a model name.
-        lens: "normed" (through the final norm) or "raw" (as the published code does).
-        weights: (L+1,) layer weights, or (L,) with `drop_last`; None is uniform.
-        drop_last: leave out the last layer, as the published code does.
-        **options: see `Reward`.
-
-    Source: Lai et al. 2025 (LAGER).
-    """
-
-    kind = "cross_layer"
-
-    def __init__(
-        self,
-        judge: Judge | str = "embedded",
-        *,
-        lens: Lens = "normed",
-        weights: Sequence[float] | None = None,
-        drop_last: bool = False,
-        **options: Any,
-    ) -> None:
-        if lens not in ("raw", "normed"):
-            raise ValueError(f"lens must be 'raw' or 'normed', got {lens!r}")
-        self.lens, self.drop_last = lens, drop_last
-        self.weights = None if weights is None else [float(w) for w in weights]
-        super().__init__(judge, **options)
-
-    def _default_name(self) -> str:
-        return super()._default_name() + ("-raw" if self.lens == "raw" else "")
-
-    def options(self) -> dict[str, Any]:
-        """Lens and layer weights."""
-        return {"lens": self.lens, "weights": self.weights, "drop_last": bool(self.drop_last)}
-
-    @property
-    def score_range(self) -> tuple[float, float]:
-        """Lowest and highest label value."""
-        return self._label_range()
-
-    @property
-    def need(self) -> Need:
-        """Labels on every layer."""
-        return Need(labels=True, layer_logits=frozenset({self.lens}))
-
-    def readout(self, reading: Reading) -> Tensor:
-        """(B,) rating points."""
-        weights = None if self.weights is None else torch.tensor(self.weights)
-        logits = reading.layer_label_logits[self.lens]
-        return readouts.cross_layer(logits, self.values, weights=weights, drop_last=self.drop_last)
+# (B, K) label log-probabilities, (K,) values, k -> (B,); see `ProbabilityWeightedReward`.
+_READOUTS: dict[str, Callable[[Tensor, Sequence[float], float], Tensor]] = {
+    "mean": lambda logp, v, k: readouts.expected_rating(logp, v),
+    "lower": readouts.lower_bound,
+    "median": lambda logp, v, k: readouts.quantile(logp, v, 0.5),
+    "mode": lambda logp, v, k: readouts.mode(logp, v),
+    "sd": lambda logp, v, k: readouts.variance(logp, v).sqrt(),
+}

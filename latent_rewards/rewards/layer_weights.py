@@ -13,7 +13,7 @@ from torch import Tensor
 from latent_rewards.files import artefact
 from latent_rewards.judge.hf import Judge, Lens
 from latent_rewards.judge.prompts import JudgePrompt
-from latent_rewards.rewards.latent import CrossLayerReward
+from latent_rewards.rewards.cross_layer import CrossLayerReward
 
 
 @dataclass(frozen=True)

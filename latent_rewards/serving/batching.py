@@ -185,11 +185,9 @@ class Batcher:
 
     def _run(self, index: int, batch: list[Job]) -> None:
         judge = self.judges[index]
-        if len(batch) == 1 and batch[0].call is not None:
-            _settle(batch[0], lambda: batch[0].call(index))  # type: ignore[misc]
-            return
+        call = batch[0].call  # whoever has the judge for itself is alone in its batch
         try:
-            results = read_together(judge, [job.reads for job in batch])
+            results = read_together(judge, [job.reads for job in batch]) if call is None else [call(index)]
         except Exception as err:
             if len(batch) > 1:
                 logger.warning("a batch of %d requests failed (%s); judging them one by one", len(batch), err)
@@ -198,17 +196,8 @@ class Batcher:
             else:
                 batch[0].future.set_exception(err)
             return
-        for job, readings in zip(batch, results, strict=True):
-            job.future.set_result(readings)
-
-
-def _settle(job: Job, work: Callable[[], Any]) -> None:
-    try:
-        result = work()
-    except Exception as err:
-        job.future.set_exception(err)
-    else:
-        job.future.set_result(result)
+        for job, result in zip(batch, results, strict=True):
+            job.future.set_result(result)
 
 
 def wait_until(since: float, latest: float, free: float, lasted: float, linger: float) -> float:

@@ -12,7 +12,7 @@ from fastapi import Request
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from latent_rewards.serving.service import RequestError
+from latent_rewards.serving.checks import RequestError
 
 _LARGE = 1 << 16  # bytes from which a body is unpacked and parsed in a thread, so that the event loop goes on
 _PACKED = ("gzip", "x-gzip", "deflate")

@@ -1,7 +1,7 @@
 """The judge server as a Ray Serve application, for several hosts: `serve run configs/serving/ray_serve.yaml`.
 
 Ray Serve places, restarts and load-balances the replicas; each is the same server as `latent-rewards serve`.
-Written against Ray 2.60's `serve.ingress` with an app builder; not run here (see the README).
+Run with Ray 2.60, two replicas on CPU, one of them killed under load: `tests/serving/test_hosts.py`.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ def make_app(judge: dict[str, Any], rewards: dict[str, Any], settings: dict[str,
     """The ASGI application of one replica."""
     token = os.environ.get("LATENT_REWARDS_TOKEN") or None
     wanted = {name: dict(options or {}) for name, options in rewards.items()}
+    loaded = HFJudge(**judge)
+    _ = loaded.forward, loaded.fingerprint  # Ray sends requests to a replica as soon as its application is built
     return create_app(
         Service(
-            [HFJudge(**judge)],
+            [loaded],
             lambda j: {name: build_reward(name, j, **options) for name, options in wanted.items()},
             ServeSettings(**{"token": token, **(settings or {})}),
         )

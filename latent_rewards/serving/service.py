@@ -3,55 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 
-from latent_rewards.files.keys import prompt_key
-from latent_rewards.files.sources import RowError
 from latent_rewards.judge.assemble import absolute_layers
 from latent_rewards.judge.hf import HFJudge
-from latent_rewards.judge.prompts import JudgePrompt, to_segments
-from latent_rewards.judge.reading import Need, Reading, Request, Row, unread
-from latent_rewards.judge.requests import joins
-from latent_rewards.judge.thoughts import hidden_chars
+from latent_rewards.judge.prompts import JudgePrompt
+from latent_rewards.judge.reading import Need, Reading, Request, Row
 from latent_rewards.rewards.base import Reward
 from latent_rewards.rewards.latent import LatentReward
 from latent_rewards.rewards.probe import ProbeReward
 from latent_rewards.rewards.rubric import RubricReward
 from latent_rewards.serving.batching import Batcher, Job
+from latent_rewards.serving.checks import RequestError, check_inputs, check_rows, check_size
 from latent_rewards.serving.metrics import Metrics
-from latent_rewards.serving.schemas import is_rubric
+from latent_rewards.serving.reads import Scored, add, group, nothing, read_out, slots
 from latent_rewards.serving.settings import ServeSettings
 
-
-class RequestError(Exception):
-    """A request that is answered with an error, by the client's fault unless `status` is 500 or more."""
-
-    def __init__(self, status: int, kind: str, message: str, *, row: int | None = None, retry: int | None = None):
-        super().__init__(message)
-        self.status, self.kind, self.row, self.retry = status, kind, row, retry
-
-
-class Scored(NamedTuple):
-    """Scores of B rows.
-
-    Attributes:
-        scores: reward -> (B,) float64, NaN for a missing score.
-        reasons: (B,) why one is missing.
-        readings: reward -> its first reading, where that has a text for each row.
-        explanations: rubric list -> for each row what `RubricReward.explain` gives.
-    """
-
-    scores: dict[str, np.ndarray]
-    reasons: list[str | None]
-    readings: dict[str, Reading]
-    explanations: dict[str, list[list[dict[str, Any]]]]
+__all__ = ["RequestError", "Scored", "Service", "read_out"]
 
 
 class Service:
@@ -104,49 +78,6 @@ class Service:
             raise RequestError(404, "unknown_reward", f"no reward {name!r}; this server has {self.names}")
         return name or self.names[0]
 
-    def check_size(self, rows: Sequence[Row]) -> None:
-        """Number of rows and length of texts.
-
-        Raises:
-            RequestError: too many, or too long.
-        """
-        if len(rows) > self.settings.max_rows:
-            raise RequestError(
-                413, "too_many_rows", f"{len(rows)} rows; one request may hold {self.settings.max_rows}: split it"
-            )
-        for i, row in enumerate(rows):
-            for slot, value in row.items():
-                parts = [json.dumps(value)] if is_rubric(value) else [s.text for s in to_segments(value, slot)]
-                length = sum(map(len, parts)) + hidden_chars(value)
-                if length > self.settings.max_text_chars:
-                    limit = self.settings.max_text_chars
-                    raise RequestError(
-                        413, "text_too_long", f"row {i}: {slot!r} has {length} characters; the limit is {limit}", row=i
-                    )
-
-    def check_rows(self, prompt: JudgePrompt, rows: Sequence[Row]) -> None:
-        """Every row fills the prompt.
-
-        Raises:
-            RequestError: names the row.
-        """
-        try:
-            prompt.render_all(rows)
-        except RowError as err:
-            raise RequestError(422, "bad_row", str(err), row=err.row) from err
-
-    def check_inputs(self, reward: Reward, rows: Sequence[Row]) -> None:
-        """Every row has what the reward takes.
-
-        Raises:
-            RequestError: names the row.
-        """
-        for i, row in enumerate(rows):
-            try:
-                reward.check_row(row)
-            except ValueError as err:
-                raise RequestError(422, "bad_row", f"row {i}: {err}", row=i) from err
-
     def check_prompt(self, prompt: JudgePrompt, need: Need) -> None:
         """The judge can read this.
 
@@ -178,23 +109,23 @@ class Service:
         places: dict[str, list[int]] = {}
 
         def prepare() -> None:
-            self.check_size(rows)
+            check_size(self.settings, rows)
             for name, reward in rewards.items():
-                self.check_inputs(reward, rows)
+                check_inputs(reward, rows)
                 if isinstance(reward, LatentReward) and not reward.staged:
-                    asked = [Request(r.prompt, _slots(r.prompt, r.rows), r.need) for r in reward.requests(rows)]
+                    asked = [Request(r.prompt, slots(r.prompt, r.rows), r.need) for r in reward.requests(rows)]
                     for read in asked:
                         if len(read.rows) == len(rows):
-                            self.check_rows(read.prompt, read.rows)
-                    places[name] = [_add(reads, read) for read in asked]
+                            check_rows(read.prompt, read.rows)
+                    places[name] = [add(reads, read) for read in asked]
 
         await _call(len(rows), prepare)
         until = self._until(deadline)
         readings: list[Reading] = []
         if not rows:
-            readings = [_nothing(read) for read in reads]
+            readings = [nothing(read) for read in reads]
         elif reads:
-            job = Job(reads, rows=len(rows), group=_group(rows), alone=alone)
+            job = Job(reads, rows=len(rows), group=group(rows), alone=alone)
             readings = await self._wait(job, until)
         found = {name: [readings[i] for i in at] for name, at in places.items()}
         scores: dict[str, np.ndarray] = {}
@@ -233,23 +164,23 @@ class Service:
         rows = list(reads[0].rows)
 
         def prepare() -> None:
-            self.check_size(rows)
+            check_size(self.settings, rows)
             for read in reads:
                 self.check_prompt(read.prompt, read.need)
-                self.check_rows(read.prompt, rows)
+                check_rows(read.prompt, rows)
 
         await _call(len(rows), prepare)
         if not rows:
-            return [_nothing(read) for read in reads]
-        return await self._wait(Job(reads, rows=len(rows), group=_group(rows), alone=alone), self._until(deadline))
+            return [nothing(read) for read in reads]
+        return await self._wait(Job(reads, rows=len(rows), group=group(rows), alone=alone), self._until(deadline))
 
     async def generate(self, prompt: JudgePrompt, rows: Sequence[Row], deadline: float | None, **options: Any) -> Any:
         """Sampled answers."""
 
         def prepare() -> None:
-            self.check_size(rows)
+            check_size(self.settings, rows)
             self.check_prompt(prompt, Need())
-            self.check_rows(prompt, rows)
+            check_rows(prompt, rows)
 
         await _call(len(rows), prepare)
         job = Job(call=lambda index: self.judges[index].generate(prompt, rows, **options), rows=len(rows))
@@ -277,39 +208,3 @@ class Service:
 async def _call(rows: int, work: Callable[..., Any], *arguments: Any) -> Any:
     """Here for a few rows, where a thread costs more than it frees; else in one, so that the event loop goes on."""
     return work(*arguments) if rows <= 16 else await asyncio.to_thread(work, *arguments)
-
-
-def _slots(prompt: JudgePrompt, rows: Sequence[Row]) -> list[Row]:
-    slots = {"prompt", "completion", *prompt.slots}
-    return [{k: v for k, v in row.items() if k in slots} for row in rows]
-
-
-def _nothing(read: Request) -> Reading:
-    return unread(0, len(read.prompt.labels or ()), read.need, 0, 0, ())
-
-
-def _add(reads: list[Request], read: Request) -> int:
-    """Which of the reads gives this one, joined to one of the same rows or put at the end."""
-    for i, known in enumerate(reads):
-        if known.rows == read.rows and joins(known, read):
-            reads[i] = Request(read.prompt, read.rows, known.need | read.need)
-            return i
-    reads.append(read)
-    return len(reads) - 1
-
-
-def read_out(
-    reward: LatentReward, rows: Sequence[Row], readings: Sequence[Reading]
-) -> tuple[np.ndarray, list[str | None]]:
-    """(B,) scores from what the reward asked for, scaled and clipped like the reward, and why rows have none."""
-    if not rows:
-        return np.zeros(0), []
-    own = [{k: v for k, v in row.items() if k in (*reward.inputs, "prompt", "completion")} for row in rows]
-    reasons = reward.reasons(own, readings)
-    values = reward.finish(reward.scores_of(own, readings), reasons)
-    return values, [why if np.isnan(v) else None for v, why in zip(values, reasons, strict=True)]
-
-
-def _group(rows: Sequence[Row]) -> str:
-    """Equal for requests whose first row has the same prompt."""
-    return prompt_key(rows[0].get("prompt") if rows else None)

@@ -84,6 +84,8 @@ def test_families(make_judge, tmp_path, family, tokenizer):
     judge = make_judge(family, tokenizer)
     probe = random_probe(judge, 2)
     folder = export_probe(judge, probe, tmp_path / "out")
+    config = json.loads((folder / "config.json").read_text())
+    assert (config.get("_attn_implementation") == "eager") == (family == "gemma2"), "SDPA leaves its soft cap out"
     np.testing.assert_allclose(exported_logits(folder)[:, 0] + 3.0, ours(ProbeReward(judge, probe)), atol=1e-4)
 
 

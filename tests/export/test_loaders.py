@@ -96,3 +96,28 @@ def test_check_on_the_command_line(folder: str, tmp_path: Path) -> None:
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 0, done.output
     assert "ten scores differ by at most" in done.output and "WRONG" not in done.output
+
+
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_check_reads_in_the_precision_of_the_loaders(in_memory: bool, folder: str, tmp_path: Path) -> None:
+    judge = HFJudge(folder, dtype="bfloat16", device="cpu")
+    if in_memory:
+        judge = HFJudge(judge.blocks.model, tokenizer=judge.encoder.tokenizer)
+    out = export_verifier(judge, tmp_path / "out")
+    found = {c.stack: c for c in check(out, judge, JudgePrompt.load("verifier"))}["transformers"]
+    assert found.good and found.difference is not None and found.difference < 1e-5
+    assert next(judge.blocks.model.parameters()).dtype == torch.bfloat16, "the judge itself is as it was"
+    cut = next(iter(check(out, HFJudge(folder, dtype="float32"), JudgePrompt.load("four_rubric"))))
+    assert not cut.good, "another prompt than that of the folder"
+
+
+def test_check_asks_the_interpreters_that_it_is_given(folder: str, tmp_path: Path) -> None:
+    command = ["export", "verifier", "--judge", folder, "--dtype", "float32", "--output", str(tmp_path / "out")]
+    pythons = ["--check-python", str(tmp_path / "none"), "--check-python", sys.executable]
+    done = CliRunner().invoke(app, [*command, *pythons])
+    assert done.exit_code == 2 and "no python interpreter at" in done.output
+    empty = tmp_path / "empty"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(empty)], check=True)
+    pythons[1] = str(empty / "bin" / "python")
+    done = CliRunner().invoke(app, [*command, "--overwrite", *pythons])
+    assert done.exit_code == 0 and "transformers checked: ten scores" in done.output, done.output

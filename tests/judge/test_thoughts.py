@@ -182,10 +182,12 @@ def test_stripping_twice_is_stripping_once(text: str, opened: bool) -> None:
 
 
 @given(REPLIES)
+@example("<|channel|>final<|message|><think><|start|>assistant")
 def test_nothing_is_made_up(text: str) -> None:
     parts = split_thoughts(text)
     if parts.thoughts:
-        assert len(parts.answer) < len(text) and parts.thoughts[0] in text
+        said = parts.thoughts[0].replace("\n\n", "")  # what is said on several channels is joined by blank lines
+        assert len(parts.answer) < len(text) and (parts.thoughts[0] in text or ("<|channel|>" in text and said in text))
     else:
         assert parts.answer == text or "<|channel|>" in text  # the marks around an answer go, too
 

@@ -101,7 +101,8 @@ def test_label_mass_is_logged() -> None:
     reward(**GRPO_ROWS, **trl_kwargs(2, logs))
     assert logs.metrics["mine/label_mass"] == pytest.approx(0.5)
     assert set(logs.metrics) == {
-        f"mine/{k}" for k in ("label_mass", "spread", "tie_share", "flat_groups", "missing", "unfinished", "seconds")
+        f"mine/{k}"
+        for k in ("label_mass", "uncertainty", "spread", "tie_share", "flat_groups", "missing", "unfinished", "seconds")
     }
     assert logs.metrics["mine/seconds"] > 0
 

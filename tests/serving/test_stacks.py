@@ -65,11 +65,12 @@ def test_ten_rows_through_the_stacks_own_code(stack: str, folder: str, prompt: P
         pytest.skip(f"{VARIABLES[stack]} names no python with {stack}")
     # Ours is installed in that environment: a path of this checkout would hide that it is not.
     env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"LATENT_REWARDS_SERVER": server.url}
-    arguments = {"verl": [folder], "openrlhf": [server.url]}.get(stack, [])
-    if stack == "trl":
+    arguments = {"openrlhf": [server.url], "verifiers": [], "ms_swift": []}.get(stack, [folder])
+    if stack.startswith("trl"):
         env |= {"LATENT_REWARDS_PROMPT": str(prompt)}
+    calls = CALLS / f"{stack.removesuffix('_oldest')}_calls.py"
     done = subprocess.run(
-        [python, str(CALLS / f"{stack}_calls.py"), *arguments], input=json.dumps(ROWS), env=env, cwd=prompt.parent,
+        [python, str(calls), *arguments], input=json.dumps(ROWS), env=env, cwd=prompt.parent,
         text=True, capture_output=True, timeout=280, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]

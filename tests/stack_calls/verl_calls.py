@@ -2,31 +2,31 @@
 
 import asyncio
 import json
+import os
 import sys
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
+from hydra import compose, initialize_config_module
 from transformers import AutoTokenizer
 from verl import DataProto
 from verl.trainer.ppo.reward import get_custom_reward_fn, load_reward_manager
 
-CONFIG = OmegaConf.create({
-    "reward": {
-        "custom_reward_function": {
-            "path": "pkg://latent_rewards.serving.adapters.verl", "name": "compute_score", "reward_kwargs": {},
-        },
-        "reward_manager": {"source": "register", "name": "naive"},
-    },
-    "reward_model": {},
-})  # fmt: skip
+# The lines of docs/stacks.md, on verl's own defaults.
+LINES = [
+    "reward.custom_reward_function.path=pkg://latent_rewards.serving.adapters.verl",
+    "reward.custom_reward_function.name=compute_score",
+    f"+reward.custom_reward_function.reward_kwargs.server={os.environ.pop('LATENT_REWARDS_SERVER')}",
+]
 
 
 def main() -> None:
     rows, tokenizer = json.load(sys.stdin), AutoTokenizer.from_pretrained(sys.argv[1])
+    with initialize_config_module("verl.trainer.config", version_base=None):
+        config = compose("ppo_trainer", overrides=LINES)
 
     async def score() -> dict[str, list[float]]:
-        function, manager = get_custom_reward_fn(CONFIG), load_reward_manager(CONFIG, tokenizer)
+        function, manager = get_custom_reward_fn(config), load_reward_manager(config, tokenizer)
         out: dict[str, list[float]] = {"get_custom_reward_fn": [], "run_single": []}
         for row in rows:
             info = {"prompt": row["prompt"]}

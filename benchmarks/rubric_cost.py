@@ -1,0 +1,152 @@
+"""What a rubric list costs: task and reply once and each criterion its own tokens, beside a read for each criterion.
+
+    python -m benchmarks.rubric_cost --repeats 3        # writes benchmarks/results/rubric-cost.{json,md}
+
+One reply of 400 tokens after a prompt of 200, lists of 1 to 40 criteria of about 12 words, the embedded judge in
+float32, one thread, CPU seconds of this process. The floor: unique tokens (nodes of the prefix tree of all texts) at
+the rate of a plain forward of one such text; a forward of these tokens cannot go on in less on this machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.throughput import commit
+from latent_rewards import HFJudge, RubricReward
+from latent_rewards.engine.padded import read_states
+from latent_rewards.files.markdown import table
+
+RESULTS = Path(__file__).parent / "results"
+COUNTS = (1, 5, 10, 20, 40)
+WORDS = (
+    "the reply names a number states why it holds gives one example keeps to the point avoids jargon says what remains "
+    "open mentions the source and its date compares two ways warns of a danger asks nothing back"
+).split()
+
+
+def text(rng: random.Random, judge: HFJudge, tokens: int) -> str:
+    """Words that are about so many tokens."""
+    out: list[str] = []
+    while len(judge.encoder.tokenizer(" ".join(out))["input_ids"]) < tokens:
+        out.append(rng.choice(WORDS))
+    return " ".join(out)
+
+
+def unique(sequences: Sequence[Sequence[int]]) -> int:
+    """Nodes of the prefix tree."""
+    return len({tuple(ids[: i + 1]) for ids in sequences for i in range(len(ids))})
+
+
+def seconds(work: Callable[[], Any], repeats: int) -> float:
+    """Median CPU seconds."""
+    taken = []
+    for _ in range(repeats):
+        started = time.process_time()
+        work()
+        taken.append(time.process_time() - started)
+    return statistics.median(taken)
+
+
+def measure(judge: HFJudge, prompt: str, reply: str, criteria: list[str], rate: float, repeats: int) -> dict[str, Any]:
+    """One length of list."""
+    forward = judge.forward
+
+    def fresh() -> None:
+        judge.forget()
+        forward.cache.clear()
+
+    def packed() -> None:
+        fresh()
+        RubricReward(judge, criteria=criteria).score([prompt], [reply])
+
+    def apart() -> None:
+        for criterion in criteria:
+            fresh()
+            RubricReward(judge, criteria=[criterion]).score([prompt], [reply])
+
+    before = forward.tokens_run
+    packed()
+    tokens = forward.tokens_run - before
+    reward = RubricReward(judge, criteria=criteria)
+    rows = reward.requests(reward.rows([prompt], [reply], {}))[0].rows
+    encoded = [e.ids for e in judge.encoder.encode(reward.prompt.render_all(rows))]
+    apart_tokens = sum(map(len, encoded))
+    took, alone = seconds(packed, repeats), seconds(apart, max(1, repeats // 2))
+    floor = unique(encoded) / rate
+    return {
+        "criteria": len(criteria), "unique_tokens": unique(encoded), "tokens_run": tokens, "tokens_apart": apart_tokens,
+        "seconds": took, "seconds_apart": alone, "floor_seconds": floor, "over_floor": took / floor,
+        "times_less": alone / took,
+    }  # fmt: skip
+
+
+def plain_rate(judge: HFJudge, prompt: str, reply: str, criterion: str, repeats: int) -> float:
+    """Tokens a CPU second of a plain forward of one text, without sharing."""
+    reward = RubricReward(judge, criteria=[criterion])
+    rows = reward.requests(reward.rows([prompt], [reply], {}))[0].rows
+    (encoded,) = judge.encoder.encode(reward.prompt.render_all(rows))
+    ids, at = [encoded.ids], [[len(encoded.ids) - 1]]
+
+    def work() -> None:
+        with torch.no_grad():
+            read_states(judge.blocks, ids, at, layers=(), final=True, batch_tokens=1)
+
+    work()
+    return len(encoded.ids) / seconds(work, repeats)
+
+
+def written(result: dict[str, Any]) -> str:
+    """The table."""
+    rows = []
+    for r in result["rows"]:
+        counts = [str(r[key]) for key in ("criteria", "unique_tokens", "tokens_run", "tokens_apart")]
+        times = [f"{r[key]:.2f}" for key in ("seconds", "floor_seconds", "over_floor", "seconds_apart")]
+        rows.append([*counts, *times, f"{r['times_less']:.1f}"])
+    head = ["criteria", "unique tokens", "tokens run", "tokens of separate reads", "CPU s", "floor, CPU s"]
+    head += ["times the floor", "separate reads, CPU s", "times less"]
+    said = (
+        f"`python -m benchmarks.rubric_cost --repeats {result['repeats']}`; commit {result['commit']}, "
+        f"{result['cpu']}, one thread, float32, SmolLM2-135M. A prompt of {result['prompt_tokens']} tokens, a reply of "
+        f"{result['reply_tokens']}; medians. The floor is the unique tokens at {result['rate']:.0f} tokens a CPU "
+        "second, the rate of a plain forward of one such text in the same run. vLLM was not measured beside it."
+    )
+    return "\n".join(["# The cost of a rubric list", "", said, "", *table(head, rows), ""])
+
+
+def main() -> None:
+    """Command line."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--repeats", type=int, default=3)
+    args = p.parse_args()
+    torch.set_num_threads(1)
+    judge, rng = HFJudge("embedded", dtype="float32", device="cpu"), random.Random(0)
+    prompt, reply = text(rng, judge, 200), text(rng, judge, 400)
+    criteria = [" ".join(rng.choice(WORDS) for _ in range(12)) for _ in range(max(COUNTS))]
+    judge.forward  # noqa: B018  load and check before anything is timed
+    rate = plain_rate(judge, prompt, reply, criteria[0], 3 * args.repeats)
+    rows = [measure(judge, prompt, reply, criteria[:n], rate, args.repeats) for n in COUNTS]
+    rate_after = plain_rate(judge, prompt, reply, criteria[0], 3 * args.repeats)
+    cpu = next(
+        (x.split(":")[1].strip() for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x), "?"
+    )
+    size = [len(judge.encoder.tokenizer(t)["input_ids"]) for t in (prompt, reply)]
+    result = {
+        "commit": commit(), "cpu": cpu, "repeats": args.repeats, "prompt_tokens": size[0], "reply_tokens": size[1],
+        "rate": rate, "rate_after": rate_after, "rows": rows,
+    }  # fmt: skip
+    (RESULTS / "rubric-cost.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    (RESULTS / "rubric-cost.md").write_text(written(result), encoding="utf-8")
+    print(written(result))
+
+
+if __name__ == "__main__":
+    main()
