@@ -17,6 +17,7 @@ import asyncio
 import functools
 import importlib
 import importlib.util
+import inspect
 import json
 import sys
 import types
@@ -33,6 +34,7 @@ from servers import in_thread
 
 from latent_rewards import JudgePrompt, VerifierReward
 from latent_rewards.serving import adapters
+from latent_rewards.serving.client import RewardClient
 from latent_rewards.serving.service import Service
 from latent_rewards.serving.settings import ServeSettings
 
@@ -250,3 +252,24 @@ def test_slime_and_miles_by_function(want: Any, monkeypatch: pytest.MonkeyPatch)
     by_metadata = types.SimpleNamespace(prompt=ASKED, response=SAID, label=None, metadata={"reference": TRUE})
     assert asyncio.run(rm_function(None, one)) == want
     assert asyncio.run(rm_function(None, [one, by_metadata])) == [want, want]
+
+
+def test_axolotl(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`GRPOStrategy.get_reward_func` (`src/axolotl/core/trainers/grpo/__init__.py`): a dotted name, two parameters."""
+    module, name = "latent_rewards.env.verifier".rsplit(".", 1)
+    reward_func = getattr(importlib.import_module(module), name)
+    assert len(inspect.signature(reward_func).parameters) >= 2
+
+
+def test_tinker(want: Any) -> None:
+    """`await env.step(action)` in a running loop: the client of docs/stacks.md, asked without blocking it."""
+    client = RewardClient(reward="right")
+
+    async def step() -> float:
+        (score,) = await client.score_async([{"prompt": ASKED, "completion": SAID, "reference": TRUE}])
+        return score
+
+    async def group() -> list[float]:
+        return list(await asyncio.gather(*[step() for _ in range(4)]))
+
+    assert asyncio.run(group()) == [want] * 4
