@@ -126,7 +126,7 @@ def test_the_commands_show_every_option_of_score_and_the_page_names_no_other() -
 def test_trl_command_and_environment() -> None:
     (command,) = (words for words in commands(TRL) if words[0] == "trl")
     assert len([w for w in command if w.startswith("latent_rewards.env.")]) == 2
-    others = {"LATENT_REWARDS_DATA", "LATENT_REWARDS_FENCE", "LATENT_REWARDS_REWARD"}
+    others = {f"LATENT_REWARDS_{n}" for n in ("DATA", "FENCE", "REWARD", "DEADLINE", "END")}  # of other pages
     used = set(re.findall(r"LATENT_REWARDS_[A-Z]+", every_text())) - others
     source = Path(env.__file__).read_text()
     assert used == set(re.findall(r"LATENT_REWARDS_[A-Z]+", env.__doc__ or "")) and all(n in source for n in used)
