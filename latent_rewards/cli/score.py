@@ -134,7 +134,7 @@ def _run(
     with (
         user_errors(InputError, torch.OutOfMemoryError),
         _clean_end_on_sigterm(),
-        tqdm(total=total, unit="row", file=sys.stderr, dynamic_ncols=True) as bar,
+        tqdm(total=total, unit="pair", file=sys.stderr, dynamic_ncols=True) as bar,
     ):
         scorer = (PairScorer if both else Scorer)(rewards, columns, bar)
         _write(source, path, scorer, total, batch_size)
@@ -163,7 +163,7 @@ def _tell(scorer: Scorer, path: Path, seconds: float, *, existed: bool) -> None:
         typer.echo(f"and {scorer.bad - SHOWN} more rows with a missing score", err=True)
     where = f"{path} left as it was" if existed and not scorer.scored else f"written to {path}"
     null, rate = scorer.rows - scorer.scored, scorer.rows / max(seconds, 1e-9)
-    typer.echo(f"rows {scorer.rows}, scored {scorer.scored}, null {null}, {rate:.1f} rows/s, {where}", err=True)
+    typer.echo(f"rows {scorer.rows}, scored {scorer.scored}, null {null}, {rate:.1f} pairs/s, {where}", err=True)
     if not scorer.scored:
         fail("nothing could be scored", 1)
 
