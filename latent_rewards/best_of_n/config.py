@@ -38,7 +38,8 @@ class Selection:
         over: the fraction of each "prompt"'s completions, or of "all" rows.
         temperature: for "soft", in units of the combined score.
         against: for "pairs": the "worst" or the "middling" completion is rejected.
-        margin: for "pairs": smallest difference of the two scores.
+        margin: for "pairs": smallest difference of the two scores; None is 2.5 % of the span between the lowest and the
+            highest score of the run, within which two scores are apart by rounding and by no preference.
         ties: which of equal scores comes first; see `latent_rewards.best_of_n.selection.order`.
         combine: how several rewards become one score; "z" and "worst" standardise over all rows, "rank" ranks within a
             prompt.
@@ -53,7 +54,7 @@ class Selection:
     over: Over = "prompt"
     temperature: float = 1.0
     against: Pairing = "worst"
-    margin: float = 0.0
+    margin: float | None = None
     ties: Ties = "first"
     combine: Combination = "mean"
     weights: Sequence[float] | None = None
@@ -71,7 +72,7 @@ class Selection:
             and self.threshold is None,
             "fraction lies in (0, 1]": not 0 < self.fraction <= 1,
             "temperature must be positive": not self.temperature > 0,
-            "margin must not be negative": self.margin < 0,
+            "margin must not be negative": (self.margin or 0) < 0,
             f"give {n_rewards} weights, one per reward, not all 0": self.weights is not None
             and (len(self.weights) != n_rewards or not sum(self.weights) > 0),
             "the worst of several takes no weights": self.weights is not None and self.combine == "worst",

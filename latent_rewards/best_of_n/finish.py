@@ -26,6 +26,10 @@ from latent_rewards.judge.layouts import answers_of
 from latent_rewards.judge.prompts import to_text
 from latent_rewards.stats.bootstrap import none_if_nan
 
+# Of the span of a run's scores: far above the rounding of float32. In bfloat16 other batches change the order of
+# ratings up to 0.24 of 10 points apart (benchmarks/results/determinism.md), which may be more than this.
+MARGIN_SHARE = 0.025
+
 
 @dataclass
 class Scored:
@@ -60,6 +64,7 @@ class Finisher:
         self.config, self.plan, self.store, self.folder = config, plan, store, folder
         self.names = list(config.reward_specs())
         self.moments: tuple[np.ndarray, np.ndarray] | None = None
+        self.margin = config.selection.margin
 
     def finish(self) -> JsonObject:
         """Write `scored`, `selected` and `summary.json`; counts of what was done.
@@ -71,6 +76,8 @@ class Finisher:
         chosen, counts = self.config.selection, Counter[str]()
         if chosen.combine in ("z", "worst"):
             self.moments = self._moments()
+        if self.margin is None and chosen.method == "pairs":
+            self.margin = MARGIN_SHARE * self._span()
         with tempfile.TemporaryDirectory(prefix=".finish-", dir=self.folder) as temp:
             keep = self._global_fraction(Path(temp)) if _is_global(chosen) else None
             suffix = ".jsonl" if self.config.format == "jsonl" else ".parquet"
@@ -83,7 +90,7 @@ class Finisher:
                     counts += _counts(group, len(rows))
             for path in (scored, selected):
                 _publish(path, self.folder / f"{path.stem}{suffix}")
-        summary = {**{k: counts[k] for k in _COUNTED}, "made_by": self._made_by()}
+        summary = {**{k: counts[k] for k in _COUNTED}, "margin": self.margin, "made_by": self._made_by()}
         write_text(self.folder / "summary.json", to_json(summary, indent=1))
         return summary
 
@@ -120,6 +127,14 @@ class Finisher:
         for _, group in self._raw():
             square += np.nansum((group - mean[:, None]) ** 2, 1)
         return mean, np.sqrt(square / np.maximum(count, 1))
+
+    def _span(self) -> float:
+        """Between the lowest and the highest combined score; 0 where nothing is scored."""
+        low, high = np.inf, -np.inf
+        for group in self._groups():
+            known = group.combined[~np.isnan(group.combined)]
+            low, high = min([low, *known]), max([high, *known])
+        return float(max(0.0, high - low))
 
     def _raw(self) -> Iterator[tuple[Record, np.ndarray]]:
         """Records, each with its rewards (R, N)."""
@@ -175,7 +190,7 @@ class Finisher:
     def _pair(self, group: Scored, key: str) -> Iterator[Row]:
         chosen = self.config.selection
         pair = rules.preference_pair(
-            group.combined, against=chosen.against, margin=chosen.margin, ties=chosen.ties, lengths=group.lengths(),
+            group.combined, against=chosen.against, margin=self.margin or 0.0, ties=chosen.ties, lengths=group.lengths(),
             key=key,
         )  # fmt: skip
         if pair is None:

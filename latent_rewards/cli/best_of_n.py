@@ -50,7 +50,16 @@ SELECTION: options.Group = {
     "over": (Annotated[str, typer.Option(help="For top-fraction: of each prompt, or of all.")], "prompt"),
     "temperature": (Annotated[float, typer.Option(help="For soft, in units of the score.")], 1.0),
     "against": (Annotated[str, typer.Option(help="For pairs: reject the worst or the middling.")], "worst"),
-    "margin": (Annotated[float, typer.Option(min=0, help="For pairs: smallest difference of scores.")], 0.0),
+    "margin": (
+        Annotated[
+            float | None,
+            typer.Option(
+                min=0,
+                help="For pairs: smallest difference of scores; default 2.5 % of the span of the run's scores.",
+            ),
+        ],
+        None,
+    ),
     "ties": (Annotated[str, typer.Option(help="Of equal scores: first, shortest or random.")], "first"),
     "combine": (Annotated[str, typer.Option(help="Several rewards into one score: mean, z, rank or worst.")], "mean"),
 }

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _SAME = (
     "output", "cache", "limit", "max_chars", "likert_limit", "samples", "resamples", "robustness_items",
-    "consistency_items",
+    "consistency_items", "stability",
 )  # fmt: skip
 
 
@@ -36,6 +36,10 @@ def evaluate(
     keep_layers: Annotated[str, typer.Option(help="Comma-separated layers whose states go to the cache.")] = "",
     resamples: Annotated[int, typer.Option(min=100, help="Bootstrap draws.")] = 1000,
     robustness_items: Annotated[int, typer.Option(min=0, help="Items per benchmark for attacks and edits.")] = 0,
+    stability: Annotated[
+        bool | None,
+        typer.Option("--stability/--no-stability", help="Read again in other batches; default: judges under 1B."),
+    ] = None,
     consistency_items: Annotated[int, typer.Option(min=0, help="Items per benchmark for pairwise prompts.")] = 0,
     config: options.Config = None,
 ) -> None:

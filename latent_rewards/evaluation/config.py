@@ -15,7 +15,8 @@ class EvaluateConfig:
     Attributes:
         judge: model name, or the arguments of `HFJudge`.
         rewards: names, with what they need after a colon ("probe:runs/probe", "weighted:rubric"), or a mapping of your
-            own name -> {"reward": name, option: value}.
+            own name -> {"reward": name, option: value}. Ratings that the judge writes freely, which cost a generation
+            each, are "likert10" and "likert5".
         benchmarks: see `latent_rewards.evaluation.benchmarks.load`.
         output: folder of the results, the report and, unless `cache` says otherwise, the cache.
         cache: folder of the cache; one can serve many runs.
@@ -29,6 +30,8 @@ class EvaluateConfig:
             without another forward.
         batch: texts between two commits to the cache.
         robustness_items: items per benchmark for attack strings and edits; 0 for none.
+        stability: whether scores are read again in other batches and orders; None: for judges of less than a billion
+            parameters.
         consistency_items: items per benchmark for pairwise prompts in both orders; 0 for none.
         resamples: bootstrap draws.
         seed: of the bootstrap.
@@ -36,7 +39,7 @@ class EvaluateConfig:
 
     judge: str | JsonObject = "embedded"
     rewards: list[str] | dict[str, JsonObject] = field(
-        default_factory=lambda: ["weighted", "verifier", "cross_layer", "likert10", "likert5"]
+        default_factory=lambda: ["weighted", "verifier", "cross_layer", "likert10:guided", "likert5:guided"]
     )
     benchmarks: list[str] = field(default_factory=lambda: ["open_ended"])
     output: str = "runs/eval"
@@ -51,6 +54,7 @@ class EvaluateConfig:
     batch: int = 32
     robustness_items: int = 0
     consistency_items: int = 0
+    stability: bool | None = None
     resamples: int = 1000
     seed: int = 0
 

@@ -38,6 +38,7 @@ __all__ = ["EvaluateConfig", "evaluate"]
 
 logger = logging.getLogger(__name__)
 
+LARGE = 10**9  # parameters of a judge whose stability is read only where it is asked for
 SCHEMA = "latent-rewards/evaluation/1"
 
 
@@ -78,7 +79,7 @@ def evaluate(config: EvaluateConfig, judge: Judge | None = None) -> Results | No
         "run": _facts(config, judge, rewards),
         "benchmarks": [a.to_dict() for a in analyses],
         "summary": summary.summarise(analyses),
-        "stability": {name: drift(reward, readings, sets) for name, reward in _smooth(rewards).items()},
+        "stability": _stability(config, readings, _smooth(rewards), sets),
         "robustness": checks.robustness_results(config, readings, _latent(rewards), sets),
         "consistency": checks.consistency_results(config, readings, _smooth(rewards), sets),
         "cost": _cost(cache, started),
@@ -95,7 +96,7 @@ def _fill(
     *,
     show: bool,
 ) -> None:
-    """Read and sample all that is missing, with a progress bar over texts."""
+    """Read and sample all that is missing, with a progress bar over the rows of each stage."""
     jobs: list[checks.Job] = []
     for wanted, rows in checks.label_work(rewards, sets, config.keep_layers):
         jobs.append(("read " + "+".join(p.name for p, _ in wanted), len(rows), readings.fill(wanted, rows)))
@@ -107,11 +108,24 @@ def _fill(
                 work = readings.fill_answers(reward, rows, greedy=True)
                 jobs.append((f"greedy {reward.prompt.name}", len(rows), work))
     jobs += checks.jobs(config, readings, _latent(rewards), sets)
-    with tqdm(total=sum(n for _, n, _ in jobs), unit="text", disable=not show, mininterval=1.0) as bar:
-        for name, _, work in jobs:
-            bar.set_description(name)
+    for name, rows_of, work in jobs:
+        with tqdm(desc=name, total=rows_of, unit="row", disable=not show, mininterval=1.0) as bar:
             for done in work:
                 bar.update(done)
+
+
+def _stability(
+    config: EvaluateConfig, readings: Readings, rewards: Mapping[str, LatentReward], sets: Sequence[Benchmark]
+) -> dict[str, dict[str, float | None]]:
+    """See `stability.drift`, with a progress bar over rewards; empty where it was not asked for."""
+    wanted = config.stability if config.stability is not None else _parameters(readings.judge) < LARGE
+    shown = tqdm(rewards.items() if wanted else (), desc="stability", unit="reward", disable=not wanted)
+    return {name: drift(reward, readings, sets) for name, reward in shown}
+
+
+def _parameters(judge: Judge) -> int:
+    """Number of a judge's own parameters; 0 where it is not here."""
+    return sum(p.numel() for p in judge.blocks.model.parameters()) if isinstance(judge, HFJudge) else 0
 
 
 def _columns(

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from latent_rewards.evaluation.results import BenchmarkResult, Results
+from latent_rewards.judge.describe import LOW_MASS
 from latent_rewards.stats.bootstrap import Figure
 from latent_rewards.stats.power import about, rows_needed
 
-LOW_MASS = 0.1  # below it the labels are not what the judge was about to say
 MOST_ROWS = 50_000  # a need of more rows than this is said as "no number of rows that one would collect"
 _CHANCE = {"pair": 0.5, "rating": 0.0, "list": 0.0}
 

@@ -21,3 +21,12 @@ def as_messages(said: Prompt, role: str = "user") -> list[dict[str, Any]]:
     if isinstance(said, str):
         return [{"role": role, "content": said}]
     return [dict(message) for message in ([said] if isinstance(said, Mapping) else said)]
+
+
+def check_lists(**given: Any) -> None:
+    """Refuse one text or message where a list of them is due: its letters or keys would be taken for rows."""
+    for name, value in given.items():
+        if isinstance(value, str | bytes | Mapping):
+            raise TypeError(
+                f"{name} must be a list with one entry per row, got one {type(value).__name__}: {value!r:.60}"
+            )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -17,6 +18,7 @@ class Readers:
     def __init__(self) -> None:
         self._turns = itertools.count(1)
         self._last: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+        self._owed: weakref.WeakKeyDictionary[Any, float] = weakref.WeakKeyDictionary()
 
     def called(self, reward: Any) -> list[Any]:
         """Note that a trainer calls this reward.
@@ -29,6 +31,15 @@ class Readers:
         if before is None:
             return [reward]
         return [other for other, turn in list(self._last.items()) if turn > before]
+
+    def share(self, rewards: Sequence[Any], seconds: float) -> None:
+        """Note what a forward took that served all these rewards: each answers for its part of it."""
+        for reward in rewards:
+            self._owed[reward] = self._owed.get(reward, 0.0) + seconds / len(rewards)
+
+    def settle(self, reward: Any) -> float:
+        """Seconds of shared forwards that a reward answers for since it was last asked."""
+        return self._owed.pop(reward, 0.0)
 
     def __reduce__(self) -> tuple[type[Readers], tuple[()]]:
         return Readers, ()  # a copy in another process has callers of its own

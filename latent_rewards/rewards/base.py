@@ -15,9 +15,11 @@ from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 
+from latent_rewards.files.types import check_lists
 from latent_rewards.judge import fingerprint
 from latent_rewards.judge.hf import HFJudge, Judge
 from latent_rewards.judge.prompts import JudgePrompt
+from latent_rewards.judge.questions import with_question
 from latent_rewards.judge.thoughts import UNFINISHED
 from latent_rewards.rewards.group_statistics import group_statistics
 
@@ -38,6 +40,8 @@ class Reward:
     Args:
         judge: a judge, or a model name for `HFJudge`.
         prompt: shipped prompt name, path of a prompt file, or `JudgePrompt`; each reward has its own default.
+        question: asked instead of the prompt's own, in plain words: "Is the reply polite?"; see
+            `latent_rewards.judge.questions`.
         name: metric key in the trainer's logs; made unique among live rewards.
         scale: the reward is `scale * score + shift`.
         shift: see `scale`.
@@ -65,6 +69,7 @@ class Reward:
         judge: Judge | str = "embedded",
         *,
         prompt: str | Path | JudgePrompt | None = None,
+        question: str | None = None,
         name: str | None = None,
         scale: float = 1.0,
         shift: float = 0.0,
@@ -81,6 +86,8 @@ class Reward:
             raise ValueError(f"clip must be (low, high) with low < high, got {clip}")
         self.judge: Judge = HFJudge(judge) if isinstance(judge, str) else judge
         self.prompt = JudgePrompt.load(prompt if prompt is not None else self.default_prompt)
+        if question is not None:
+            self.prompt = with_question(self.prompt, question)
         if isinstance(unfinished, str) and unfinished not in ("none", "keep"):
             raise ValueError(f"unfinished must be None, 'none', 'keep' or a number, got {unfinished!r}")
         self.prompt = self.prompt.with_thoughts(
@@ -206,8 +213,8 @@ class Reward:
             ValueError: a row lacks something the prompt needs; the message has the row number.
         """
         started = time.perf_counter()
-        _check_lists(prompts=prompts, completions=completions)
-        self._read_together(list(prompts or []), list(completions), kwargs)
+        check_lists(prompts=prompts, completions=completions)
+        elsewhere = self._read_together(list(prompts or []), list(completions), kwargs)
         rewards, facts = self._rewards(list(prompts or []), list(completions), kwargs)
         missing = np.flatnonzero(np.isnan(rewards))
         no_way_out = "trainer_state" in kwargs and "log_metric" not in kwargs
@@ -226,11 +233,10 @@ class Reward:
             facts["metrics"] |= group_statistics(list(prompts or []), rewards)
             cut = [self.prompt.ends_in_thought(c) for c in completions]
             facts["metrics"]["unfinished"] = float(np.mean(cut)) if cut else 0.0
-            facts["metrics"]["seconds"] = time.perf_counter() - started
+            facts["metrics"]["seconds"] = time.perf_counter() - started + elsewhere
             for key, value in facts["metrics"].items():
                 kwargs["log_metric"](f"{self.__name__}/{key}", float(value))
         if kwargs.get("log_extra") is not None:
-            kwargs["log_extra"](self.__name__, out)
             for key, column in facts.get("extra", {}).items():
                 kwargs["log_extra"](f"{self.__name__}/{key}", column)
         return out
@@ -250,14 +256,14 @@ class Reward:
             TypeError: one text instead of a list.
             ValueError: lengths differ, or a row lacks something the prompt needs; the message has the row number.
         """
-        _check_lists(prompts=prompts, completions=completions)
+        check_lists(prompts=prompts, completions=completions)
         return self._rewards(list(prompts), list(completions), dict(columns))[0]
 
     def score_with_reasons(
         self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Sequence[Any]
     ) -> tuple[np.ndarray, list[str | None]]:
         """As `score`, and for each row without a score why it has none."""
-        _check_lists(prompts=prompts, completions=completions)
+        check_lists(prompts=prompts, completions=completions)
         final, facts = self._rewards(list(prompts), list(completions), dict(columns))
         return final, [why if np.isnan(x) else None for x, why in zip(final, facts["reasons"], strict=True)]
 
@@ -277,15 +283,20 @@ class Reward:
         for slot in self.inputs:
             if slot in given or columns.get(slot) is None:
                 continue
-            _check_lists(**{slot: columns[slot]})
+            check_lists(**{slot: columns[slot]})
             column = list(columns[slot])
             if len(column) != len(completions):
                 raise ValueError(f"column {slot!r} has {len(column)} entries for {len(completions)} completions")
             given[slot] = column
         return [dict(zip(given, values, strict=True)) for values in zip(*given.values(), strict=True)]
 
-    def _read_together(self, prompts: list[Any], completions: list[Any], columns: Mapping[str, Any]) -> None:
-        """Have the judge read what it will be asked of these rows by other rewards, too."""
+    def _read_together(self, prompts: list[Any], completions: list[Any], columns: Mapping[str, Any]) -> float:
+        """Have the judge read what it will be asked of these rows by other rewards, too.
+
+        Returns:
+            Seconds to add to those of this call, so that each reward answers for its part of a shared forward.
+        """
+        return 0.0
 
     def _score(
         self, prompts: list[Any], completions: list[Any], columns: Mapping[str, Any]
@@ -353,7 +364,12 @@ def with_prompt_of(owner: Any, options: dict[str, Any]) -> dict[str, Any]:
         ValueError: they ask for another prompt, which would change nothing but its name.
     """
     lost = sorted(key for key in ("reasoning", "thought_tags", "opened") if options.get(key))
+    lost += ["question"] if options.get("question") is not None else []
     lost += ["unfinished"] if options.get("unfinished") == "keep" else []
+    if lost == ["question"] and not isinstance(owner, Reward):
+        raise ValueError(
+            f"a {type(owner).__name__} answers no question but that of its own prompt {owner.prompt.name!r}"
+        )
     if lost and isinstance(owner, Reward):
         raise ValueError(f"give {lost} to the {type(owner).__name__} in it, which is what reads")
     given, own = options.pop("prompt", None), owner.prompt
@@ -363,15 +379,6 @@ def with_prompt_of(owner: Any, options: dict[str, Any]) -> dict[str, Any]:
             f"{own.name!r} with hash {own.hash}; leave `prompt` out here, or make that part with it"
         )
     return {**options, "prompt": own}
-
-
-def _check_lists(**given: Any) -> None:
-    """Refuse one text or message where a list of them is due: its letters or keys would be taken for rows."""
-    for name, value in given.items():
-        if isinstance(value, str | bytes | Mapping):
-            raise TypeError(
-                f"{name} must be a list with one entry per row, got one {type(value).__name__}: {value!r:.60}"
-            )
 
 
 def _defer(calls: list[tuple[Callable[..., None], tuple[Any, ...]]], function: Callable[..., None]) -> Any:

@@ -97,7 +97,7 @@ def _member(
 def _inner(options: dict[str, Any]) -> dict[str, Any]:
     """Of a composite's options those that its members read by, taken out; a floor stays its own."""
     text = isinstance(options.get("unfinished"), str)
-    names = {"reasoning", "opened", "thought_tags", *(["unfinished"] if text else [])} & options.keys()
+    names = {"question", "reasoning", "opened", "thought_tags", *(["unfinished"] if text else [])} & options.keys()
     return {name: options.pop(name) for name in names}
 
 

@@ -139,8 +139,8 @@ class CalibratedReward(Reward):
         """As the reward."""
         self.reward.check_row(row)
 
-    def _read_together(self, prompts: list[Any], completions: list[Any], columns: Mapping[str, Any]) -> None:
-        self.reward._read_together(prompts, completions, columns)
+    def _read_together(self, prompts: list[Any], completions: list[Any], columns: Mapping[str, Any]) -> float:
+        return self.reward._read_together(prompts, completions, columns)
 
     def _score(
         self, prompts: list[Any], completions: list[Any], columns: Mapping[str, Any]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from latent_rewards.files.types import check_lists
 from latent_rewards.judge.hf import Judge, Request
 from latent_rewards.judge.prompts import JudgePrompt
 from latent_rewards.rewards.games import in_both_orders, sigmoid
@@ -48,8 +49,11 @@ def compare(
             "pairwise", or "pairwise_criterion".
 
     Raises:
+        TypeError: `criteria` is one text instead of a list.
         ValueError: no criterion in `criteria`, or a prompt that compares nothing.
     """
+    if isinstance(criteria, str):
+        check_lists(criteria=criteria)
     default = "pairwise" if criteria is None else "pairwise_criterion"
     reward = PairwiseReward(judge, prompt=with_prompt or default, opponents="column", column="other")
     named = criteria if isinstance(criteria, Mapping) else {one: one for one in criteria or ()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -61,7 +62,7 @@ class LatentReward(Reward):
             raise ValueError(f"{type(self).__name__} needs {lacks}, which judge {self.judge.name!r} cannot give")
         self.judge.check(self.prompt, self.need)
 
-    def _read_together(self, prompts: list[Any], completions: list[Any], columns: Mapping[str, Any]) -> None:
+    def _read_together(self, prompts: list[Any], completions: list[Any], columns: Mapping[str, Any]) -> float:
         """One forward for all rewards that a trainer has on this judge: it is about to call them on the same rows.
 
         Which ones it has is what it called since it last called this one, so a reward's first call reads for itself
@@ -70,18 +71,23 @@ class LatentReward(Reward):
         """
         from_trainer = {"trainer_state", "completion_ids", "log_metric"} & columns.keys()
         if not from_trainer or not prompts:
-            return
+            return 0.0
         together: list[Request] = []
+        sharing, started = [], time.perf_counter()
         for reward in sorted(self.judge.readers.called(self), key=lambda r: r.__name__):
             given = {"prompt", "completion", *(k for k, v in columns.items() if v is not None)}
             if set(reward.required) <= given:
                 together += reward.requests(reward.rows(prompts, completions, columns))
+                sharing.append(reward)
         if len(together) < 2:
-            return
+            return 0.0
         try:
             self.judge.read(together)
         except ValueError as err:  # the reward that cannot be read says so itself, if it is called
             logger.debug("reading one reward at a time: %s", err)
+        spent = time.perf_counter() - started
+        self.judge.readers.share(sharing, spent)
+        return self.judge.readers.settle(self) - spent
 
     @property
     def values(self) -> tuple[float, ...]:

@@ -13,6 +13,7 @@ import torch
 from latent_rewards import readouts
 from latent_rewards.files.keys import prompt_key
 from latent_rewards.files.sources import RowError
+from latent_rewards.files.types import check_lists
 from latent_rewards.judge.hf import Judge, Reading, Request
 from latent_rewards.rewards.criteria import Criteria, Criterion, load_criteria, parse_criteria, subset
 from latent_rewards.rewards.latent import UNKNOWN, LatentReward
@@ -163,7 +164,11 @@ class RubricReward(LatentReward):
             B lists of mappings: "criterion", "name", "weight", "essential"; "p" = P(it holds), "label_mass" the share
             of the next token's probability on the labels; "contribution" to the score before any gate and clipping,
             for aggregates that are sums, else None; "reason" why it could not be read.
+
+        Raises:
+            TypeError: one text instead of a list.
         """
+        check_lists(prompts=prompts, completions=completions)
         rows = self.rows(list(prompts), list(completions), columns)
         return self.explain_of(rows, self.judge.read(self.requests(rows))) if rows else []
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from latent_rewards.files.types import check_lists
 from latent_rewards.judge.hf import HFJudge, Judge
 from latent_rewards.rewards.base import Reward
 from latent_rewards.rewards.latent import ProbabilityWeightedReward
@@ -46,9 +47,13 @@ def select(
         criteria: names to what must hold, or a list of it; the score is then the mean of P(criterion holds).
 
     Raises:
+        TypeError: one text instead of a list, of candidates or of criteria.
         ValueError: no candidate, or none that could be read; names why.
     """
-    if isinstance(candidates, str) or not len(candidates):
+    check_lists(candidates=candidates)
+    if isinstance(criteria, str):
+        check_lists(criteria=criteria)
+    if not len(candidates):
         raise ValueError("candidates must be a list of at least one reply")
     held: Judge = HFJudge(judge) if isinstance(judge, str) else judge
     prompts, given = [prompt] * len(candidates), list(candidates)

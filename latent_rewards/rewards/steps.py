@@ -10,7 +10,7 @@ import numpy as np
 
 from latent_rewards import readouts
 from latent_rewards.files.sources import RowError
-from latent_rewards.files.types import Prompt
+from latent_rewards.files.types import Prompt, check_lists
 from latent_rewards.judge.hf import Judge, Reading, Request
 from latent_rewards.judge.prompts import JudgePrompt
 from latent_rewards.judge.reading import Row
@@ -137,6 +137,7 @@ class StepReward(LatentReward):
         Returns:
             B arrays (T_i,), in label values, neither scaled nor clipped; NaN where a step could not be read.
         """
+        check_lists(prompts=prompts, completions=completions)
         rows = self.rows(list(prompts), list(completions), columns)
         return self.steps_of(rows, self.judge.read(self.requests(rows))) if rows else []
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from latent_rewards.files.types import check_lists
 from latent_rewards.serving.transport import JudgeServerError, Transport, token_here
 
 __all__ = ["JudgeServerError", "RewardClient", "ServedReward", "connect"]
@@ -39,6 +40,7 @@ class RewardClient:
         """One score per row.
 
         Raises:
+            TypeError: one row instead of a list.
             JudgeServerError: no answer, or a row without a score (what calls this has no way to leave one out).
         """
         return self._scores(self.transport.request("POST", "/score", self._payload(rows)))
@@ -48,6 +50,7 @@ class RewardClient:
         return self._scores(await self.transport.request_async("POST", "/score", self._payload(rows)))
 
     def _payload(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        check_lists(rows=rows)
         wanted = {} if self.reward is None else {"rewards": [self.reward]}
         return {
             "rows": [dict(row) for row in rows],
@@ -79,9 +82,11 @@ class ServedReward:
         """One reward per completion; columns of B texts fill further slots of the judge prompt.
 
         Raises:
+            TypeError: one text instead of a list.
             ValueError: the lengths differ.
             JudgeServerError: as `RewardClient.score`.
         """
+        check_lists(prompts=prompts, completions=completions)
         texts = {k: v for k, v in columns.items() if isinstance(v, list) and all(isinstance(x, str) for x in v)}
         given = {"prompt": prompts, "completion": completions, **texts}
         return self.client.score([dict(zip(given, row, strict=True)) for row in zip(*given.values(), strict=True)])

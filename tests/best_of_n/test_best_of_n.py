@@ -137,6 +137,18 @@ def test_the_best_tenth_of_all(run: Any, ties: str) -> None:
     assert sorted(r["id"] for r in selected) == sorted(r["id"] for r in best) == [r["id"] for r in selected]
 
 
+def test_pairs_have_a_margin_above_rounding_unless_told(run: Any) -> None:
+    rows = [{"prompt": f"p{i}", "completions": [f"a {i} {j}" for j in range(2)]} for i in range(40)]
+    run(rows, name="all", selection=Selection("none"))
+    scores = np.array([r["score"] for r in read(run.folder.parent / "all" / "scored.jsonl")])
+    margin = 0.025 * (scores.max() - scores.min())
+    gaps = np.ptp(scores, axis=1)
+    assert 0 < (gaps < margin).sum() < 40, "the case is one"
+    counts = run(rows, name="pairs", selection=Selection("pairs"))
+    assert counts["margin"] == pytest.approx(margin) and counts["selected"] == (gaps >= margin).sum()
+    assert run(rows, name="told", selection=Selection("pairs", margin=0.0))["selected"] == (gaps > 0).sum()
+
+
 def test_threshold_soft_and_none(run: Any) -> None:
     judge = FakeJudge()
     run(PAIRS, judge, selection=Selection("threshold", threshold=5.0))

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import math
 import pickle
+import time
 from typing import Any
 
 import numpy as np
@@ -285,3 +286,31 @@ def test_infinite_readings_are_missing() -> None:
 
     assert VerifierReward(Sure(), output="log_odds")(["p"], ["c"]) == [None], "GRPO could not average infinity"
     assert VerifierReward(Sure())(["p"], ["c"]) == [1.0]
+
+
+def test_rewards_that_share_a_forward_share_its_seconds():
+    class Slow(FakeJudge):
+        """Reads something new in 0.3 s, and what it has just read at once."""
+
+        def __init__(self):
+            super().__init__()
+            self.seen = set()
+
+        def read(self, requests):
+            keys = {(r.prompt.hash, repr(r.rows)) for r in requests}
+            time.sleep(0.3 * bool(keys - self.seen))
+            self.seen |= keys
+            return super().read(requests)
+
+    judge = Slow()
+    rewards = [
+        ProbabilityWeightedReward(judge, name=f"share{i}", prompt=p) for i, p in enumerate(("weighted", "rubric"))
+    ]
+    for step in range(2):
+        logs = Logs()
+        given = trl_kwargs(2, logs) | {"rubric": ["r", "r"], "criteria": ["r", "r"]}
+        given["completions"] = [f"{c} {step}" for c in given["completions"]]
+        for reward in rewards:
+            reward(**given)
+    seconds = [logs.metrics[f"share{i}/seconds"] for i in range(2)]
+    assert sum(seconds) == pytest.approx(0.3, abs=0.1) and max(seconds) < 0.22, "half each, not all on the first"
