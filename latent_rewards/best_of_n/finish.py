@@ -190,8 +190,8 @@ class Finisher:
     def _pair(self, group: Scored, key: str) -> Iterator[Row]:
         chosen = self.config.selection
         pair = rules.preference_pair(
-            group.combined, against=chosen.against, margin=self.margin or 0.0, ties=chosen.ties, lengths=group.lengths(),
-            key=key,
+            group.combined, against=chosen.against, margin=self.margin or 0.0, ties=chosen.ties,
+            lengths=group.lengths(), key=key,
         )  # fmt: skip
         if pair is None:
             return

@@ -25,10 +25,10 @@ def test_the_question_is_replaced_and_nothing_else() -> None:
 @pytest.mark.parametrize(
     ("question", "asked"),
     [
-        ("How polite is the reply?", "How polite is the reply? Rate it from 0 (not at all) to 10 (fully). Answer with the"),
-        ("How polite is it, from 0 (rude) to 10 (very)?", "How polite is it, from 0 (rude) to 10 (very)? Answer with the"),
+        ("How polite is it?", "How polite is it? Rate it from 0 (not at all) to 10 (fully). Answer with"),
+        ("How polite is it, from 0 (rude) to 10?", "How polite is it, from 0 (rude) to 10? Answer with"),
     ],
-)  # fmt: skip
+)
 def test_a_question_for_a_rating_names_the_range(question: str, asked: str) -> None:
     assert asked in with_question(JudgePrompt.load("weighted"), question).body
 

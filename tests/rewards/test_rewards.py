@@ -309,8 +309,7 @@ def test_rewards_that_share_a_forward_share_its_seconds():
     for step in range(2):
         logs = Logs()
         given = trl_kwargs(2, logs) | {"rubric": ["r", "r"], "criteria": ["r", "r"]}
-        given["completions"] = [f"{c} {step}" for c in given["completions"]]
         for reward in rewards:
-            reward(**given)
+            reward(prompts=["p", "q"], completions=[f"a {step}", f"b {step}"], **given)
     seconds = [logs.metrics[f"share{i}/seconds"] for i in range(2)]
     assert sum(seconds) == pytest.approx(0.3, abs=0.1) and max(seconds) < 0.22, "half each, not all on the first"
