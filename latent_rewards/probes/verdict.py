@@ -23,7 +23,7 @@ def verdict(metrics: Sequence[Mapping[str, Any]]) -> list[str]:
 def _of(name: str, rows: Mapping[str, Mapping[str, Any]]) -> str:
     n = int(rows["probe"]["n"])
     ahead = {scorer: rows[scorer]["probe_minus"] for scorer in ("prompted", "length") if scorer in rows}
-    unit = "unseen rows"
+    unit = "unseen pairs" if "accuracy" in rows["probe"] else "unseen rows"
     for scorer, gap in ahead.items():
         if gap[1] is None or gap[1] != gap[1]:  # no interval; a saved card holds null for NaN
             return f"{name}: {n} {unit} are too few to compare the probe with {_SAID[scorer]}; give more rows."

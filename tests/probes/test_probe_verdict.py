@@ -16,7 +16,9 @@ AHEAD, LEVEL, BEHIND, NONE = (0.2, 0.1, 0.3), (0.05, -0.05, 0.15), (-0.2, -0.3, 
 
 def metrics(prompted: Any, length: Any) -> list[dict[str, Any]]:
     gaps = {"probe": None, "prompted": prompted, "length": length}
-    return [{"source": "mine", "scorer": name, "n": 100, "probe_minus": gap} for name, gap in gaps.items()]
+    return [
+        {"source": "mine", "scorer": name, "n": 100, "accuracy": None, "probe_minus": gap} for name, gap in gaps.items()
+    ]
 
 
 @pytest.mark.parametrize(
@@ -25,7 +27,7 @@ def metrics(prompted: Any, length: Any) -> list[dict[str, Any]]:
         (AHEAD, AHEAD, "beats the prompted score (+0.200 [+0.100, +0.300]) and length"),
         (BEHIND, AHEAD, "is below the prompted score (-0.200 [-0.300, -0.100]): use the prompted score"),
         (AHEAD, BEHIND, "is below length (-0.200 [-0.300, -0.100]): do not train on it"),
-        (LEVEL, AHEAD, "not separated from the prompted score (+0.050 [-0.050, +0.150]): about 820 unseen rows"),
+        (LEVEL, AHEAD, "not separated from the prompted score (+0.050 [-0.050, +0.150]): about 820 unseen pairs"),
         ((-0.05, -0.15, 0.05), AHEAD, "not ahead there"),
         (NONE, AHEAD, "too few to compare the probe with the prompted score"),
     ],
