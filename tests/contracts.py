@@ -183,7 +183,7 @@ OTHER: dict[str, Any] = {
     "opponents": "pivots", "score": "win_rate", "count": 1, "column": "reference_reply",
     "by": "cross_layer", "readout": "median", "k": 2.0,
     "split": "lines", "steps_column": "moves", "reasoning": "keep", "unfinished": 0.25,
-    "thought_tags": [("<plan>", "</plan>")], "opened": True,
+    "thought_tags": [("<plan>", "</plan>")], "opened": True, "question": "How short is the reply?",
 }  # fmt: skip
 OTHER_OF: dict[str, dict[str, Any]] = {
     "verifier": {"prompt": "verifier_hardened"}, "likert5": {"prompt": "likert10"}, "likert10": {"prompt": "likert5"},
@@ -191,6 +191,8 @@ OTHER_OF: dict[str, dict[str, Any]] = {
     "pairwise": {"prompt": "pairwise_criterion"},
     "steps": {"prompt": "step_correct", "aggregate": "rise"},
 }  # fmt: skip
+# A probe has its own prompt, and a rating that is written asks for a form of its own.
+NO_OPTION = {("probe", "prompt"), ("probe", "question"), ("likert5", "question"), ("likert10", "question")}
 NO_SCORE_CHANGES = {
     "self",
     "judge",
@@ -220,8 +222,8 @@ def check_fingerprint(name: str) -> None:
     assert pickle.loads(pickle.dumps(again)).fingerprint == again.fingerprint == want
     found = {}
     for option in score_options(name):
-        if (name, option) == ("probe", "prompt"):
-            continue  # a probe has its own
+        if (name, option) in NO_OPTION:
+            continue
         value = two_outputs(judge, last=1e-6) if option == "path" else (OTHER | OTHER_OF.get(name, {}))[option]
         found[option] = build_reward(name, judge, **(base | {option: value})).fingerprint
     other = FakeJudge()

@@ -45,17 +45,17 @@ def of_benchmark(b: BenchmarkResult, classes: dict[str, str] | None = None) -> s
     seen = {n: s["facts"].get("trained_on", 0.0) for n, s in b["scorers"].items()}
     rated = _rated(b)
     clean = {n: f for n, f in rated.items() if not seen[n]}
-    told = "".join(
-        f" {_percent(seen[n])} of these prompts are among those that {n} was trained on, so its figure says nothing "
+    told = [
+        f"{_percent(seen[n])} of these prompts are among those that {n} was trained on, so its figure says nothing "
         "here; use other rows for it."
         for n in rated
         if seen[n]
-    )
+    ]
     if not clean:
-        return (f"no score could be compared on these {b['items']} items." if not rated else "") + told.lstrip()
+        return " ".join(told or [f"no score could be compared on these {b['items']} items."])
     best = max(clean, key=lambda n: clean[n]["value"] or 0.0)
     probes = {n for n in clean if (classes or {}).get(n) == "ProbeReward"}
-    return f"{_judgement(b, best, clean[best])} {_next(b, best, clean, probes)}{told}".strip()
+    return " ".join(filter(None, (_judgement(b, best, clean[best]), _next(b, best, clean, probes), *told)))
 
 
 def _rated(b: BenchmarkResult) -> dict[str, Figure]:

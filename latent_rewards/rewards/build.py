@@ -110,7 +110,8 @@ def _guarded(
     **options: Any,
 ) -> Reward:
     judge, inner = HFJudge(judge) if isinstance(judge, str) else judge, _inner(options)
-    gated = None if gate is None else _member(judge, gate, inner)
+    own = {name: value for name, value in inner.items() if name != "question"}  # a gate asks its own
+    gated = None if gate is None else _member(judge, gate, own)
     return GuardedReward(_member(judge, of, inner, prompt), gate=gated, **options)
 
 

@@ -11,10 +11,10 @@ import torch
 
 from latent_rewards import HFJudge, Request, build_reward
 from latent_rewards.evaluation import benchmarks, tables
+from latent_rewards.evaluation import run as run_module
 from latent_rewards.evaluation.analysis import Analysis
 from latent_rewards.evaluation.readings import Readings, judge_key
 from latent_rewards.evaluation.report import write as report
-from latent_rewards.evaluation import run as run_module
 from latent_rewards.evaluation.run import EvaluateConfig, evaluate
 from latent_rewards.evaluation.scorers import Column
 from latent_rewards.files.cache import Cache, content_key

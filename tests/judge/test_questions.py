@@ -66,8 +66,8 @@ def test_rewards_of_a_question() -> None:
     assert "How funny is it?" in ProbabilityWeightedReward(judge, question="How funny is it?").prompt.body
     guarded = build_reward("guarded", judge, of="verifier", question="Is the reply polite?")
     assert "Is the reply polite?" in guarded.prompt.body
-    with pytest.raises(ValueError, match="question"):
-        build_reward("guarded", judge, gate={"reward": "verifier"}, of={"reward": "verifier"}, question="")
+    gated = build_reward("guarded", judge, gate={"reward": "verifier"}, gate_below=0.5, question="How funny is it?")
+    assert "How funny is it?" in gated.prompt.body and "How funny" not in gated.gate.prompt.body
 
 
 def test_from_yaml(tmp_path: Path) -> None:
