@@ -50,14 +50,13 @@ STACKS: dict[str, tuple[str, str, list[list[str]]]] = {
 
 
 def make(stack: str, folder: Path) -> str:
-    """The interpreter of a new environment with the stack."""
-    python = str(folder / stack / "bin" / "python")
+    """The interpreter of a new environment with the stack; one that was broken off is finished."""
+    python = str((folder / stack / "bin" / "python").absolute())
     if not Path(python).exists():
         subprocess.run([sys.executable, "-m", "venv", str(folder / stack)], check=True)
-        if any(TORCH in line for line in STACKS[stack][2]):
-            subprocess.run([python, "-m", "pip", "install", "--quiet", TORCH], check=True)
-        for line in STACKS[stack][2]:
-            subprocess.run([python, "-m", "pip", "install", "--quiet", *line], check=True)
+    first = [[TORCH]] if any(TORCH in line for line in STACKS[stack][2]) else []
+    for line in [*first, *STACKS[stack][2]]:
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *line], check=True)
     return python
 
 
