@@ -61,7 +61,7 @@ def environment(folder: Path) -> Path:
 
 def install(python: Path, *what: str) -> None:
     """Quietly; the error is pip's."""
-    subprocess.run([str(python), "-m", "pip", "install", "--quiet", *what], check=True)
+    subprocess.run([str(python), "-m", "pip", "install", "--quiet", "--no-compile", *what], check=True)
 
 
 def run(python: Path, transformers: str, trl: str) -> dict[str, object]:

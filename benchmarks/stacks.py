@@ -62,7 +62,7 @@ def installed(python: str) -> dict[str, str]:
 
 
 def install(python: str, kept: Path | None = None) -> dict[str, Any]:
-    """What `pip install .` adds and changes; `kept` holds what that was the first time, for a run that was broken off."""
+    """What `pip install .` adds and changes; `kept` holds what that was the first time, if a run was broken off."""
     before = installed(python)
     subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-compile", str(ROOT)], check=True)
     if kept is not None and kept.exists():
