@@ -18,6 +18,7 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
+from benchmarks.stacks import installer
 from benchmarks.throughput import commit
 
 # TRL 1.15.0 is left out: it trains with Triton kernels only, so not on a CPU.
@@ -63,8 +64,8 @@ def environment(folder: Path) -> Path:
 
 
 def install(python: Path, *what: str) -> None:
-    """Quietly; the error is pip's."""
-    subprocess.run([str(python), "-m", "pip", "install", "--quiet", "--no-compile", *what], check=True)
+    """Quietly; the error is the installer's."""
+    subprocess.run([*installer(str(python)), "--quiet", *what], check=True)
 
 
 def run(python: Path, transformers: str, trl: str) -> dict[str, object]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -50,8 +51,14 @@ def make(stack: str, folder: Path) -> str:
         subprocess.run([sys.executable, "-m", "venv", str(folder / stack)], check=True)
     first = [[TORCH]] if any(TORCH in line for line in STACKS[stack][2]) else []
     for line in [*first, *STACKS[stack][2]]:
-        subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-compile", *line], check=True)
+        subprocess.run([*installer(python), "--quiet", *line], check=True)
     return python
+
+
+def installer(python: str) -> list[str]:
+    """The command that installs into an environment: uv where it is there, which is much quicker, else pip."""
+    uv = shutil.which("uv")
+    return [uv, "pip", "install", "--python", python] if uv else [python, "-m", "pip", "install", "--no-compile"]
 
 
 def installed(python: str) -> dict[str, str]:
