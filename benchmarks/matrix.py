@@ -15,7 +15,11 @@ import re
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
+
+from benchmarks.stacks import installer
+from benchmarks.throughput import commit
 
 # TRL 1.15.0 is left out: it trains with Triton kernels only, so not on a CPU.
 PAIRS = (
@@ -60,8 +64,8 @@ def environment(folder: Path) -> Path:
 
 
 def install(python: Path, *what: str) -> None:
-    """Quietly; the error is pip's."""
-    subprocess.run([str(python), "-m", "pip", "install", "--quiet", *what], check=True)
+    """Quietly; the error is the installer's."""
+    subprocess.run([*installer(str(python)), "--quiet", *what], check=True)
 
 
 def run(python: Path, transformers: str, trl: str) -> dict[str, object]:
@@ -78,6 +82,7 @@ def run(python: Path, transformers: str, trl: str) -> dict[str, object]:
     return {
         "transformers": transformers, "trl": trl, **counts, "failures": failures,
         "seconds": round(time.perf_counter() - started),
+        "commit": commit(), "date": datetime.now(UTC).date().isoformat(),
     }  # fmt: skip
 
 
@@ -86,11 +91,19 @@ def table(rows: list[dict[str, object]]) -> str:
     lines = [
         "# The contract tests beside other versions", "",
         "`python -m benchmarks.matrix`; torch 2.13.0 (CPU). Which tests: `TESTS` in `benchmarks/matrix.py`.", "",
-        "| transformers | trl | passed | skipped | failed |", "|---|---|---|---|---|",
+        "| transformers | trl | passed | skipped | failed | commit, day |", "|---|---|---|---|---|---|",
     ]  # fmt: skip
     for row in rows:
         names = [re.sub(r"^.*::test_| - .*", "", str(f)) for f in row["failures"]]  # type: ignore[attr-defined]
-        cells = (row["transformers"], row["trl"], row.get("passed", 0), row.get("skipped", 0), ", ".join(names) or "-")
+        when = f"{row['commit']}, {row['date']}" if "commit" in row else "before"
+        cells = (
+            row["transformers"],
+            row["trl"],
+            row.get("passed", 0),
+            row.get("skipped", 0),
+            ", ".join(names) or "-",
+            when,
+        )
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join([*lines, "", NOTE]) + "\n"
 

@@ -205,6 +205,7 @@ def test_messages() -> None:
         object(), [1, 2], [{"content": "no role"}], b"bytes",
         [{"role": "user", "content": [{"type": "image"}]}], [{"role": "user", "content": 5}],
         [{"role": "user", "content": [{"type": "text"}]}],
+        [{"role": "user", "content": [{"type": {}, "text": ""}]}], [{"role": "user", "content": [{"type": [1]}]}],
     ],
 )  # fmt: skip
 def test_what_is_neither_text_nor_messages(value: Any) -> None:
