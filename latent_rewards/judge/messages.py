@@ -37,12 +37,14 @@ class Dialogue(NamedTuple):
     """What the judge reads: turns, then the start of its own answer (`prefill`, ours, may be empty).
 
     `sampled`: the answer is to be written, so it may begin with a thought. `problem`: why it must not be scored.
+    `target`: untrusted text that stands as the judge's answer behind the prefill, for its likelihood to be read.
     """
 
     turns: tuple[Turn, ...]
     prefill: str = ""
     sampled: bool = False
     problem: str | None = None
+    target: str | None = None
 
 
 def to_text(value: object) -> str:

@@ -18,6 +18,7 @@ from latent_rewards.rewards.grammar import parse_reward as parse_reward
 from latent_rewards.rewards.guarded import GuardedReward
 from latent_rewards.rewards.latent import LatentReward, ProbabilityWeightedReward, VerifierReward
 from latent_rewards.rewards.layer_weights import LayerWeights
+from latent_rewards.rewards.likelihood import LikelihoodReward
 from latent_rewards.rewards.likert import GuidedLikertReward, LikertReward
 from latent_rewards.rewards.pairwise import PairwiseReward
 from latent_rewards.rewards.probe import ProbeReward
@@ -185,6 +186,7 @@ REWARDS: dict[str, Callable[..., Reward]] = {
     "rubric_list": RubricReward,
     "pairwise": _pairwise,
     "steps": StepReward,
+    "likelihood": LikelihoodReward,
 }
 # What is laid around a reward, and by which no file or trainer means a reward by itself.
 AROUND: dict[str, Callable[..., Reward]] = {"reasoned": _reasoned, "calibrated": _calibrated}
