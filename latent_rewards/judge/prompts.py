@@ -45,7 +45,7 @@ class JudgePrompt:
         system: fixed head that comes before everything else.
         prefill: text that the judge's answer starts with.
         labels: for "label".
-        scale: (lowest, highest) rating, for "generate".
+        scale: (lowest, highest) rating, for "generate"; None where what is written is no rating.
         pattern: regular expression whose first group is the rating, for "generate"; its last match counts.
         target: slot whose text stands as the judge's answer, for "likelihood"; white space around it is not read.
         optional: slots that may be missing from a row; they render as empty and false.
@@ -109,9 +109,9 @@ class JudgePrompt:
         if self.kind == "label" and self.labels is None:
             raise ValueError("kind 'label' needs 'labels'")
         if self.kind == "generate":
-            if not self.pattern or not self.scale:
-                raise ValueError("kind 'generate' needs 'pattern' and 'scale'")
-            if re.compile(self.pattern).groups < 1:
+            if (self.pattern is None) != (self.scale is None):
+                raise ValueError("a rating in a written answer needs both 'pattern' and 'scale'")
+            if self.pattern is not None and re.compile(self.pattern).groups < 1:
                 raise ValueError("'pattern' needs one group: the rating")
         if self.kind not in ("label", "likelihood", "generate"):
             raise ValueError(f"kind must be 'label', 'likelihood' or 'generate', got {self.kind!r}")

@@ -23,6 +23,7 @@ from latent_rewards.rewards.likert import GuidedLikertReward, LikertReward
 from latent_rewards.rewards.pairwise import PairwiseReward
 from latent_rewards.rewards.probe import ProbeReward
 from latent_rewards.rewards.reasoned import ReasonedReward
+from latent_rewards.rewards.revised import RevisedReward
 from latent_rewards.rewards.rubric import RubricReward
 from latent_rewards.rewards.steps import StepReward
 
@@ -156,6 +157,16 @@ def _reasoned(
     return ReasonedReward(_member(judge, of, _inner(options), prompt), **options)
 
 
+def _revised(
+    judge: Judge | str = "embedded",
+    of: str | Mapping[str, Any] = "weighted",
+    *,
+    prompt: str | Path | JudgePrompt = "weighted_reference",
+    **options: Any,
+) -> Reward:
+    return RevisedReward(_member(judge, of, _inner(options), prompt), **options)
+
+
 def _calibrated(
     judge: Judge | str = "embedded",
     of: str | Mapping[str, Any] = "weighted",
@@ -189,5 +200,7 @@ REWARDS: dict[str, Callable[..., Reward]] = {
     "likelihood": LikelihoodReward,
 }
 # What is laid around a reward, and by which no file or trainer means a reward by itself.
-AROUND: dict[str, Callable[..., Reward]] = {"reasoned": _reasoned, "calibrated": _calibrated}
+AROUND: dict[str, Callable[..., Reward]] = {
+    "reasoned": _reasoned, "calibrated": _calibrated, "revised": _revised,
+}  # fmt: skip
 NAMES = (*REWARDS, *AROUND)
