@@ -98,7 +98,7 @@ def test_own_file(tmp_path: Path) -> None:
         ({"body": '"{{ prompt }} {{ completion }}"', "system": '"{{ prompt }}"'}, "constant"),
         ({"prefill": '"{% if x %}"'}, "constant"),
         ({"optional": "[reference]"}, "do not occur"),
-        ({"kind": "generate", "labels": None}, "needs 'pattern' and 'scale'"),
+        ({"kind": "generate", "labels": None, "scale": "[1, 5]"}, "needs both 'pattern' and 'scale'"),
         ({"kind": "generate", "labels": None, "pattern": "'(\\d'", "scale": "[1, 5]"}, ""),
         ({"kind": "generate", "labels": None, "pattern": "'\\d'", "scale": "[1, 5]"}, "one group"),
         ({"kind": "generate", "labels": None, "pattern": "'(\\d)'", "scale": "[1]"}, ""),
