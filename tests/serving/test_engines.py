@@ -284,3 +284,10 @@ def test_vllm(embedded: HFJudge, tmp_path: Path, dtype: str, nats: float, mass: 
         if dtype != "float32":
             check_engine(remote, HFJudge("embedded", dtype=dtype, device="cpu"), rows, nats=nats, mass=mass)
         assert remote._backend.chosen_ids, "asked for the labels' own ids"
+        prompt, need = JudgePrompt.load("likelihood_completion"), Need(target=True)
+        told = [row for row in rows if row["completion"].strip()]
+        far, near = (j.read([Request(prompt, told, need)])[0].target_logprobs for j in (remote, embedded))
+        assert far is not None and near is not None
+        gap, mean = (far - near).abs().nan_to_num(), (far.nanmean(1) - near.nanmean(1)).abs()
+        print(f"{dtype}: {len(told)} targets, tokens to {gap.max():.1e} nats, means to {mean.max():.1e}")
+        assert torch.equal(far.isnan(), near.isnan()) and gap.max() < 10 * nats and mean.max() < nats
