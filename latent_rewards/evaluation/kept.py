@@ -97,4 +97,37 @@ class KeptJudge(Judge):
         raise NotImplementedError("an evaluation's cache gives readings, not answers; ask the judge itself")
 
 
+class KeepingJudge(KeptJudge):
+    """A judge that reads a text once and for all: what it has read is kept in a folder, over runs and processes.
+
+    For a frozen judge and texts that come again, as in several training runs from one start. `<name>/seconds` of such a
+    run tell of the texts that were new. Each process needs a `rank` of its own, for the file that it writes.
+
+    Args:
+        judge: reads what is not kept.
+        cache: the folder; made when it is missing.
+        rank: number of this process.
+    """
+
+    def __init__(self, judge: HFJudge, cache: str | Path, rank: int = 0) -> None:
+        self.judge = judge
+        self.readings = Readings(judge, Cache(cache, rank=rank))
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        """The judge's; answers are not kept."""
+        return self.judge.capabilities
+
+    def read(self, requests: Sequence[Request]) -> list[Reading]:
+        """The readings of B rows each, in one forward for all that is new."""
+        self.readings.ensure(requests)
+        return super().read(requests)
+
+    def generate(
+        self, prompt: JudgePrompt, rows: Sequence[Row], *, n: int, temperature: float, max_new_tokens: int, seed: int
+    ) -> list[list[str | None]]:
+        """The judge's answers, sampled anew."""
+        return self.judge.generate(prompt, rows, n=n, temperature=temperature, max_new_tokens=max_new_tokens, seed=seed)
+
+
 _OWN = 1_000_000  # a file of its own, beside those of the evaluation's processes

@@ -41,24 +41,29 @@ class Readings:
 
     def fill(self, work: Sequence[tuple[JudgePrompt, Need]], rows: Rows) -> Iterator[int]:
         """Read what is missing, all prompts of a batch in one forward; yields the number of texts after each batch."""
-        names = "+".join(dict.fromkeys(prompt.name for prompt, _ in work))
         for some in self._batches(rows):
-            requests, keys = [], []
-            for prompt, need in work:
-                missing = self._missing(prompt, some, _parts(need))
-                if missing:
-                    requests.append(Request(prompt, [row for _, row in missing], need))
-                    keys.append([key for key, _ in missing])
-            if requests:
-                started = time.perf_counter()
-                found = zip(keys, self.judge.read(requests), requests, strict=True)
-                self.cache.put(
-                    [part for own, reading, r in found for part in _split(own, reading, r.need)],
-                    stage=f"read {names}", texts=max(len(r.rows) for r in requests),
-                    tokens=sum(self._tokens(r.prompt, r.rows) for r in requests),
-                    seconds=time.perf_counter() - started,
-                )  # fmt: skip
+            self.ensure([Request(prompt, some, need) for prompt, need in work])
             yield len(some)
+
+    def ensure(self, requests: Sequence[Request]) -> None:
+        """Read what is missing of these requests, all in one forward."""
+        wanted, keys = [], []
+        for prompt, rows, need in requests:
+            missing = dict(self._missing(prompt, rows, _parts(need)))
+            if missing:
+                wanted.append(Request(prompt, list(missing.values()), need))
+                keys.append(list(missing))
+        if not wanted:
+            return
+        started = time.perf_counter()
+        found = zip(keys, self.judge.read(wanted), wanted, strict=True)
+        self.cache.put(
+            [part for own, reading, r in found for part in _split(own, reading, r.need)],
+            stage="read " + "+".join(dict.fromkeys(r.prompt.name for r in requests)),
+            texts=max(len(r.rows) for r in wanted),
+            tokens=sum(self._tokens(r.prompt, r.rows) for r in wanted),
+            seconds=time.perf_counter() - started,
+        )
 
     def fill_answers(self, reward: LikertReward, rows: Rows, *, greedy: bool = False) -> Iterator[int]:
         """Sample what is missing; yields the number of texts after each batch."""

@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from latent_rewards import HFJudge, JudgePrompt
+from latent_rewards import HFJudge, JudgePrompt, ProbabilityWeightedReward
 from latent_rewards.evaluation.config import EvaluateConfig
-from latent_rewards.evaluation.kept import KeptJudge
+from latent_rewards.evaluation.kept import KeepingJudge, KeptJudge
 from latent_rewards.evaluation.run import evaluate
 from latent_rewards.probes.collect import collect_features
 from latent_rewards.probes.examples import Example, read_examples
@@ -51,3 +51,25 @@ def test_features_of_an_evaluation(folder, tmp_path):
 def test_no_cache(folder, tmp_path):
     with pytest.raises(FileNotFoundError, match="no readings of an evaluation"):
         KeptJudge(HFJudge(folder), tmp_path)
+
+
+def test_a_keeping_judge_reads_once(folder, tmp_path):
+    judge = HFJudge(folder, device="cpu", dtype="float32")
+    prompts, completions = ["Say one", "Say one", "Say two"], ["One.", "1", "Two."]
+    plain = ProbabilityWeightedReward(judge).score(prompts, completions)
+    judge.forget()
+    read = judge.rows_read
+    kept = ProbabilityWeightedReward(KeepingJudge(judge, tmp_path / "kept"))
+    np.testing.assert_allclose(kept.score(prompts, completions), plain, atol=1e-5)
+    assert judge.rows_read == read + 3
+    again = ProbabilityWeightedReward(KeepingJudge(judge, tmp_path / "kept", rank=1))
+    first = kept.score(prompts[:2] + ["Say two"], completions)
+    np.testing.assert_array_equal(again.score(prompts, completions), first)
+    assert judge.rows_read == read + 3
+    both = again.score([*prompts, "Say two"], [*completions, "Three."])
+    np.testing.assert_array_equal(both[:3], first)
+    assert judge.rows_read == read + 4 and not np.isnan(both).any()
+    answers = {"n": 2, "temperature": 0.0, "max_new_tokens": 2, "seed": 0}
+    row = [{"prompt": "Say", "completion": "x"}]
+    likert = JudgePrompt.load("likert10")
+    assert again.judge.generate(likert, row, **answers) == judge.generate(likert, row, **answers)
