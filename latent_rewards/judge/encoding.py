@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from latent_rewards.judge.fast_tokens import FastSpelling
 from latent_rewards.judge.labels import LabelTrie
 from latent_rewards.judge.layout import ChatTemplate, Layout, pieces, sample_dialogue
-from latent_rewards.judge.messages import Dialogue, Segment
+from latent_rewards.judge.messages import Dialogue, Segment, Shape, shape_of, untrusted
 from latent_rewards.judge.own_template import OwnTemplate, lays_out_itself
 from latent_rewards.judge.prompts import JudgePrompt
 from latent_rewards.judge.slow_tokens import SlowSpelling
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
-
-Shape = tuple[object, ...]
 
 _MAX_LAYOUTS = 4096
 _MAX_CACHED = 1 << 20  # tokens, each text counted as 16 more
@@ -176,7 +174,7 @@ class Encoder:
             return [self._encode_own(self._own, d) for d in dialogues]
         if any(d.target for d in dialogues):
             return self._encode_targets(dialogues)
-        made = [pieces(self._layout(d), _untrusted(d)) for d in dialogues]
+        made = [pieces(self._layout(d), untrusted(d)) for d in dialogues]
         tokens = self._tokens.encode([row for row, _ in made], [borders for _, borders in made])
         head, out = self._head(), []
         for dialogue, (_, borders), found in zip(dialogues, made, tokens, strict=True):
@@ -192,7 +190,7 @@ class Encoder:
         before = {self._key(d): d for d in bare}
         known = dict(zip(before, self._encode(list(before.values())), strict=True))
         own = [known[self._key(d)] for d in bare]
-        rows, n = [pieces(self._layout(d), _untrusted(d))[0] for d in dialogues], len(self._head())
+        rows, n = [pieces(self._layout(d), untrusted(d))[0] for d in dialogues], len(self._head())
         targets = continuations(self._tokens, rows, [e.ids[n:] for e in own], [d.target or "" for d in dialogues])
         return [
             replace(e, ids=[*e.ids, *ids], problem=e.problem or why, target=len(e.ids))
@@ -222,13 +220,13 @@ class Encoder:
         return [bos] if bos is not None and list(first) == [bos] else []
 
     def _key(self, dialogue: Dialogue) -> Shape:
-        return (_shape(dialogue), dialogue.problem, dialogue.target, *(s.text for s in _untrusted(dialogue)))
+        return (shape_of(dialogue), dialogue.problem, dialogue.target, *(s.text for s in untrusted(dialogue)))
 
     def _layout(self, dialogue: Dialogue) -> Layout:
         """The rendered dialogue; cached by its shape."""
         if self._own:
             raise ValueError("this tokenizer lays dialogues out itself and has no chat template of ours to show")
-        shape = _shape(dialogue)
+        shape = shape_of(dialogue)
         if shape not in self._layouts:
             if len(self._layouts) >= _MAX_LAYOUTS:
                 self._layouts.clear()
@@ -243,16 +241,6 @@ def _fast(tokenizer: PreTrainedTokenizerBase) -> Spelling | None:
     made, probe = FastSpelling(tokenizer), "How good? 10\n\n  Yes."
     same = list(tokenizer(probe, add_special_tokens=False, verbose=False)["input_ids"]) == made.whole([probe])[0]
     return made if same else None
-
-
-def _shape(dialogue: Dialogue) -> Shape:
-    """Everything of a dialogue but the untrusted text."""
-    turns = ((t.role, tuple((s.slot, s.text if s.slot is None else None) for s in t.segments)) for t in dialogue.turns)
-    return dialogue.prefill, dialogue.sampled, *turns
-
-
-def _untrusted(dialogue: Dialogue) -> list[Segment]:
-    return [s for t in dialogue.turns for s in t.segments if s.slot is not None]
 
 
 def _samples(prompt: JudgePrompt) -> list[Dialogue]:

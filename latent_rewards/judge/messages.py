@@ -47,6 +47,20 @@ class Dialogue(NamedTuple):
     target: str | None = None
 
 
+Shape = tuple[object, ...]
+
+
+def shape_of(dialogue: Dialogue) -> Shape:
+    """Everything of a dialogue but the untrusted text."""
+    turns = ((t.role, tuple((s.slot, s.text if s.slot is None else None) for s in t.segments)) for t in dialogue.turns)
+    return dialogue.prefill, dialogue.sampled, *turns
+
+
+def untrusted(dialogue: Dialogue) -> list[Segment]:
+    """The untrusted segments of a dialogue's turns."""
+    return [s for t in dialogue.turns for s in t.segments if s.slot is not None]
+
+
 def to_text(value: object) -> str:
     """Plain text of a string or of chat messages, for reports and length statistics."""
     return "".join(seg.text for seg in to_segments(value, "text"))

@@ -14,6 +14,7 @@ import yaml
 from jinja2 import TemplateError
 
 from latent_rewards.files.sources import RowError
+from latent_rewards.judge.filling import fill, target_of
 from latent_rewards.judge.labels import Labels
 from latent_rewards.judge.messages import Dialogue as Dialogue
 from latent_rewards.judge.messages import Row
@@ -23,13 +24,10 @@ from latent_rewards.judge.messages import to_segments as to_segments
 from latent_rewards.judge.messages import to_text as to_text
 from latent_rewards.judge.prompt_files import fields_of, prompt_file
 from latent_rewards.judge.prompt_files import prompt_folder as prompt_folder
-from latent_rewards.judge.target import check_target, target_text
+from latent_rewards.judge.target import check_target
 from latent_rewards.judge.template import check_words, render_body, slots_of
-from latent_rewards.judge.thoughts import Reasoning, Treatment, read_prompt, read_reply, settled
-from latent_rewards.judge.trajectory import DERIVED, SHOWING, check_order, supplied, view
-
-REPLIES = ("completion", "other")
-"""Slots that hold what a policy replied."""
+from latent_rewards.judge.thoughts import Reasoning, Treatment, read_reply, settled
+from latent_rewards.judge.trajectory import SHOWING, check_order, supplied
 
 
 @dataclass(frozen=True)
@@ -183,11 +181,8 @@ class JudgePrompt:
         Raises:
             ValueError: a slot is missing or is neither text nor messages; or the target is a column, and empty.
         """
-        values, problem = self._values(row)
-        target, empty = None, None
-        if self.target is not None:
-            treatment = self.treatment if self.target in REPLIES else None
-            target, empty = target_text(self.target, self._value(row, self.target), treatment)
+        values, problem = fill(self.body, row, name=self.name, treatment=self.treatment, optional=self.optional)
+        target, empty = target_of(row, self.target, self.name, self.treatment)
         filled = tuple((s, any(seg.text for seg in found)) for s, found in values.items())
         parts = render_body(self.body, filled)
         main = next((part for part in parts[1::2] if part in SHOWING), None)
@@ -200,34 +195,6 @@ class JudgePrompt:
         turns = [Turn("system", (Segment(self.system.strip()),))] if self.system.strip() else []
         user, sampled = Turn("user", tuple(segments)), self.kind == "generate"
         return Dialogue((*turns, user), self.prefill, sampled, problem or empty, target)
-
-    def _values(self, row: Row) -> tuple[dict[str, list[Segment]], str | None]:
-        """Segments for each slot of the body, and why the row must not be scored; see `render`."""
-        values: dict[str, list[Segment]] = {}
-        problem: str | None = None
-        for name in slots_of(self.body):
-            slot = "completion" if name in DERIVED else name
-            value = self._value(row, slot)
-            try:
-                if slot in REPLIES:
-                    reply = read_reply(value, self.treatment)
-                    value, problem = view(name, reply), problem or reply.problem
-                elif slot == "prompt":
-                    value = read_prompt(value, self.treatment)
-                values[name] = to_segments(value if value is not None else "", slot)
-            except RecursionError as err:
-                raise ValueError(f"{slot!r} is nested too deeply to be text or messages") from err
-            if name == "trajectory" and all(s.slot for s in values[name]):
-                values[name].insert(0, Segment("Assistant:\n"))
-            if name in DERIVED:
-                values[name] = [s._replace(slot=name) if s.slot else s for s in values[name]]
-        return values, problem
-
-    def _value(self, row: Row, slot: str) -> object:
-        value = row.get(slot)
-        if value is None and slot not in self.optional:
-            raise ValueError(f"prompt {self.name!r} needs {slot!r}, which this row lacks (has {sorted(map(str, row))})")
-        return value
 
     def with_thoughts(
         self,

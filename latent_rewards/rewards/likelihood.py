@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -108,14 +108,10 @@ class LikelihoodReward(LatentReward):
         assert reading.target_logprobs is not None
         return readouts.likelihood(reading.target_logprobs, self.normalise)
 
-    def rows(self, prompts: list[Any], completions: list[Any], columns: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """As `Reward.rows`, with the aspect where no column says it."""
-        own = {} if self.aspect is None else {"aspect": self.aspect}
-        return [{**own, **row} for row in super().rows(prompts, completions, columns)]
-
     def requests(self, rows: Sequence[Row]) -> list[Request]:
-        """That of the rows; with a baseline that of the rows without their completions, too."""
-        (own,) = super().requests(rows)
+        """That of the rows, with the aspect where no column says it; with a baseline that without completions, too."""
+        said = {} if self.aspect is None else {"aspect": self.aspect}
+        (own,) = super().requests([{**said, **row} for row in rows])
         if not self.baseline:
             return [own]
         empty = settled("", self.prompt.treatment)

@@ -117,6 +117,8 @@ def test_an_aspect_by_option_and_by_column(make_judge: Any) -> None:
     want = [plain.score([PROMPTS[0]], [r], aspect=[a])[0] for r, a in zip(REPLIES, ("short", "long", ""), strict=True)]
     np.testing.assert_allclose(both, want, atol=5e-5)
     assert plain.fingerprint != short.fingerprint
+    (asked,) = short.requests([{"prompt": "a", "completion": "b"}, {"prompt": "a", "completion": "b", "aspect": "c"}])
+    assert [row["aspect"] for row in asked.rows] == ["short", "c"], "whoever asks, a server too"
     contrast = ContrastiveReward(plain)
     taskless = plain.score([""] * 3, REPLIES)
     np.testing.assert_allclose(contrast.score(PROMPTS, REPLIES), plain.score(PROMPTS, REPLIES) - taskless, atol=5e-5)
