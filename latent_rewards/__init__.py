@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from latent_rewards.rewards.cross_layer import CrossLayerReward
     from latent_rewards.rewards.guarded import GuardedReward
     from latent_rewards.rewards.latent import ProbabilityWeightedReward, VerifierReward
+    from latent_rewards.rewards.likelihood import LikelihoodReward
     from latent_rewards.rewards.likert import GuidedLikertReward, LikertReward
     from latent_rewards.rewards.pairwise import PairwiseReward
     from latent_rewards.rewards.probe import ProbeReward
@@ -42,6 +43,7 @@ __all__ = [
     "Judge",
     "JudgePrompt",
     "Labels",
+    "LikelihoodReward",
     "LikertReward",
     "MissingScoreError",
     "Need",
@@ -74,6 +76,7 @@ _HOMES = {
     "rewards.guarded": ("GuardedReward",),
     "rewards.cross_layer": ("CrossLayerReward",),
     "rewards.latent": ("ProbabilityWeightedReward", "VerifierReward"),
+    "rewards.likelihood": ("LikelihoodReward",),
     "rewards.likert": ("GuidedLikertReward", "LikertReward"),
     "rewards.pairwise": ("PairwiseReward",),
     "rewards.probe": ("ProbeReward",),

@@ -6,6 +6,7 @@ import hashlib
 import inspect
 import pickle
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ SLOT_VALUES = {
     "reference": "",
     "other": "Eight is prime.",
     "feedback": "It is right and short.",
+    "aspect": "short",
 }
 
 
@@ -41,13 +43,14 @@ class FakeJudge(Judge):
     name = "fake"
     fingerprint = "fake"
     revision = "fake"
-    capabilities = frozenset({"labels", "hidden", "layer_logits", "generate"})
+    capabilities = frozenset({"labels", "hidden", "layer_logits", "target", "generate"})
 
     def __init__(self, *, layers: int = 3, answers: Sequence[str] = ("Good. [RESULT] 4", "Fair. [RESULT] 2")) -> None:
         self.layers, self.answers = layers, list(answers)
         self.reads = 0
 
     def check(self, prompt: JudgePrompt, need: Need) -> None:
+        need.check(prompt)
         if need.labels and prompt.labels is None:
             raise ValueError(f"prompt {prompt.name!r} has no labels")
 
@@ -55,7 +58,7 @@ class FakeJudge(Judge):
         """(L+1, K) made from a hash of what is judged."""
         text = prompt.hash + "\0".join(to_text(row[s]) for s in sorted(row) if row[s] is not None)
         seed = int.from_bytes(hashlib.sha256(text.encode("utf-8", "replace")).digest()[:6], "little")
-        k = len(prompt.labels) if prompt.labels else 0
+        k = len(prompt.labels) if prompt.labels else 5
         out = torch.randn(self.layers + 1, k, generator=torch.Generator().manual_seed(seed))
         return torch.full_like(out, float("nan")) if UNREADABLE in to_text(row["completion"]) else out
 
@@ -68,11 +71,13 @@ class FakeJudge(Judge):
 
     def read_rows(self, prompt: JudgePrompt, rows: Sequence[Row], need: Need) -> Reading:
         self.reads += 1
-        k = len(prompt.labels) if prompt.labels else 0
+        k = len(prompt.labels) if prompt.labels else 5
         z = torch.stack([self.logits(prompt, r) for r in rows]) if rows else torch.zeros(0, self.layers + 1, k)
         logp = torch.log_softmax(z[:, -1], -1) + np.log(0.5)
         reasons = tuple(UNREADABLE if bool(torch.isnan(x).any()) else None for x in z)
         hidden = {layer: z[:, layer] for layer in need.hidden}
+        if need.target:  # five tokens
+            return Reading(reasons=reasons, target_logprobs=logp)
         return Reading(logp, logp.exp().sum(-1), hidden, {lens: z for lens in need.layer_logits}, reasons)
 
     def generate(
@@ -115,7 +120,12 @@ def trl_kwargs(n: int, logs: Logs | None = None) -> dict[str, Any]:
 
 def columns_for(prompt: JudgePrompt, n: int) -> dict[str, list[str]]:
     """Dataset columns that the prompt needs besides prompt and completion."""
-    return {s: [SLOT_VALUES[s]] * n for s in prompt.slots if s not in ("prompt", "completion")}
+    return {s: [value_for(prompt, s)] * n for s in prompt.slots if s not in ("prompt", "completion")}
+
+
+def value_for(prompt: JudgePrompt, slot: str) -> str:
+    """A value of a slot; a target is never empty."""
+    return SLOT_VALUES[slot] or ("Seven." if slot == prompt.target else "")
 
 
 def options_for(name: str, judge: Any) -> dict[str, Any]:
@@ -168,6 +178,7 @@ BASE: dict[str, dict[str, Any]] = {
     "ensemble": {"of": ("weighted", "cross_layer")},
     "rubric_list": {"criteria": ["It is short."]},
     "pairwise": {"opponents": "anchors"},
+    "likelihood": {"of": "reference"},
     "weighted": {"readout": "lower"},
 }
 OTHER: dict[str, Any] = {
@@ -177,7 +188,7 @@ OTHER: dict[str, Any] = {
     "of": "cross_layer", "floor": -5.0, "guards": ("blank", "echo"), "gate": "weighted", "gate_below": 0.25,
     "gate_slope": None, "relevance": 0.25, "against": "shuffled", "weight": 0.5, "how": "mean", "location": [1.0, 2.0],
     "scales": [1.0, 2.0], "aspect": "second", "criteria": ["It is long."], "criteria_column": "checks",
-    "aggregate": "min",
+    "aggregate": "min", "normalise": "sum", "baseline": True,
     "threshold": 0.25, "dropout": 0.5, "unreadable": "leave_out",
     "opponents": "pivots", "score": "win_rate", "count": 1, "column": "reference_reply",
     "by": "cross_layer", "readout": "median", "k": 2.0,
@@ -189,6 +200,10 @@ OTHER_OF: dict[str, dict[str, Any]] = {
     "ensemble": {"of": ("cross_layer", "weighted")}, "rubric_list": {"prompt": "criterion_scale"},
     "pairwise": {"prompt": "pairwise_criterion"},
     "steps": {"prompt": "step_correct", "aggregate": "rise"},
+    "likelihood": {
+        "of": "completion", "reasoning": "strip",
+        "prompt": replace(JudgePrompt.load("likelihood_reference"), system="Read."),
+    },
 }  # fmt: skip
 NO_SCORE_CHANGES = {
     "self",
@@ -219,8 +234,8 @@ def check_fingerprint(name: str) -> None:
     assert pickle.loads(pickle.dumps(again)).fingerprint == again.fingerprint == want
     found = {}
     for option in score_options(name):
-        if (name, option) == ("probe", "prompt"):
-            continue  # a probe has its own
+        if (name, option) in (("probe", "prompt"), ("likelihood", "aspect")):
+            continue  # a probe has its own; an aspect is for completions, see test_likelihood
         value = two_outputs(judge, last=1e-6) if option == "path" else (OTHER | OTHER_OF.get(name, {}))[option]
         found[option] = build_reward(name, judge, **(base | {option: value})).fingerprint
     other = FakeJudge()
@@ -243,10 +258,11 @@ def check_prompt(path: Any) -> JudgePrompt:
     prompt = JudgePrompt.load(path)
     assert prompt.name == path.stem and prompt.source.strip() and prompt.system.strip()
     assert path.read_text(encoding="utf-8").startswith("# "), "the first line says what the prompt is for"
-    row = {s: SLOT_VALUES[s] for s in prompt.slots}
+    row = {s: value_for(prompt, s) for s in prompt.slots}
     dialogue = prompt.render(row)
     order = [s.slot for t in dialogue.turns for s in t.segments if s.slot in ("prompt", "completion")]
     assert order == ["prompt", "completion"] if prompt.completion else order == ["prompt"]
+    assert dialogue.target == (None if prompt.target is None else row[prompt.target])
     last = dialogue.turns[-1].segments[-1]
     assert last.slot is None and len(last.text) < 1000, "a short question of ours comes last"
     assert JudgePrompt.load(path).hash == prompt.hash
@@ -255,7 +271,7 @@ def check_prompt(path: Any) -> JudgePrompt:
 
 def check_judge(judge: Any, prompt: JudgePrompt, rows: Sequence[Row]) -> None:
     """What any judge owes: exact shapes, float32 on the CPU, label mass, the same answer for the same rows."""
-    assert judge.name and judge.capabilities <= {"labels", "hidden", "layer_logits", "generate"}
+    assert judge.name and judge.capabilities <= {"labels", "hidden", "layer_logits", "target", "generate"}
     need = Need(labels=True)
     judge.check(prompt, need)
     reading = judge.read([Request(prompt, rows, need)])[0]

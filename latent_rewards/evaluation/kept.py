@@ -66,7 +66,7 @@ class KeptJudge(Judge):
     @property
     def capabilities(self) -> frozenset[str]:
         """What an evaluation can keep."""
-        return frozenset({"labels", "hidden", "layer_logits"})
+        return frozenset({"labels", "hidden", "layer_logits", "target"})
 
     def check(self, prompt: JudgePrompt, need: Need) -> None:
         """As the judge's own."""

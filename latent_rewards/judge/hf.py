@@ -158,7 +158,7 @@ class HFJudge(Judge):
     @property
     def capabilities(self) -> frozenset[str]:
         """Everything a judge can give."""
-        return frozenset({"labels", "hidden", "layer_logits", "generate"})
+        return frozenset({"labels", "hidden", "layer_logits", "target", "generate"})
 
     @property
     def encoder(self) -> Encoder:
@@ -232,8 +232,9 @@ class HFJudge(Judge):
         """Fail now, not in the training loop: labels must be distinct in this tokenizer.
 
         Raises:
-            ValueError: the prompt has no labels, or they collide; names the prompt file.
+            ValueError: the prompt has no labels or no target, or labels collide; names the prompt file.
         """
+        need.check(prompt)
         if need.labels or need.layer_logits:
             self.trie(prompt)
 
@@ -363,6 +364,7 @@ class HFJudge(Judge):
         return size
 
     def _labels(self, prompt: JudgePrompt, need: Need) -> LabelTrie:
+        need.check(prompt)
         return self.trie(prompt) if need.labels or need.layer_logits else LabelTrie(0, (), ())
 
     def _read(self, parts: list[Part]) -> list[Reading]:

@@ -200,7 +200,7 @@ def shipped_probes() -> list[str]:
 
 def prompt_yaml(prompt: JudgePrompt) -> str:
     """A prompt file with the content of `prompt`."""
-    keys = ("name", "kind", "source", "system", "body", "prefill", "pattern")
+    keys = ("name", "kind", "source", "system", "body", "prefill", "pattern", "target")
     raw: JsonObject = {k: getattr(prompt, k) for k in keys if getattr(prompt, k)}
     raw |= {"completion": prompt.completion, "optional": list(prompt.optional)}
     if prompt.thought_tags:

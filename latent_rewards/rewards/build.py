@@ -18,10 +18,12 @@ from latent_rewards.rewards.grammar import parse_reward as parse_reward
 from latent_rewards.rewards.guarded import GuardedReward
 from latent_rewards.rewards.latent import LatentReward, ProbabilityWeightedReward, VerifierReward
 from latent_rewards.rewards.layer_weights import LayerWeights
+from latent_rewards.rewards.likelihood import LikelihoodReward
 from latent_rewards.rewards.likert import GuidedLikertReward, LikertReward
 from latent_rewards.rewards.pairwise import PairwiseReward
 from latent_rewards.rewards.probe import ProbeReward
 from latent_rewards.rewards.reasoned import ReasonedReward
+from latent_rewards.rewards.revised import RevisedReward
 from latent_rewards.rewards.rubric import RubricReward
 from latent_rewards.rewards.steps import StepReward
 
@@ -155,6 +157,16 @@ def _reasoned(
     return ReasonedReward(_member(judge, of, _inner(options), prompt), **options)
 
 
+def _revised(
+    judge: Judge | str = "embedded",
+    of: str | Mapping[str, Any] = "weighted",
+    *,
+    prompt: str | Path | JudgePrompt = "weighted_reference",
+    **options: Any,
+) -> Reward:
+    return RevisedReward(_member(judge, of, _inner(options), prompt), **options)
+
+
 def _calibrated(
     judge: Judge | str = "embedded",
     of: str | Mapping[str, Any] = "weighted",
@@ -185,7 +197,10 @@ REWARDS: dict[str, Callable[..., Reward]] = {
     "rubric_list": RubricReward,
     "pairwise": _pairwise,
     "steps": StepReward,
+    "likelihood": LikelihoodReward,
 }
 # What is laid around a reward, and by which no file or trainer means a reward by itself.
-AROUND: dict[str, Callable[..., Reward]] = {"reasoned": _reasoned, "calibrated": _calibrated}
+AROUND: dict[str, Callable[..., Reward]] = {
+    "reasoned": _reasoned, "calibrated": _calibrated, "revised": _revised,
+}  # fmt: skip
 NAMES = (*REWARDS, *AROUND)

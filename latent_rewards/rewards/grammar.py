@@ -48,7 +48,7 @@ def parse_reward(spec: str | tuple[str, Mapping[str, Any]]) -> tuple[str, dict[s
     if name.startswith("likert") and argument in ("bare", "guided"):
         how = {"feedback": False} if argument == "bare" else {"guided": True}
         return name, {**how, **options}
-    if name in ("guarded", "contrastive", "ensemble", "reasoned", "calibrated"):
+    if name in ("guarded", "contrastive", "ensemble", "reasoned", "calibrated", "revised"):
         return name, options | {"of": argument.split("+") if name == "ensemble" else argument}
     if name == "rubric_list" and argument.endswith((".yaml", ".yml", ".json")):
         return name, options | {"criteria": argument}

@@ -55,10 +55,14 @@ class LatentReward(Reward):
             "labels": self.need.labels,
             "hidden": bool(self.need.hidden),
             "layer_logits": bool(self.need.layer_logits),
+            "target": self.need.target,
         }
         lacks = sorted(k for k, v in missing.items() if v and k not in self.judge.capabilities)
         if lacks:
-            raise ValueError(f"{type(self).__name__} needs {lacks}, which judge {self.judge.name!r} cannot give")
+            raise ValueError(
+                f"{type(self).__name__} needs {lacks}, which judge {self.judge.name!r} cannot give (it gives "
+                f"{sorted(self.judge.capabilities)}); use an HFJudge, or our judge server around one"
+            )
         self.judge.check(self.prompt, self.need)
 
     def _read_together(self, prompts: list[Any], completions: list[Any], columns: Mapping[str, Any]) -> None:

@@ -42,6 +42,7 @@ def test_a_prompt_by_environment_reaches_every_reward_or_is_refused(clean_env: A
     made = {name: getattr(env, name) for name in REWARDS if name not in ("verifier", "ensemble", "probe")}
     assert made.pop("rubric_list").prompt.name == "criterion", "it reads its own"
     assert made.pop("pairwise").prompt.name == "pairwise", "and so does what compares"
+    assert made.pop("likelihood").prompt.name == "likelihood_completion", "and so does what has no labels"
     assert len(made) == 7
     assert {r.prompt.name for n, r in made.items() if not n.startswith("likert")} == {"four_rubric"}
     for name in ("verifier", "ensemble"):  # the ensemble holds a verifier

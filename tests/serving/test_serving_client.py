@@ -90,6 +90,20 @@ def test_all_readings_are_exact(remote: ServerJudge, folder: str) -> None:
     assert all(torch.equal(far.layer_label_logits[k], near.layer_label_logits[k]) for k in ("raw", "normed"))
 
 
+def test_targets_are_exact_and_their_errors_name_the_row(remote: ServerJudge, folder: str) -> None:
+    prompt, need = JudgePrompt.load("likelihood_reference"), Need(target=True)
+    rows = [{**row, "reference": text} for row, text in zip(ROWS, ("7", "a longer answer", "7"), strict=False)]
+    far, near = (
+        j.read([Request(prompt, rows, need)])[0] for j in (remote, HFJudge(folder, dtype="float32", device="cpu"))
+    )
+    assert far.target_logprobs is not None and near.target_logprobs is not None and far.label_logprobs is None
+    assert same(far.target_logprobs.numpy(), near.target_logprobs.numpy())
+    with pytest.raises(ValueError, match="row 1: 'reference' is empty"):
+        remote.read([Request(prompt, [rows[0], {**rows[1], "reference": " "}], need)])
+    with pytest.raises(ValueError, match="has no target"):
+        remote.check(WEIGHTED, need)
+
+
 def test_own_prompts_travel(remote: ServerJudge, local: HFJudge, tmp_path: Path) -> None:
     path = tmp_path / "concise.yaml"
     path.write_text(
