@@ -468,3 +468,13 @@ def test_grpo_by_a_jury_with_running_statistics(policy: str, folder: str, tmp_pa
     assert len(rows) == 3 and all(row["jury/answered"] == 1 and row["jury/disagreement"] >= 0 for row in rows)
     assert all(np.isfinite(row["rewards/jury/mean"]) for row in rows)
     assert json.loads((tmp_path / "jury.json").read_text())["seen"]["number"] == [12.0, 12.0]
+
+
+def test_a_rubric_logs_how_unsure_its_answers_are() -> None:
+    from latent_rewards import RubricReward
+
+    reward = RubricReward(FakeJudge(), criteria=["It is short.", "It is right."], name="list")
+    logs = Logs()
+    reward(prompts=PROMPTS, completions=COMPLETIONS, **trl_kwargs(4, logs))
+    p = np.array([item["p"] for row in reward.explain(PROMPTS, COMPLETIONS) for item in row])
+    assert logs.metrics["list/uncertainty"] == pytest.approx(np.sqrt(p * (1 - p)).mean(), rel=1e-5)
