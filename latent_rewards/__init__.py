@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from latent_rewards.rewards.base import AsyncReward, MissingScoreError, Reward
     from latent_rewards.rewards.build import build_reward
     from latent_rewards.rewards.compare import compare
-    from latent_rewards.rewards.composite import ContrastiveReward, EnsembleReward
+    from latent_rewards.rewards.composite import ContrastiveReward
     from latent_rewards.rewards.cross_layer import CrossLayerReward
+    from latent_rewards.rewards.ensemble import EnsembleReward
     from latent_rewards.rewards.guarded import GuardedReward
     from latent_rewards.rewards.latent import ProbabilityWeightedReward, VerifierReward
     from latent_rewards.rewards.likelihood import LikelihoodReward
@@ -72,7 +73,8 @@ _HOMES = {
     "rewards.base": ("AsyncReward", "MissingScoreError", "Reward"),
     "rewards.build": ("build_reward",),
     "rewards.compare": ("compare",),
-    "rewards.composite": ("ContrastiveReward", "EnsembleReward"),
+    "rewards.composite": ("ContrastiveReward",),
+    "rewards.ensemble": ("EnsembleReward",),
     "rewards.guarded": ("GuardedReward",),
     "rewards.cross_layer": ("CrossLayerReward",),
     "rewards.latent": ("ProbabilityWeightedReward", "VerifierReward"),

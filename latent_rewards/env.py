@@ -85,15 +85,11 @@ def _named() -> Iterator[None]:
 
 @functools.lru_cache(maxsize=1)
 def _judge() -> Judge:
+    from latent_rewards.judge.opening import open_judge
+
     options = dict(_config()["judge"])
     with _named():
-        if "server" in options:
-            from latent_rewards.serving import ServerJudge
-
-            return ServerJudge(options.pop("server"), **options)
-        from latent_rewards.judge.hf import HFJudge
-
-        return HFJudge(**options)
+        return open_judge(options if options.keys() & {"server", "model"} else {"model": "embedded", **options})
 
 
 @functools.cache

@@ -175,7 +175,7 @@ def check_reward(reward: Reward) -> None:
 # Another value for every option of every reward, and the options with which all of them count.
 BASE: dict[str, dict[str, Any]] = {
     "guarded": {"gate": "verifier", "gate_below": 0.5, "gate_slope": 1.0, "relevance": 0.5},
-    "ensemble": {"of": ("weighted", "cross_layer")},
+    "ensemble": {"of": ("weighted", "cross_layer"), "how": "weighted", "weights": [1.0, 2.0]},
     "rubric_list": {"criteria": ["It is short."]},
     "pairwise": {"opponents": "anchors"},
     "likelihood": {"of": "reference"},
@@ -193,12 +193,12 @@ OTHER: dict[str, Any] = {
     "opponents": "pivots", "score": "win_rate", "count": 1, "column": "reference_reply",
     "by": "cross_layer", "readout": "median", "k": 2.0,
     "split": "lines", "steps_column": "moves", "reasoning": "keep", "unfinished": 0.25,
-    "thought_tags": [("<plan>", "</plan>")], "opened": True,
+    "thought_tags": [("<plan>", "</plan>")], "opened": True, "running": True, "missing": "without",
 }  # fmt: skip
 OTHER_OF: dict[str, dict[str, Any]] = {
     "verifier": {"prompt": "verifier_hardened"}, "likert5": {"prompt": "likert10"}, "likert10": {"prompt": "likert5"},
-    "ensemble": {"of": ("cross_layer", "weighted")}, "rubric_list": {"prompt": "criterion_scale"},
-    "pairwise": {"prompt": "pairwise_criterion"},
+    "ensemble": {"of": ("cross_layer", "weighted"), "weights": [2.0, 1.0]},
+    "rubric_list": {"prompt": "criterion_scale"}, "pairwise": {"prompt": "pairwise_criterion"},
     "steps": {"prompt": "step_correct", "aggregate": "rise"},
     "likelihood": {
         "of": "completion", "reasoning": "strip",
@@ -213,7 +213,10 @@ NO_SCORE_CHANGES = {
     "reward",
     "rewards",
     "scale_points",
-}  # the last: by `of`, by name
+    "judges",  # as another judge
+    "statistics",  # as location and scales
+    "ranks",  # where scores are learnt
+}  # "reward" to "scale_points": by `of`, by name
 
 
 def score_options(name: str) -> list[str]:
@@ -236,8 +239,9 @@ def check_fingerprint(name: str) -> None:
     for option in score_options(name):
         if (name, option) in (("probe", "prompt"), ("likelihood", "aspect")):
             continue  # a probe has its own; an aspect is for completions, see test_likelihood
+        left = {k: v for k, v in base.items() if (option, k) != ("how", "weights")}  # which go with one way alone
         value = two_outputs(judge, last=1e-6) if option == "path" else (OTHER | OTHER_OF.get(name, {}))[option]
-        found[option] = build_reward(name, judge, **(base | {option: value})).fingerprint
+        found[option] = build_reward(name, judge, **(left | {option: value})).fingerprint
     other = FakeJudge()
     other.fingerprint = "other"  # type: ignore[misc]
     found["judge"] = build_reward(name, other, **base).fingerprint

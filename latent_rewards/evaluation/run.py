@@ -62,6 +62,7 @@ def evaluate(config: EvaluateConfig, judge: Judge | None = None) -> Results | No
         name: build_spec(spec, judge, samples=config.samples, temperature=config.temperature)
         for name, spec in config.specs().items()
     }
+    _check_judge(judge, rewards)
     cache = Cache(config.cache or Path(config.output) / "cache", rank)
     readings = Readings(judge, cache, batch=config.batch, rank=rank, world=world)
     _fill(config, readings, rewards, sets, show=rank == 0)
@@ -84,6 +85,16 @@ def evaluate(config: EvaluateConfig, judge: Judge | None = None) -> Results | No
     }
     cache.close()
     return results
+
+
+def _check_judge(judge: Judge, rewards: Mapping[str, Reward]) -> None:
+    """What is measured is read by one judge, whose readings are kept."""
+    for name, reward in rewards.items():
+        if reward.judge is not judge:
+            raise ValueError(
+                f"reward {name!r} is read by {reward.judge!r}, but this run measures {judge!r} alone: measure each "
+                "judge by itself, or score with the jury and compare the columns"
+            )
 
 
 def _fill(

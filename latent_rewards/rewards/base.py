@@ -298,12 +298,19 @@ class Reward:
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """(B,) rewards, and what to log; an unfinished thought is the reason whatever became of its row."""
         scores, facts = self._score(prompts, completions, columns)
-        facts["reasons"] = list(facts["reasons"])
-        if self.prompt.unfinished == "none":
-            for i in np.flatnonzero(np.isnan(scores)):
-                if self.prompt.ends_in_thought(completions[i]):
-                    facts["reasons"][i] = UNFINISHED
+        facts["reasons"] = self.reasons_first(scores, facts["reasons"], completions)
         return self.finish(scores, facts["reasons"]), facts
+
+    def reasons_first(
+        self, scores: np.ndarray, reasons: Sequence[str | None], completions: Sequence[Any]
+    ) -> list[str | None]:
+        """(B,) why rows have no score: that a reply ends inside its thought comes before what else is said of it."""
+        out = list(reasons)
+        if self.prompt.unfinished == "none":
+            for i in np.flatnonzero(np.isnan(scores)).tolist():
+                if self.prompt.ends_in_thought(completions[i]):
+                    out[i] = UNFINISHED
+        return out
 
     def finish(self, scores: np.ndarray, reasons: Sequence[str | None]) -> np.ndarray:
         """(B,) rewards: scores scaled and clipped, and the floor for replies that end inside their thought."""

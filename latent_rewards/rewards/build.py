@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from latent_rewards.judge.hf import HFJudge, Judge
+from latent_rewards.judge.opening import open_judge
 from latent_rewards.judge.prompts import JudgePrompt
 from latent_rewards.rewards import grammar
 from latent_rewards.rewards.base import Reward
 from latent_rewards.rewards.calibrated import CalibratedReward
-from latent_rewards.rewards.composite import ContrastiveReward, EnsembleReward
+from latent_rewards.rewards.composite import ContrastiveReward
 from latent_rewards.rewards.cross_layer import CrossLayerReward
+from latent_rewards.rewards.ensemble import EnsembleReward
 from latent_rewards.rewards.grammar import Wanted as Wanted
 from latent_rewards.rewards.grammar import parse_reward as parse_reward
 from latent_rewards.rewards.guarded import GuardedReward
@@ -84,9 +86,10 @@ def _member(
 ) -> LatentReward:
     """A member of a composite: a name, or its options with the name under "reward"; a prompt of its own comes first.
 
-    So does its own treatment of thoughts, else that of the composite, `outer`.
+    So does its own treatment of thoughts, else that of the composite, `outer`; and its own "judge", see `open_judge`.
     """
     options = {**outer, **({"reward": of} if isinstance(of, str) else of)}
+    judge = open_judge(options.pop("judge", judge))
     if prompt is not None and options.get("prompt") is None:
         options["prompt"] = prompt
     name, options = parse_reward((options.pop("reward", "weighted"), options))
@@ -130,11 +133,15 @@ def _ensemble(
     judge: Judge | str = "embedded",
     of: Sequence[str | Mapping[str, Any]] = ("weighted", "verifier"),
     *,
+    judges: Sequence[Judge | str | Mapping[str, Any]] = (),
     prompt: str | Path | JudgePrompt | None = None,
     **options: Any,
 ) -> Reward:
-    judge, inner = HFJudge(judge) if isinstance(judge, str) else judge, _inner(options)
-    return EnsembleReward([_member(judge, each, inner, prompt) for each in of], **options)
+    """`judges` are further ones, each of which reads all members, too."""
+    if isinstance(of, str | Mapping) or isinstance(judges, str | Mapping):
+        raise ValueError("`of` is a list of rewards and `judges` a list of judges")
+    jury, inner = [HFJudge(judge) if isinstance(judge, str) else judge, *map(open_judge, judges)], _inner(options)
+    return EnsembleReward([_member(one, each, inner, prompt) for one in jury for each in of], **options)
 
 
 def _cross_layer(

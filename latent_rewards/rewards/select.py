@@ -32,22 +32,26 @@ class Selection:
 
 
 def select(
-    judge: Judge | str,
-    prompt: object,
-    candidates: Sequence[object],
+    judge: Judge | str = "embedded",
+    prompt: object = None,
+    candidates: Sequence[object] = (),
     criteria: Mapping[str, str] | Sequence[str] | None = None,
 ) -> Selection:
     """The best candidate for a prompt, by a judge's expected rating or by criteria, all read in one forward.
 
     Args:
-        judge: a judge, or a model name; "embedded" is a small one to try things with.
+        judge: a judge, or a model name; the default is a small one to try things with: `select(prompt=..., ...)`.
         prompt: what was asked, text or messages.
         candidates: replies, texts or messages.
         criteria: names to what must hold, or a list of it; the score is then the mean of P(criterion holds).
 
     Raises:
-        ValueError: no candidate, or none that could be read; names why.
+        ValueError: no prompt, no candidate, or none that could be read; names why.
     """
+    if prompt is None:
+        raise ValueError(
+            "select needs a prompt: select(judge, prompt, candidates), or select(prompt=..., candidates=...)"
+        )
     if isinstance(candidates, str) or not len(candidates):
         raise ValueError("candidates must be a list of at least one reply")
     held: Judge = HFJudge(judge) if isinstance(judge, str) else judge
