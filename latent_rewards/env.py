@@ -93,6 +93,9 @@ def _judge() -> Judge:
         return HFJudge(**options)
 
 
+_WITH_PROMPTS_OF_THEIR_OWN = ("likert", "probe", "rubric_list", "pairwise", "panel")
+
+
 @functools.cache
 def _reward(name: str) -> Reward:
     from latent_rewards.rewards.build import build_reward, wanted
@@ -100,7 +103,7 @@ def _reward(name: str) -> Reward:
     asked = _config()["rewards"]
     (one,), judge = wanted({name: asked.get(name)}), _judge()
     kind, options = one.parsed()
-    if os.environ.get("LATENT_REWARDS_PROMPT") and not kind.startswith(("likert", "probe", "rubric_list", "pairwise")):
+    if os.environ.get("LATENT_REWARDS_PROMPT") and not kind.startswith(_WITH_PROMPTS_OF_THEIR_OWN):
         options.setdefault("prompt", os.environ["LATENT_REWARDS_PROMPT"])
     with _named():
         return build_reward(kind, judge, **options)

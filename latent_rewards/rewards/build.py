@@ -20,6 +20,7 @@ from latent_rewards.rewards.latent import LatentReward, ProbabilityWeightedRewar
 from latent_rewards.rewards.layer_weights import LayerWeights
 from latent_rewards.rewards.likert import GuidedLikertReward, LikertReward
 from latent_rewards.rewards.pairwise import PairwiseReward
+from latent_rewards.rewards.panel import PanelReward
 from latent_rewards.rewards.probe import ProbeReward
 from latent_rewards.rewards.reasoned import ReasonedReward
 from latent_rewards.rewards.rubric import RubricReward
@@ -185,6 +186,7 @@ REWARDS: dict[str, Callable[..., Reward]] = {
     "rubric_list": RubricReward,
     "pairwise": _pairwise,
     "steps": StepReward,
+    "panel": PanelReward,
 }
 # What is laid around a reward, and by which no file or trainer means a reward by itself.
 AROUND: dict[str, Callable[..., Reward]] = {"reasoned": _reasoned, "calibrated": _calibrated}
