@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from latent_rewards.rewards.likelihood import LikelihoodReward
     from latent_rewards.rewards.likert import GuidedLikertReward, LikertReward
     from latent_rewards.rewards.pairwise import PairwiseReward
+    from latent_rewards.rewards.panel import PanelReward
     from latent_rewards.rewards.probe import ProbeReward
     from latent_rewards.rewards.rubric import RubricReward
     from latent_rewards.rewards.select import select
@@ -49,6 +50,7 @@ __all__ = [
     "MissingScoreError",
     "Need",
     "PairwiseReward",
+    "PanelReward",
     "ProbabilityWeightedReward",
     "Probe",
     "ProbeReward",
@@ -81,6 +83,7 @@ _HOMES = {
     "rewards.likelihood": ("LikelihoodReward",),
     "rewards.likert": ("GuidedLikertReward", "LikertReward"),
     "rewards.pairwise": ("PairwiseReward",),
+    "rewards.panel": ("PanelReward",),
     "rewards.probe": ("ProbeReward",),
     "rewards.rubric": ("RubricReward",),
     "rewards.select": ("select",),

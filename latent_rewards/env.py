@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from latent_rewards.serving.client import ServedReward
 
 
-_OWN_PROMPT = ("likert", "probe", "rubric_list", "pairwise", "likelihood")  # what label prompts do not fit
+_OWN_PROMPT = ("likert", "probe", "rubric_list", "pairwise", "likelihood", "panel")  # what label prompts do not fit
 
 
 @functools.lru_cache(maxsize=1)

@@ -16,7 +16,9 @@ from torch import nn
 from latent_rewards import Judge, JudgePrompt, Need, Reading, Request, Reward, build_reward
 from latent_rewards.judge.hf import Row
 from latent_rewards.judge.prompts import to_text
+from latent_rewards.probes.panel import Panel
 from latent_rewards.probes.probe import Probe, ProbeConfig
+from latent_rewards.probes.questions import Question, features_of
 from latent_rewards.rewards.build import REWARDS
 
 UNREADABLE = "UNREADABLE"
@@ -134,6 +136,8 @@ def options_for(name: str, judge: Any) -> dict[str, Any]:
         return {"criteria": ["It names a prime number.", {"criterion": "It rambles.", "points": -1, "name": "long"}]}
     if name == "pairwise":
         return {"opponents": "column", "column": "other"}
+    if name == "panel":
+        return {"path": a_panel(judge)}
     if name != "probe":
         return {}
     prompt = JudgePrompt.load("weighted")
@@ -231,16 +235,21 @@ def score_options(name: str) -> list[str]:
 def check_fingerprint(name: str) -> None:
     """Every option that changes scores changes the fingerprint; the name, a pickle and a second making do not."""
     judge = FakeJudge()
-    base = BASE.get(name, {}) | ({"path": two_outputs(judge)} if name == "probe" else {})
+    made_by = {"probe": two_outputs, "panel": a_panel}.get(name)
+    base = BASE.get(name, {}) | ({} if made_by is None else {"path": made_by(judge)})
     want = build_reward(name, judge, **base).fingerprint
     again = build_reward(name, judge, **base, name="another-name")
     assert pickle.loads(pickle.dumps(again)).fingerprint == again.fingerprint == want
     found = {}
     for option in score_options(name):
-        if (name, option) in (("probe", "prompt"), ("likelihood", "aspect")):
-            continue  # a probe has its own; an aspect is for completions, see test_likelihood
+        if (made_by is not None and option == "prompt") or (name, option) == ("likelihood", "aspect"):
+            continue  # probes and panels have their own; an aspect is for completions, see test_likelihood
         left = {k: v for k, v in base.items() if (option, k) != ("how", "weights")}  # which go with one way alone
-        value = two_outputs(judge, last=1e-6) if option == "path" else (OTHER | OTHER_OF.get(name, {}))[option]
+        value = (
+            made_by(judge, last=1e-6)
+            if made_by is not None and option == "path"
+            else (OTHER | OTHER_OF.get(name, {}))[option]
+        )
         found[option] = build_reward(name, judge, **(left | {option: value})).fingerprint
     other = FakeJudge()
     other.fingerprint = "other"  # type: ignore[misc]
@@ -255,6 +264,20 @@ def two_outputs(judge: FakeJudge, last: float = 0.0) -> Probe:
     weight = torch.randn(2, 11, generator=torch.Generator().manual_seed(0))
     weight[-1, -1] += last
     return Probe(config, {"weight": weight, "bias": torch.zeros(2)}, prompt)
+
+
+def a_panel(judge: Any, last: float = 0.0) -> Panel:
+    """A panel of three questions, two of them criteria, whose last weight is moved by `last`."""
+    criterion = JudgePrompt.load("criterion")
+    asked = (
+        Question("weighted", JudgePrompt.load("weighted")),
+        Question("prime", criterion, "It names a prime number."),
+        Question("long", criterion, "It rambles.", -1),
+    )
+    features = features_of(asked, ("mean", "sd"))
+    w = np.array([0.5, -0.1, 0.25, 0.125, -0.5, 0.3 + last])
+    zero, one = np.zeros(len(w)), np.ones(len(w))
+    return Panel(asked, features, w, zero, one, 0.75, judge.name, judge.revision)
 
 
 def check_prompt(path: Any) -> JudgePrompt:

@@ -23,6 +23,7 @@ from latent_rewards.rewards.layer_weights import LayerWeights
 from latent_rewards.rewards.likelihood import LikelihoodReward
 from latent_rewards.rewards.likert import GuidedLikertReward, LikertReward
 from latent_rewards.rewards.pairwise import PairwiseReward
+from latent_rewards.rewards.panel import PanelReward
 from latent_rewards.rewards.probe import ProbeReward
 from latent_rewards.rewards.reasoned import ReasonedReward
 from latent_rewards.rewards.revised import RevisedReward
@@ -205,6 +206,7 @@ REWARDS: dict[str, Callable[..., Reward]] = {
     "pairwise": _pairwise,
     "steps": StepReward,
     "likelihood": LikelihoodReward,
+    "panel": PanelReward,
 }
 # What is laid around a reward, and by which no file or trainer means a reward by itself.
 AROUND: dict[str, Callable[..., Reward]] = {

@@ -227,6 +227,7 @@ def test_name_prompt_scale_and_clip_go_together(name: str) -> None:
         "verifier": "verifier", "likert5": "likert10", "likert10": "likert5", "probe": "weighted",
         "rubric_list": "criterion_scale", "pairwise": "pairwise_criterion", "steps": "step_correct",
         "likelihood": "likelihood_reference",
+        "panel": "weighted",
     }  # fmt: skip
     options = BASE.get(name, {}) | options_for(name, judge) | {"prompt": prompt.get(name, "four_rubric")}
     reward = build_reward(name, judge, name="mine", scale=0.5, clip=(0.5, 1.5), **options)
