@@ -59,6 +59,11 @@ class KeptJudge(Judge):
         return self.judge.fingerprint
 
     @property
+    def arithmetic(self) -> str | None:
+        """The judge's."""
+        return self.judge.arithmetic
+
+    @property
     def n_layers(self) -> int:
         """Number of decoder blocks, L."""
         return self.judge.n_layers

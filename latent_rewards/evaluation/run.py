@@ -148,6 +148,7 @@ def _facts(config: EvaluateConfig, judge: Judge, rewards: Mapping[str, Reward]) 
         "judge": judge.name,
         "judge_revision": judge.revision,
         "judge_fingerprint": judge_key(judge),
+        "judge_arithmetic": judge.arithmetic,
         "prompts": {
             name: {"name": r.prompt.name, "hash": r.prompt.hash, "layout": layout_of(judge, r.prompt)}
             for name, r in rewards.items()

@@ -53,7 +53,8 @@ class HFJudge(Judge):
             too), "embedded" (SmolLM2-135M-Instruct), or a loaded model (then give `tokenizer`; such a judge cannot be
             pickled).
         revision: hub commit, tag or branch.
-        dtype: "auto" (the checkpoint's; on CPU bfloat16 where the processor has it, else float32), or a torch dtype.
+        dtype: "auto" (the checkpoint's; on CPU float32 or bfloat16, which of them this machine is measured to be faster
+            at), or a torch dtype.
         device: where it runs; default the accelerator of this rank, else CPU.
         device_map: Accelerate's device map, e.g. "auto" to spread a large judge; then `device` is not used.
         tp_plan: transformers' tensor-parallel plan, e.g. "auto": the judge is spread over the ranks of this run, which
@@ -222,6 +223,11 @@ class HFJudge(Judge):
     def fingerprint(self) -> str:
         """Hash of `facts`: what caches keep this judge's readings under."""
         return fingerprint.digest(self.facts)
+
+    @property
+    def arithmetic(self) -> str:
+        """Precision of the weights and why it was taken, in a line; loads the model."""
+        return loading.arithmetic_of(self.blocks.model)
 
     @property
     def n_layers(self) -> int:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import threading
 import weakref
 from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
+from latent_rewards.engine.embedded import cache_folder
 from latent_rewards.judge.reading import Judge
 
 _open: weakref.WeakValueDictionary[str, Judge] = weakref.WeakValueDictionary()
+_lock = threading.Lock()
 
 
 def open_judge(given: Judge | str | Mapping[str, Any]) -> Judge:
@@ -32,16 +35,22 @@ def open_judge(given: Judge | str | Mapping[str, Any]) -> Judge:
     kinds = sorted(options.keys() & JUDGES.keys())
     if len(kinds) != 1:
         raise ValueError(f"a judge needs one of the keys {sorted(JUDGES)}, got {sorted(options)}")
-    words = json.dumps(options, sort_keys=True, default=repr)
-    found = _open.get(words)
-    if found is None:
-        home, _, name = JUDGES[kinds[0]].rpartition(".")
-        first = options.pop(kinds[0])
-        try:
-            found = _open[words] = getattr(import_module(home), name)(first, **options)
-        except TypeError as err:
-            raise ValueError(f"judge {first!r}: {err}") from err
+    words = json.dumps([options, str(cache_folder())], sort_keys=True, default=repr)  # where "embedded" lies
+    with _lock:
+        found = _open.get(words)
+        if found is None:
+            found = _open[words] = _made(kinds[0], options)
     return found
+
+
+def _made(kind: str, options: dict[str, Any]) -> Judge:
+    home, _, name = JUDGES[kind].rpartition(".")
+    first = options.pop(kind)
+    try:
+        made: Judge = getattr(import_module(home), name)(first, **options)
+    except TypeError as err:
+        raise ValueError(f"judge {first!r}: {err}") from err
+    return made
 
 
 # Key -> the class whose first argument it is; of a room further up, so it is looked up when it is asked for.

@@ -190,6 +190,11 @@ class Judge(Protocol):
         return None
 
     @property
+    def arithmetic(self) -> str | None:
+        """Precision and why it was taken, in a line; None where it cannot be told."""
+        return None
+
+    @property
     def n_layers(self) -> int:
         """Number of decoder blocks, L; 0 where it cannot be told, for a judge without hidden states."""
         return 0

@@ -16,8 +16,9 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 
 from latent_rewards.judge import fingerprint
-from latent_rewards.judge.hf import HFJudge, Judge
+from latent_rewards.judge.opening import open_judge
 from latent_rewards.judge.prompts import JudgePrompt
+from latent_rewards.judge.reading import Judge
 from latent_rewards.judge.thoughts import UNFINISHED
 from latent_rewards.rewards.group_statistics import group_statistics
 
@@ -36,7 +37,7 @@ class Reward:
     """Base of every reward: a plain picklable callable that meets TRL's contract.
 
     Args:
-        judge: a judge, or a model name for `HFJudge`.
+        judge: a judge, or a model name for `HFJudge`; rewards that give the same name share the judge.
         prompt: shipped prompt name, path of a prompt file, or `JudgePrompt`; each reward has its own default.
         name: metric key in the trainer's logs; made unique among live rewards.
         scale: the reward is `scale * score + shift`.
@@ -79,7 +80,7 @@ class Reward:
             raise ValueError(f"on_missing must be 'auto', 'none' or 'raise', got {on_missing!r}")
         if clip is not None and not clip[0] < clip[1]:
             raise ValueError(f"clip must be (low, high) with low < high, got {clip}")
-        self.judge: Judge = HFJudge(judge) if isinstance(judge, str) else judge
+        self.judge: Judge = open_judge(judge)
         self.prompt = JudgePrompt.load(prompt if prompt is not None else self.default_prompt)
         if isinstance(unfinished, str) and unfinished not in ("none", "keep"):
             raise ValueError(f"unfinished must be None, 'none', 'keep' or a number, got {unfinished!r}")

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from latent_rewards.judge.hf import HFJudge, Judge
 from latent_rewards.judge.opening import open_judge
 from latent_rewards.judge.prompts import JudgePrompt
+from latent_rewards.judge.reading import Judge
 from latent_rewards.rewards import grammar
 from latent_rewards.rewards.base import Reward
 from latent_rewards.rewards.calibrated import CalibratedReward
@@ -115,7 +115,7 @@ def _guarded(
     prompt: str | Path | JudgePrompt | None = None,
     **options: Any,
 ) -> Reward:
-    judge, inner = HFJudge(judge) if isinstance(judge, str) else judge, _inner(options)
+    judge, inner = open_judge(judge), _inner(options)
     gated = None if gate is None else _member(judge, gate, inner)
     return GuardedReward(_member(judge, of, inner, prompt), gate=gated, **options)
 
@@ -141,7 +141,7 @@ def _ensemble(
     """`judges` are further ones, each of which reads all members, too."""
     if isinstance(of, str | Mapping) or isinstance(judges, str | Mapping):
         raise ValueError("`of` is a list of rewards and `judges` a list of judges")
-    jury, inner = [HFJudge(judge) if isinstance(judge, str) else judge, *map(open_judge, judges)], _inner(options)
+    jury, inner = [open_judge(judge), *map(open_judge, judges)], _inner(options)
     return EnsembleReward([_member(one, each, inner, prompt) for one in jury for each in of], **options)
 
 
@@ -151,7 +151,7 @@ def _cross_layer(
     """`weights` may be the folder of tuned ones."""
     if not isinstance(weights, str | Path):
         return CrossLayerReward(judge, weights=weights, **options)
-    judge = HFJudge(judge) if isinstance(judge, str) else judge
+    judge = open_judge(judge)
     return LayerWeights.load(weights).reward(judge, **options)
 
 
@@ -187,7 +187,7 @@ def _calibrated(
 
 
 def _pairwise(judge: Judge | str = "embedded", *, by: str | Mapping[str, Any] | None = None, **options: Any) -> Reward:
-    judge = HFJudge(judge) if isinstance(judge, str) else judge
+    judge = open_judge(judge)
     thoughts = {name: value for name, value in options.items() if name in ("reasoning", "opened", "thought_tags")}
     return PairwiseReward(judge, by=None if by is None else _member(judge, by, thoughts), **options)
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from latent_rewards.judge.hf import HFJudge, Judge
+from latent_rewards.judge.opening import open_judge
+from latent_rewards.judge.reading import Judge
 from latent_rewards.rewards.base import Reward
 from latent_rewards.rewards.latent import ProbabilityWeightedReward
 from latent_rewards.rewards.rubric import RubricReward
@@ -54,7 +55,7 @@ def select(
         )
     if isinstance(candidates, str) or not len(candidates):
         raise ValueError("candidates must be a list of at least one reply")
-    held: Judge = HFJudge(judge) if isinstance(judge, str) else judge
+    held: Judge = open_judge(judge)
     prompts, given = [prompt] * len(candidates), list(candidates)
     reasons: list[dict[str, float | str | None]]
     if criteria is None:

@@ -64,7 +64,11 @@ def markdown(results: Results) -> str:
     """Tables for a README: one over benchmarks, then one per benchmark, each with the length baseline."""
     run = results["run"]
     out = [f"# {run['judge']}: latent scores and Likert ratings", ""]
-    out += [f"Judge revision `{run['judge_revision']}`. Brackets hold 95 % bootstrap intervals over prompts.", ""]
+    arithmetic = f", in {run['judge_arithmetic']}" if run.get("judge_arithmetic") else ""
+    out += [
+        f"Judge revision `{run['judge_revision']}`{arithmetic}. Brackets hold 95 % bootstrap intervals over prompts.",
+        "",
+    ]
     for kind, summary in results["summary"].items():
         out += [f"## {KINDS[kind]}: mean over {', '.join(summary['benchmarks'])}", ""]
         rows = [[name, *(_cell(f[m]) for m in summary["metrics"])] for name, f in summary["scorers"].items()]
