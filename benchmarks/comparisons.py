@@ -103,8 +103,8 @@ def written(result: dict[str, Any]) -> str:
     said = (
         f"`{result['command']}`; commit {result['commit']}. A prompt of {result['prompt_tokens']} tokens, replies of "
         f"about {result['reply_tokens']}, tokens of SmolLM2; every comparison in both orders. Tokens read are those "
-        "that the forward ran, what texts share once. The last line of each N is N prompts read whole, each reply against "
-        "one opponent in one order. Anchors count the pointwise reads that choose them."
+        "that the forward ran, what texts share once. The last line of each N is N prompts read whole, each reply "
+        "against one opponent in one order. Anchors count the pointwise reads that choose them."
     )
     return "\n".join(
         ["# What comparisons cost", "", said, "", *table(head, cells), "", "![tokens](comparisons.png)", ""]
