@@ -90,24 +90,27 @@ def make_reward(options: Mapping[str, Any], judge: Judge, seed: int) -> Reward |
     return build_reward(kind, judge, **options)
 
 
-def measure_seconds(name: str, judge: HFJudge, start: Path, args: HeadToHead) -> dict[str, float]:
-    """Judge seconds of a step, with nothing kept, on answers that the start gives: the same for all rewards."""
+def measure_seconds(name: str, judge: HFJudge, start: Path, args: HeadToHead) -> float:
+    """CPU seconds of the judge in a step, with nothing kept, on answers that the start gives: the same for all rewards.
+
+    The first step's worth is read once more before, so that nothing is loaded or checked while the clock runs.
+    """
     reward = make_reward(args.rewards[name], judge, 0)
-    if reward is None or not args.timed:
-        return {"seconds": 0.0, "threads": torch.get_num_threads()}
+    if reward is None:
+        return 0.0
     rows = facts("train")[:: len(facts("train")) // (args.prompts * args.timed + 1)][1:][: args.prompts * args.timed]
     policy = AutoModelForCausalLM.from_pretrained(start, dtype=torch.bfloat16)
     answers = sample(policy, AutoTokenizer.from_pretrained(start), rows, args.answers, 0, args.answer_tokens)
     spent = []
-    for first in range(0, len(rows), args.prompts):
+    for first in [0, *range(0, len(rows), args.prompts)]:
         some = range(first, first + args.prompts)
         prompts = [messages(rows[i]) for i in some for _ in range(args.answers)]
         completions = [[{"role": "assistant", "content": t}] for i in some for t in answers[i]]
         judge.forget()
-        began = time.perf_counter()
+        began = time.process_time()
         reward.score(prompts, completions)
-        spent.append(time.perf_counter() - began)
-    return {"seconds": float(np.mean(spent)), "threads": torch.get_num_threads()}
+        spent.append(time.process_time() - began)
+    return float(np.mean(spent[1:]))
 
 
 def main(args: HeadToHead) -> None:
@@ -134,25 +137,31 @@ def main(args: HeadToHead) -> None:
             if not path.is_file():
                 print(f"{name}, seed {seed}", flush=True)
                 reward = make_reward(args.rewards[name], judge()[1], seed)
-                cost = measure_seconds(name, judge()[0], start, args) if seed == 0 else {}
                 began = time.perf_counter()
                 found = train(reward, start, args, seed)
-                write_json(path, {"reward": name, "seed": seed, "wall": time.perf_counter() - began, **cost, **found})
+                write_json(path, {"reward": name, "seed": seed, "wall": time.perf_counter() - began, **found})
             report(out, args)
+    costs = json.loads((out / "seconds.json").read_text()) if (out / "seconds.json").is_file() else {}
+    for name in names if args.timed else []:
+        if name not in costs:
+            costs[name] = measure_seconds(name, judge()[0], start, args)
+            write_json(out / "seconds.json", costs)
+    report(out, args)
 
 
 def report(out: Path, args: HeadToHead) -> None:
     """Write results, table and picture from all runs that are there."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     runs = [json.loads(path.read_text()) for path in sorted((out / "runs").glob("*.json"))]
+    costs = json.loads((out / "seconds.json").read_text()) if (out / "seconds.json").is_file() else {}
     settings = asdict(args) | {"judge": as_options(args.judge, "model") | {"model": Path(_model(args)).name}}
     write_json(out / "results.json", {
         "settings": {k: v for k, v in settings.items() if k not in ("only", "output_dir")},
-        "commit": commit, "versions": versions(*PACKAGES), "runs": runs,
+        "commit": commit, "versions": versions(*PACKAGES), "seconds": costs, "runs": runs,
     })  # fmt: skip
     ordered = [name for name in args.rewards if any(r["reward"] == name for r in runs)]
-    write_table(out / "table.md", ordered, runs, steps=args.steps)
-    draw(out / "curves.png", ordered, runs)
+    write_table(out / "table.md", ordered, runs, costs, steps=args.steps)
+    draw(out / "curves.png", ordered, runs, costs)
 
 
 def _model(args: HeadToHead) -> str:

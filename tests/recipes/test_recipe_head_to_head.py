@@ -46,7 +46,7 @@ def test_what_it_leaves(finished):
         assert [look["step"] for look in found["held_out"]] == [0, 2]
         assert len(found["scores"]) == len(found["train_gold"]) == len(found["zero_spread"]) == 2
         assert found["held_out"][0]["right"] == np.mean(found["held_out"][0]["by_question"])
-        assert (found["seconds"] > 0) is (found["reward"] != "gold")
+        assert (results["seconds"][found["reward"]] > 0) is (found["reward"] != "gold")
     starts = [found["held_out"][0]["example"] for found in results["runs"]]
     assert starts[0] == starts[1] == starts[2]
     table = (out / "table.md").read_text().splitlines()
