@@ -65,14 +65,14 @@ def mask_forward(*, mask_function: Callable[..., object], use_vmap: bool = False
     plan = active_plan("a tree mask was asked for")
     if use_vmap:
         raise CannotShareError("it masks its attention in a way of its own")
-    local = wanted_local(mask_function)
+    plan.masked, local = True, wanted_local(mask_function)
     return local.marker() if local is not None and local.first(plan.longest - 1) else None
 
 
 def _temperature(module: torch.nn.Module) -> list[float]:
-    """Llama 4's (floor_scale, attn_scale) where a layer has scaled its queries by their place in the call; else none."""
+    """Llama 4's (floor_scale, attn_scale) where a layer has scaled queries by their place in the call, or none."""
     if getattr(module, "attn_temperature_tuning", False) and not getattr(module, "use_rope", True):
-        return [float(module.floor_scale), float(module.attn_scale)]
+        return [float(x) for x in (module.floor_scale, module.attn_scale)]  # type: ignore[arg-type]
     return []
 
 
@@ -92,10 +92,10 @@ def tree_attention(
     plan = active_plan("tree attention was called")
     if plan.layer >= plan.n_layers:
         raise CannotShareError(f"it has more than {plan.n_layers} attentions in {plan.n_layers} layers")
-    local = Local("window", window) if window > 0 else None
+    local = Local("window", window) if window > 0 and not plan.masked else None
     if mask is not None:
         local = from_marker(mask)
-    kernel, layer = kernel_for(query, softcap), plan.layer
+    kernel, layer = kernel_for(query, value, softcap), plan.layer
     if plan.caught is None:
         for i, kept in plan.kept.items():
             span = plan.spans[i]

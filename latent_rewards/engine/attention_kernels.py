@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from latent_rewards.engine import attention_cpu as cpu_attention
 
@@ -17,12 +18,13 @@ if TYPE_CHECKING:
 _ROWS_CPU, _ROWS_ELSEWHERE = 64, 512  # queries of one block of local attention
 
 
-def kernel_for(query: Tensor, softcap: float) -> Kernel:
-    """What takes these queries."""
+def kernel_for(query: Tensor, value: Tensor, softcap: float) -> Kernel:
+    """What takes these queries and values."""
+    most = max(query.shape[-1], value.shape[-1])
     device, half = query.device.type, query.dtype in (torch.float16, torch.bfloat16)
     if device == "cpu" and not softcap:
         return FlashCPU()
-    return FlashCUDA() if device == "cuda" and half and query.shape[-1] <= 256 and not softcap else Kernel(softcap)
+    return FlashCUDA() if device == "cuda" and half and most <= 256 and not softcap else Kernel(softcap)
 
 
 class Kernel:
@@ -71,9 +73,7 @@ class Kernel:
             out[0, at], lse[:, at] = self.attend(q[:, :, at], k[0, :, at], v[0, :, at], scale, causal=True)
         return out, lse
 
-    def local(
-        self, q: Tensor, k: Tensor, v: Tensor, scale: float, local: Local, path: range
-    ) -> tuple[Tensor, Tensor]:
+    def local(self, q: Tensor, k: Tensor, v: Tensor, scale: float, local: Local, path: range) -> tuple[Tensor, Tensor]:
         """As `attend`, where each query sees some of the last keys up to its own, a block of queries at a time.
 
         Args:
@@ -118,12 +118,11 @@ class FlashCPU(Kernel):
             q = q.reshape(1, len(k), heads // len(k) * n, q.shape[-1])
         flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         added = None if mask is None else mask.to(q.dtype)[None, None]
+        size, (q, k, v) = v.shape[-1], _one_size(q, k, v)
         out, lse = flash(q, k[None], v[None], 0.0, causal, attn_mask=added, scale=scale)
-        return out.reshape(heads, n, -1).transpose(0, 1).to(dtype), lse.reshape(heads, n)
+        return out.reshape(heads, n, -1)[..., :size].transpose(0, 1).to(dtype), lse.reshape(heads, n)
 
-    def local(
-        self, q: Tensor, k: Tensor, v: Tensor, scale: float, local: Local, path: range
-    ) -> tuple[Tensor, Tensor]:
+    def local(self, q: Tensor, k: Tensor, v: Tensor, scale: float, local: Local, path: range) -> tuple[Tensor, Tensor]:
         """As `Kernel.local`."""
         if cpu_attention.float32_pays(q):  # once, and not for every block that sees a key
             out, lse = super().local(q.float(), k.float(), v.float(), scale, local, path)
@@ -141,22 +140,23 @@ class FlashCUDA(Kernel):
         if plan.ends is None or plan.ends.device != q.device:
             plan.ends = torch.tensor([0, *(span.stop for span in plan.spans)], dtype=torch.int32, device=q.device)
         ends, longest = plan.ends, max(span.stop - span.start for span in plan.spans)
-        packed = (x[0].transpose(0, 1) for x in (q, k, v))
+        packed = (x[0].transpose(0, 1) for x in _one_size(q, k, v))
         out, lse, *_ = torch.ops.aten._flash_attention_forward(
             *packed, ends, ends, longest, longest, 0.0, True, False, scale=scale
         )
-        return out[None], lse
+        return out[None, ..., : v.shape[-1]], lse
 
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, scale: float, *, causal: bool = False, mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """As `Kernel.attend`, without masks."""
         assert mask is None
+        size, (q, k, v) = v.shape[-1], _one_size(q, k, v)
         out, lse, *_ = torch.ops.aten._flash_attention_forward(
             q.transpose(1, 2), k.transpose(0, 1)[None], v.transpose(0, 1)[None], None, None, q.shape[2], k.shape[1],
             0.0, causal, False, scale=scale,
         )  # fmt: skip
-        return out[0], lse[0]
+        return out[0, ..., :size], lse[0]
 
     def paths(self, q: Tensor, k: Tensor, v: Tensor, paths: Paths, scale: float, window: int) -> tuple[Tensor, Tensor]:
         """(1, T, H, e) attention of pieces of nodes to what they see of their paths, and (H, T) log-sum-exps.
@@ -169,10 +169,17 @@ class FlashCUDA(Kernel):
             scale: of the scores.
             window: how many keys a query sees; 0 is all up to its own.
         """
+        size, (q, k, v) = v.shape[-1], _one_size(q, k, v)
         keys, values = (x.index_select(1, paths.rows).transpose(0, 1) for x in (k, v))
         out, lse, *_ = torch.ops.aten._flash_attention_forward(
             q[0].transpose(0, 1), keys, values, paths.query_ends, paths.key_ends, paths.most_queries, paths.most_keys,
             0.0, True, False, scale=scale, window_size_left=window - 1 if window else None,
             window_size_right=0 if window else None,
         )  # fmt: skip
-        return out[None], lse
+        return out[None, ..., :size], lse
+
+
+def _one_size(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Heads of one size, as fused kernels want them: zeros more change no score and no other value (DeepSeek)."""
+    size = max(x.shape[-1] for x in tensors)
+    return tuple(x if x.shape[-1] == size else pad(x, (0, size - x.shape[-1])) for x in tensors)

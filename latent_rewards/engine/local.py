@@ -18,7 +18,7 @@ _AROUND = ("and_masks", "remap_positions_for_packed_sequence")
 
 
 class Local(NamedTuple):
-    """The last `size` tokens up to a token itself ("window"), or those from the last multiple of `size` on ("chunk")."""
+    """The last `size` tokens up to the own one ("window"), or those from the last multiple of `size` on ("chunk")."""
 
     kind: Literal["window", "chunk"]
     size: int
@@ -88,7 +88,7 @@ def paths_of(spans: Sequence[Span], local: Local, device: torch.device) -> Paths
             n = sum(layers[0][0].shape[1] for layers in span.past)
             above[id(span.past)] = torch.arange(n_above, n_above + n)
             n_above += n
-    none, wholes, rows, queries = torch.arange(0), [], [], []
+    none, wholes, rows, queries = torch.arange(0), list[Tensor](), list[Tensor](), list[int]()
     for span in spans:
         before = wholes[span.parent] if span.parent >= 0 else above.get(id(span.past), none)
         wholes.append(torch.cat([before, torch.arange(n_above + span.start, n_above + span.stop)]))

@@ -74,6 +74,7 @@ class TreePlan:
             batch, the ancestors' (K, V) per layer, outermost first.
         kept: span -> one (K, V) pair per layer run so far, for spans with `keep`.
         n_layers: how many attention layers there shall be.
+        masked: whether the model asked for masks, which then say what a layer shows.
         layer: how many attention layers have run.
         caught: keys and values of all tokens at a layer that was left there, see `catching`.
         rows: packed tokens whose queries alone come next, to meet `caught`.
@@ -82,6 +83,7 @@ class TreePlan:
     spans: list[Span]
     kept: dict[int, list[KeyValue]] = field(default_factory=dict)
     n_layers: int = 1 << 30
+    masked: bool = False
     layer: int = 0
     caught: KeyValue | None = None
     rows: list[int] = field(default_factory=list)
