@@ -22,6 +22,7 @@ from latent_rewards.files.atomic import publish, write_text
 from latent_rewards.files.outputs import open_output, to_json
 from latent_rewards.files.sources import open_source
 from latent_rewards.files.types import JsonObject, Prompt, Row
+from latent_rewards.judge.layouts import answers_of
 from latent_rewards.judge.prompts import to_text
 from latent_rewards.stats.bootstrap import none_if_nan
 
@@ -146,7 +147,9 @@ class Finisher:
             for i, row in enumerate(record["rows"]):
                 yield {**row, **{k: v[i] for k, v in columns.items()}, "reason": record["reasons"][i]}
             return
-        completions = {self.config.completions_column: record["completions"]}
+        own = record["rows"][0].get(self.config.completions_column)
+        objects = answers_of(own) is not own  # with more than their texts, which the row keeps
+        completions = {} if objects else {self.config.completions_column: record["completions"]}
         reason = "; ".join(dict.fromkeys(r for r in record["reasons"] if r)) or None
         yield {**record["rows"][0], **completions, **columns, "reason": reason}
 

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypedDict, cast
 
 from latent_rewards.best_of_n.config import BestOfNConfig
 from latent_rewards.files.keys import prompt_key
 from latent_rewards.files.sources import Chunk, InputError, Source, open_source
 from latent_rewards.files.types import Prompt, Row
+from latent_rewards.judge.layouts import ACCEPTED, answers_of, key_of
 from latent_rewards.judge.prompts import to_text
-from latent_rewards.judge.transcripts import PEEK, hold_prompts, holds_prompt, split, split_column
+from latent_rewards.judge.transcripts import PEEK, SIDES, hold_prompts, holds_prompt, split, split_column
 
 Completion = Prompt | None
-Layout = Literal["prompts", "lists", "pairs"]
+Layout = Literal["prompts", "lists", "pairs", "sides"]
 _CHUNK = 1024
 
 
@@ -25,7 +26,8 @@ class Group:
 
     Attributes:
         number: row number of its first row.
-        rows: its rows of the input: one, or in the layout "pairs" one per completion.
+        rows: its rows of the input: one, or in the layout "pairs" one per completion. In the layout "sides" a row's
+            completions are its chosen and its rejected one.
         prompt: text or messages.
         completions: texts or messages; None in the layout "prompts", and where there are none.
         fault: why it cannot be scored, if so.
@@ -54,6 +56,16 @@ class Record(TypedDict):
     reasons: list[str | None]
 
 
+def settled(config: BestOfNConfig, source: Source) -> BestOfNConfig:
+    """The run with the columns that the input has, where the user named none; see `latent_rewards.judge.layouts`."""
+    named = {"prompt_column": key_of("prompt", source.columns, config.prompt_column)}
+    if config.generator is None:
+        named["completions_column"] = key_of("completions", source.columns, config.completions_column)
+        if named["completions_column"] not in source.columns:
+            named["completion_column"] = key_of("completion", source.columns, config.completion_column)
+    return replace(config, **named)
+
+
 def layout_of(config: BestOfNConfig, source: Source) -> Layout:
     """How the rows hold completions.
 
@@ -64,9 +76,11 @@ def layout_of(config: BestOfNConfig, source: Source) -> Layout:
         raise InputError("the input has no rows")
     columns = set(source.columns)
     given = [c for c in (config.completions_column, config.completion_column) if c in columns]
+    sides = not given and config.generator is None and set(SIDES) <= columns
+    given = [*given, *(SIDES if sides else ())]
     if config.prompt_column not in columns and not (given and hold_prompts(next(source.chunks(PEEK)).rows, given[0])):
         raise InputError(
-            f"no column {config.prompt_column!r}; there are {source.columns}; name it with --prompt-column"
+            f"no column {config.prompt_column!r}; there are {source.columns}; name it with --prompt-column; {ACCEPTED}"
         )
     if config.generator is not None:
         if given:
@@ -75,8 +89,10 @@ def layout_of(config: BestOfNConfig, source: Source) -> Layout:
     if not given:
         raise InputError(
             f"no column {config.completion_column!r} or {config.completions_column!r}; there are {source.columns}; "
-            "name it with --completion-column or --completions-column, or name a generator"
+            f"name it with --completion-column or --completions-column, or name a generator; {ACCEPTED}"
         )
+    if sides:
+        return "sides"
     return "lists" if given[0] == config.completions_column else "pairs"
 
 
@@ -147,12 +163,8 @@ def _group_key(group: Group) -> int | str:
 def _single(number: int, row: Row, fault: str | None, layout: Layout, config: BestOfNConfig) -> Group:
     prompt, completions = row.get(config.prompt_column), None
     try:
-        if layout == "lists" and fault is None:
-            completions = row.get(config.completions_column)
-            if not isinstance(completions, list) or not completions:
-                completions = None
-                raise ValueError(f"column {config.completions_column!r} holds no list of completions")
-            prompt, completions = _split(prompt, completions)
+        if layout in ("lists", "sides") and fault is None:
+            prompt, completions = _split(prompt, _completions(row, layout, config))
         if prompt is None:
             raise ValueError(f"column {config.prompt_column!r} is missing or null")
         if layout == "prompts":
@@ -160,6 +172,17 @@ def _single(number: int, row: Row, fault: str | None, layout: Layout, config: Be
     except ValueError as err:
         fault = fault or str(err)
     return Group(number, [row], prompt, completions, fault)
+
+
+def _completions(row: Row, layout: Layout, config: BestOfNConfig) -> list[Completion]:
+    if layout == "sides":
+        if missing := [side for side in SIDES if row.get(side) is None]:
+            raise ValueError(f"column {missing[0]!r} is missing or null")
+        return [row[side] for side in SIDES]
+    found = answers_of(row.get(config.completions_column))
+    if not isinstance(found, list) or not found:
+        raise ValueError(f"column {config.completions_column!r} holds no list of completions")
+    return found
 
 
 def _split(prompt: Prompt | None, completions: list[Completion]) -> tuple[Prompt | None, list[Completion]]:

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from latent_rewards.best_of_n.config import BestOfNConfig, Manifest
 from latent_rewards.best_of_n.finish import Finisher
-from latent_rewards.best_of_n.groups import layout_of, open_input
+from latent_rewards.best_of_n.groups import layout_of, open_input, settled
 from latent_rewards.best_of_n.plan import Plan, make_plan
 from latent_rewards.best_of_n.sampling import Sampling
 from latent_rewards.best_of_n.shards import ShardStore
@@ -47,6 +47,7 @@ def best_of_n(config: BestOfNConfig, judge: Judge | None = None) -> JsonObject |
         raise InputError("Ray actors load their own judge; give its arguments in config.judge")
     folder = make_folder(Path(config.output))
     source = open_input(config)
+    config = settled(config, source)
     layout = layout_of(config, source)
     per_prompt = Sampling(**config.sampling).n if config.generator else 1
     plan = make_plan(source, layout, config, per_prompt)

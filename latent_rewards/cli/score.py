@@ -61,6 +61,7 @@ def score(
             raise ValueError("score needs --input and --output; or --describe")
         from latent_rewards.files.outputs import check_output
         from latent_rewards.files.sources import open_source
+        from latent_rewards.judge.layouts import key_of
 
         path = output.resolve()
         check_output(path, overwrite=overwrite)
@@ -70,12 +71,12 @@ def score(
         rewards = {name: _build(one, frozen) for name, one in zip(names, wanted, strict=True)}
         if with_uncertainty:
             rewards |= _uncertainties(rewards, frozen)
-        columns = {"prompt": given["prompt_column"], "completion": given["completion_column"]}
-        _check_columns(rewards, columns, source)
+        columns = {slot: key_of(slot, source.columns, given[f"{slot}_column"]) for slot in ("prompt", "completion")}
+        both = _check_columns(rewards, columns, source)
     with user_errors(*LOADING, about=f"judge {frozen.model_name!r}: "):
         frozen.blocks  # noqa: B018  load now, so that a wrong model, type or device is told before anything is written
     total = min(given["limit"] or source.total, source.total)
-    _run(source, path, rewards, columns, total, given["batch_size"])
+    _run(source, path, rewards, columns, total, given["batch_size"], both=both)
 
 
 def _build(one: Wanted, judge: HFJudge) -> Reward:
@@ -120,21 +121,22 @@ def _describe(judge: HFJudge, wanted: list[Wanted]) -> None:
 
 
 def _run(
-    source: Source, path: Path, rewards: dict[str, Reward], columns: dict[str, str], total: int, batch_size: int
-) -> None:
+    source: Source, path: Path, rewards: dict[str, Reward], columns: dict[str, str], total: int, batch_size: int, *,
+    both: bool,
+) -> None:  # fmt: skip
     import torch
     from tqdm import tqdm
 
     from latent_rewards.files.sources import InputError
-    from latent_rewards.rewards.scorer import Scorer
+    from latent_rewards.rewards.scorer import PairScorer, Scorer
 
     existed, started = path.exists(), time.perf_counter()
     with (
         user_errors(InputError, torch.OutOfMemoryError),
         _clean_end_on_sigterm(),
-        tqdm(total=total, unit="pair", file=sys.stderr, dynamic_ncols=True) as bar,
+        tqdm(total=total, unit="row", file=sys.stderr, dynamic_ncols=True) as bar,
     ):
-        scorer = Scorer(rewards, columns, bar)
+        scorer = (PairScorer if both else Scorer)(rewards, columns, bar)
         _write(source, path, scorer, total, batch_size)
     _tell(scorer, path, time.perf_counter() - started, existed=existed)
 
@@ -144,7 +146,7 @@ def _write(source: Source, path: Path, scorer: Scorer, total: int, batch_size: i
     from latent_rewards.files.outputs import open_output
 
     existed = path.exists()
-    with contextlib.suppress(NothingScoredError), open_output(path, source, list(scorer.rewards)) as write:
+    with contextlib.suppress(NothingScoredError), open_output(path, source, scorer.names) as write:
         for chunk in scorer.chunks(source, batch_size):
             part = chunk.first(total - scorer.rows)
             write(part, scorer(part))
@@ -161,7 +163,7 @@ def _tell(scorer: Scorer, path: Path, seconds: float, *, existed: bool) -> None:
         typer.echo(f"and {scorer.bad - SHOWN} more rows with a missing score", err=True)
     where = f"{path} left as it was" if existed and not scorer.scored else f"written to {path}"
     null, rate = scorer.rows - scorer.scored, scorer.rows / max(seconds, 1e-9)
-    typer.echo(f"rows {scorer.rows}, scored {scorer.scored}, null {null}, {rate:.1f} pairs/s, {where}", err=True)
+    typer.echo(f"rows {scorer.rows}, scored {scorer.scored}, null {null}, {rate:.1f} rows/s, {where}", err=True)
     if not scorer.scored:
         fail("nothing could be scored", 1)
 
@@ -175,22 +177,39 @@ def _score_columns(rewards: list[str], given: list[str] | None) -> list[str]:
     return names
 
 
-def _check_columns(rewards: dict[str, Reward], columns: dict[str, str], source: Source) -> None:
+def _check_columns(rewards: dict[str, Reward], columns: dict[str, str], source: Source) -> bool:
+    """Whether each row has two completions to score, chosen and rejected.
+
+    Raises:
+        InputError: a column is missing, or would be written over.
+    """
     from latent_rewards.files.sources import RAW, InputError
-    from latent_rewards.judge.transcripts import PEEK, hold_prompts
+    from latent_rewards.judge.layouts import ACCEPTED
+    from latent_rewards.judge.transcripts import PEEK, SIDES, hold_prompts
 
     if not source.total:
         raise InputError("the input has no rows")
-    taken = sorted(set(rewards) & set(source.columns))
+    named = columns["completion"] != "completion" or "completion" in source.columns
+    both = not named and set(SIDES) <= set(source.columns)
+    names = {f"{name}_{side}" for name in rewards for side in SIDES} if both else set(rewards)
+    taken = sorted(names & set(source.columns))
     if taken:
         raise InputError(f"the input already has the columns {taken}; name the new ones with --score-column")
     for slot in sorted({slot for r in rewards.values() for slot in r.required}):
         column = columns.get(slot, slot)
-        if slot == "prompt" and hold_prompts(next(source.chunks(PEEK)).rows, columns["completion"]):
+        if both and slot == "completion":
+            continue
+        if slot == "prompt" and hold_prompts(
+            next(source.chunks(PEEK)).rows, SIDES[0] if both else columns["completion"]
+        ):
             continue
         if column not in source.columns and set(source.columns) - {RAW}:
             how = f"; name it with --{slot}-column" if slot in columns else ""
-            raise InputError(f"no column {column!r}, which the judge prompt needs; there are {source.columns}{how}")
+            known = f"; {ACCEPTED} (of lists of completions, best-of-n scores each)" if slot in columns else ""
+            raise InputError(
+                f"no column {column!r}, which the judge prompt needs; there are {source.columns}{how}{known}"
+            )
+    return both
 
 
 @contextlib.contextmanager

@@ -152,13 +152,15 @@ def parse_line(line: bytes, number: int) -> tuple[Row, str | None]:
 
 
 def numbered_rows(path: Path) -> Iterator[NumberedRow]:
-    """(file, row from 1, row) of a JSON Lines (plain or gzip) or Parquet file; a broken line comes as its error.
+    """(file, row from 1, row) of a JSON Lines (plain or gzip) or Parquet file, or a `save_to_disk` folder.
+
+    A broken line comes as its error.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: it is damaged.
     """
-    if path.suffix == ".parquet":
+    if path.suffix == ".parquet" or path.is_dir():
         chunks = open_source(str(path)).chunks(1024)
         yield from ((str(path), i, row) for i, row in enumerate((r for c in chunks for r in c.rows), 1))
         return

@@ -1,12 +1,13 @@
 """Rows of pairs, lists and ratings in one form, however their file lays out prompt and completions.
 
 A prompt (text or messages) stands beside completions (text or messages), or the completions are whole dialogues, with
-the prompt beside them or without; see `latent_rewards.judge.transcripts`.
+the prompt beside them or without; see `latent_rewards.judge.transcripts`. Every command that reads rows reads them
+through here, and says `ACCEPTED` where it cannot.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -17,6 +18,16 @@ from latent_rewards.judge.transcripts import SIDES, is_dialogue, split, turns_of
 
 Kind = Literal["pair", "list", "rating"]
 
+ACCEPTED = """rows may hold
+  prompt, chosen, rejected: texts or message lists
+  chosen, rejected that hold the prompt: message lists, or text with "Human:" and "Assistant:" turns as in hh-rlhf
+  prompt, responses (or completions), gold (or scores): lists; or instruction, completions as in UltraFeedback, which \
+are objects with response and ratings
+  prompt, response (or completion), score (or rating)
+where prompt may also be called instruction or question"""
+
+_PROMPTS = ("prompt", "instruction", "question")
+
 # Keys of each kind; the first that a row has counts.
 _RESPONSES: dict[Kind, tuple[str, ...]] = {
     "list": ("responses", "completions", "answers"), "rating": ("response", "completion", "answer"),
@@ -24,6 +35,7 @@ _RESPONSES: dict[Kind, tuple[str, ...]] = {
 _GOLD: dict[Kind, tuple[str, ...]] = {
     "list": ("gold", "scores", "ratings", "score", "rating"), "rating": ("score", "rating", "gold"),
 }  # fmt: skip
+_KEYS = {"prompt": _PROMPTS, "completion": _RESPONSES["rating"], "completions": _RESPONSES["list"]}
 _ASKING = {"user", "tool", "function"}  # roles that an answer can follow
 
 
@@ -64,7 +76,28 @@ def kind_of(row: object) -> Kind | None:
         raise ValueError(f"expected an object, got {type(row).__name__}")
     if set(SIDES) <= set(row):
         return "pair"
-    return next((k for k in ("list", "rating") if _first(row, _RESPONSES[k]) and _first(row, _GOLD[k])), None)
+    named = next((k for k in ("list", "rating") if _first(row, _RESPONSES[k]) and _first(row, _GOLD[k])), None)
+    if named is None and any(map(_is_answer, _answers(row))):
+        return "list"
+    return named
+
+
+def key_of(what: str, keys: Collection[str], asked: str | None = None) -> str:
+    """The key under which a row, or a file with these columns, has its prompt, its completion or its completions.
+
+    Args:
+        what: "prompt", "completion" or "completions".
+        keys: those there are.
+        asked: what the user named; another is looked for only where that is `what`, the default.
+    """
+    named = asked or what
+    return named if named in keys or named != what else next((k for k in _KEYS[what] if k in keys), named)
+
+
+def answers_of(value: object) -> object:
+    """A list of completions, those that are objects of UltraFeedback as their texts; what is none stays as it is."""
+    entries = _entries(value)
+    return [a["response"] if _is_answer(a) else a for a in entries] if any(map(_is_answer, entries)) else value
 
 
 def judged(row: object, kind: Kind) -> Judged:
@@ -79,14 +112,17 @@ def judged(row: object, kind: Kind) -> Judged:
     """
     if not isinstance(row, Mapping):
         raise ValueError(f"expected an object, got {type(row).__name__}")
+    if kind == "list":
+        row = _rated(row)
+    asked = key_of("prompt", row)
     if kind == "pair":
-        keys: tuple[str, ...] = ("prompt", *SIDES)
+        keys: tuple[str, ...] = (asked, *SIDES)
     else:
         of, gold = _RESPONSES[kind], _GOLD[kind]
-        keys = ("prompt", _first(row, of) or of[0], _first(row, gold) or gold[0])
+        keys = (asked, _first(row, of) or of[0], _first(row, gold) or gold[0])
     missing = [k for k in keys[1:] if row.get(k) is None]
     if missing:
-        raise ValueError(f"missing field {', '.join(['prompt'] * (row.get('prompt') is None) + missing)}")
+        raise ValueError(f"missing field {', '.join(['prompt'] * (row.get(asked) is None) + missing)}")
     if kind == "pair":
         given, numbers = [row[k] for k in SIDES], [1.0, 0.0]
     elif kind == "rating":
@@ -97,11 +133,62 @@ def judged(row: object, kind: Kind) -> Judged:
             raise ValueError(f"{len(given)} responses but {len(numbers)} {keys[2]} values")
         if len(given) < 2:
             raise ValueError("a list needs two responses or more")
-    prompt, responses = split(row.get("prompt"), given)
+    prompt, responses = split(row.get(asked), given)
     checked, texts = _checked_prompt(prompt), [_checked_response(r) for r in responses]
     if kind == "pair" and texts[0] == texts[1]:
         raise ValueError("chosen equals rejected")
     return Judged(kind, checked, texts, numbers, keys)
+
+
+def _entries(value: object) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple | np.ndarray) else []
+
+
+def _answers(row: Row) -> list[Any]:
+    return _entries(row.get(_first(row, _RESPONSES["list"]) or ""))
+
+
+def _is_answer(value: object) -> bool:
+    """Whether a completion is an object that holds its text and its ratings, as in UltraFeedback."""
+    return isinstance(value, Mapping) and "response" in value and "role" not in value
+
+
+def _rated(row: Row) -> Row:
+    """A list whose completions are objects as texts, with their ratings as gold unless the row has its own.
+
+    Raises:
+        ValueError: a completion without a rating.
+    """
+    answers = _answers(row)
+    if not any(map(_is_answer, answers)):
+        return row
+    key = str(_first(row, _RESPONSES["list"]))
+    own = {} if _first(row, _GOLD["list"]) else {"gold": [_rating(a, i) for i, a in enumerate(answers)]}
+    return {**row, key: answers_of(answers), **own}
+
+
+def _rating(answer: Any, place: int) -> float:
+    """Rating of an UltraFeedback completion: `fine-grained_score`, else the mean over its aspects, else the overall one.
+
+    The overall score comes last: in the published data it is 10 for some answers that were rated 1.
+
+    Source: Cui et al. 2023 (arXiv 2310.01377) for the fields; the card of argilla/ultrafeedback-binarized-preferences
+    for the fault.
+    """
+    answer = answer if isinstance(answer, Mapping) else {}
+    aspects = answer.get("annotations")
+    rated = (
+        [a.get("Rating") for a in aspects.values() if isinstance(a, Mapping)] if isinstance(aspects, Mapping) else []
+    )
+    known = [number(r, "Rating") for r in rated if r not in (None, "N/A")]
+    for value in (
+        answer.get("fine-grained_score"),
+        float(np.mean(known)) if known else None,
+        answer.get("overall_score"),
+    ):
+        if value is not None:
+            return number(value, "rating")
+    raise ValueError(f"completion {place} has no rating (fine-grained_score, annotations or overall_score)")
 
 
 def _checked_response(text: object) -> Prompt:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from latent_rewards.files.sources import RowError, numbered_rows
 from latent_rewards.files.types import Prompt, Row
-from latent_rewards.judge.layouts import BadRow, Judged, Kind, judged, kind_of, number
+from latent_rewards.judge.layouts import ACCEPTED, BadRow, Judged, Kind, judged, kind_of, number
 from latent_rewards.judge.prompts import to_text
 
 logger = logging.getLogger(__name__)
@@ -160,10 +160,7 @@ def read_examples(
         except (ValueError, TypeError, OverflowError, RecursionError) as err:
             left.append(BadRow(file, line, str(err)))
     if kind is None and (keys or not left):
-        raise ValueError(
-            f"{path}: rows need prompt with chosen and rejected, responses and gold, or response and score; "
-            f"found {keys or 'no rows'}"
-        )
+        raise ValueError(f"{path}: {f'columns {keys} are no layout that is known' if keys else 'no rows'}; {ACCEPTED}")
     if not out:
         raise ValueError(f"{path}: no usable row ({_named(left)})")
     if left:

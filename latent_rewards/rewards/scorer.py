@@ -15,7 +15,7 @@ from latent_rewards.files.keys import prompt_key
 from latent_rewards.files.outputs import Scores
 from latent_rewards.files.sources import Chunk, InputError, RowError, Source
 from latent_rewards.judge.reading import Request
-from latent_rewards.judge.transcripts import split_column
+from latent_rewards.judge.transcripts import SIDES, split_column
 from latent_rewards.rewards.base import Reward
 from latent_rewards.rewards.latent import LatentReward
 
@@ -39,12 +39,17 @@ class Scorer:
     scored: int = 0
     bad: int = 0
 
+    @property
+    def names(self) -> list[str]:
+        """The columns that are written."""
+        return list(self.rewards)
+
     def __call__(self, chunk: Chunk) -> Scores:
-        """Scores of a chunk, n per reward, None where a row has none."""
-        if any(taken := set(self.rewards) & row.keys() for row in chunk.rows):
+        """Scores of a chunk, n per column, None where a row has none."""
+        if any(taken := set(self.names) & row.keys() for row in chunk.rows):
             raise InputError(f"row(s) from {self.rows} on already have {sorted(taken)}; choose another --score-column")
         numbers = range(self.rows, self.rows + len(chunk.rows))
-        scores, reasons = self.read(chunk.rows, chunk.faults, numbers)
+        scores, reasons = self._scored(chunk, numbers)
         for number, why in zip(numbers, reasons, strict=True):
             if why:
                 self._report(number, why)
@@ -52,6 +57,9 @@ class Scorer:
         self.scored += sum(any(column[i] is not None for column in scores.values()) for i in range(len(chunk.rows)))
         self.bar.update(len(chunk.rows))
         return scores
+
+    def _scored(self, chunk: Chunk, numbers: Sequence[int]) -> tuple[Scores, list[str | None]]:
+        return self.read(chunk.rows, chunk.faults, numbers)
 
     def read(
         self, rows: Sequence[dict[str, Any]], faults: Sequence[str | None], numbers: Sequence[int]
@@ -163,6 +171,35 @@ class Scorer:
         self.bad += 1
         if self.bad <= SHOWN:
             tqdm.write(f"row {row}: {reason}", file=self.bar.fp)
+
+
+@dataclass
+class PairScorer(Scorer):
+    """Scores both completions of rows with `chosen` and `rejected`, in one forward: two columns a reward."""
+
+    @property
+    def names(self) -> list[str]:
+        """Each reward's, for each side."""
+        return [f"{name}_{side}" for name in self.rewards for side in SIDES]
+
+    def _scored(self, chunk: Chunk, numbers: Sequence[int]) -> tuple[Scores, list[str | None]]:
+        rows = [self._side(row, side) for row in chunk.rows for side in SIDES]
+        faults, twice = ([x for x in given for _ in SIDES] for given in (chunk.faults, numbers))
+        scores, reasons = self.read(
+            [row for row, _ in rows], [f or w for f, (_, w) in zip(faults, rows, strict=True)], twice
+        )
+        n = len(SIDES)
+        why = ["; ".join(dict.fromkeys(filter(None, reasons[i : i + n]))) or None for i in range(0, len(rows), n)]
+        return {f"{name}_{side}": of[i::n] for name, of in scores.items() for i, side in enumerate(SIDES)}, why
+
+    def _side(self, row: dict[str, Any], side: str) -> tuple[dict[str, Any], str | None]:
+        """The row with one side as its completion, and why that cannot be."""
+        prompt, completion = (self.columns.get(slot, slot) for slot in ("prompt", "completion"))
+        try:
+            found = split_column(row, prompt, side)
+        except ValueError as err:
+            return row, str(err)
+        return {**row, prompt: found[0], completion: found[1]}, None
 
 
 @contextlib.contextmanager

@@ -58,7 +58,7 @@ def load(spec: str | Path, limit: int | None = None, *, max_chars: int | None = 
 
 
 def _load(text: str) -> Benchmark:
-    if text.endswith((".jsonl", ".jsonl.gz", ".parquet")):
+    if text.endswith((".jsonl", ".jsonl.gz", ".parquet")) or (Path(text) / "dataset_info.json").is_file():
         return local.load(text)
     name, _, revision = text.partition("@")
     if name in BENCHMARKS:

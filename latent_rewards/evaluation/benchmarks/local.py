@@ -1,8 +1,8 @@
-"""Benchmarks from files: JSON Lines (plain or gzip) or Parquet with the fields of a pair, a rating or a list.
+"""Benchmarks from files: JSON Lines (plain or gzip), Parquet or a saved data set, of pairs, ratings or lists.
 
 pair: prompt, chosen, rejected. rating: prompt, response, score, scale [low, high]. list: prompt, responses, gold.
-`prompt` is text or messages ending with a user turn; optional: id, subset, rubric, reference. Completions may hold the
-prompt, see `latent_rewards.judge.layouts`.
+`prompt` is text or messages ending with a user turn; optional: id, subset, rubric, reference. Other layouts of the hub
+are read as they are, see `latent_rewards.judge.layouts`.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ def load(path: str | Path, name: str | None = None) -> Benchmark:
         ValueError: unknown ending, or no usable row.
     """
     path = Path(path)
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"no benchmark file {path}")
-    if not path.name.endswith(_ENDINGS):
+    if path.is_file() and not path.name.endswith(_ENDINGS):
         raise ValueError(f"{path}: a benchmark file ends in one of {', '.join(_ENDINGS)}")
     return collect(name or _stem(path), numbered_rows(path), source=str(path))
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from latent_rewards.files.keys import prompt_key
 from latent_rewards.files.types import NumberedRow, Prompt, Row
-from latent_rewards.judge.layouts import BadRow, Kind, judged, kind_of, number
+from latent_rewards.judge.layouts import ACCEPTED, BadRow, Kind, judged, kind_of, number
 from latent_rewards.judge.prompts import to_text
 
 
@@ -104,6 +104,8 @@ def collect(
                 raise ValueError(str(raw))
             row = convert(raw) if convert else raw
             kind = kind or kind_of(row)
+            if kind is None and convert is None:
+                raise ValueError(f"columns {sorted(row)} are no layout that is known")
             item = _item(row, kind or "pair", f"{name}-{line}")
             ranges += [_range(row["scale"])] if row.get("scale") is not None else []
             items.append(item)
@@ -114,7 +116,8 @@ def collect(
             bad.append(BadRow(file, line, reason))
     if not items or kind is None:
         first = "; ".join(f"{b.file} row {b.row}: {b.reason}" for b in bad[:3])
-        raise ValueError(f"benchmark {name!r} has no usable row ({len(bad)} bad{': ' + first if first else ''})")
+        known = f"; {ACCEPTED}" if convert is None else ""
+        raise ValueError(f"benchmark {name!r} has no usable row ({len(bad)} bad{': ' + first if first else ''}){known}")
     scale = (min(r[0] for r in ranges), max(r[1] for r in ranges)) if ranges else None
     return Benchmark(name, kind, tuple(items), tuple(bad), dict(left_out), 0, source, scale)
 
