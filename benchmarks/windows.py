@@ -3,10 +3,10 @@
     python -m benchmarks.windows [--rounds 3] [--dtype float32]
 
 Random models at a quarter of the width of Llama 3.2 1B, Gemma 3 1B and gpt-oss 20B (heads of their sizes, windows of
-their lengths, four experts of eight), in one process of one thread. Random tokens in the three shapes of `workloads`: 16
-prompts x 8, 4 long prompts x 16, 96 unrelated texts, all behind one head, most of them longer than the windows. In each
-round every model reads every workload with shared prefixes and, an even share of it, in padded batches; the ratio is of
-texts per CPU second. Writes `results/windows-<cpu>.json` and `.md`.
+their lengths, four experts of eight), in one process of one thread. Random tokens in the three shapes of `workloads`:
+16 prompts x 8, 4 long prompts x 16, 96 unrelated texts, all behind one head, most of them longer than the windows. In
+each round every model reads every workload with shared prefixes and, an even share of it, in padded batches; the ratio
+is of texts per CPU second. Writes `results/windows-<cpu>.json` and `.md`.
 """
 
 from __future__ import annotations
@@ -114,9 +114,9 @@ def table(report: dict[str, Any]) -> str:
     lines = [
         "# Windows and sinks",
         "",
-        f"`{report['command']}`, commit {report['commit']}, {report['cpu']}, {report['dtype']}, one thread. Texts per CPU "
-        "second with shared prefixes, as a multiple of the model's own padded forward (median over the rounds), and the "
-        "largest relative difference between the two ways' states.",
+        f"`{report['command']}`, commit {report['commit']}, {report['cpu']}, {report['dtype']}, one thread. Texts per "
+        "CPU second with shared prefixes, as a multiple of the model's own padded forward (median over the rounds), "
+        "and the largest relative difference between the two ways' states.",
         "",
         f"| shape | {' | '.join(works)} | difference |",
         "|---|" + "---|" * (len(works) + 1),

@@ -58,12 +58,13 @@ class Record(TypedDict):
 
 def settled(config: BestOfNConfig, source: Source) -> BestOfNConfig:
     """The run with the columns that the input has, where the user named none; see `latent_rewards.judge.layouts`."""
-    named = {"prompt_column": key_of("prompt", source.columns, config.prompt_column)}
-    if config.generator is None:
-        named["completions_column"] = key_of("completions", source.columns, config.completions_column)
-        if named["completions_column"] not in source.columns:
-            named["completion_column"] = key_of("completion", source.columns, config.completion_column)
-    return replace(config, **named)
+    config = replace(config, prompt_column=key_of("prompt", source.columns, config.prompt_column))
+    if config.generator is not None:
+        return config
+    several = key_of("completions", source.columns, config.completions_column)
+    if several in source.columns:
+        return replace(config, completions_column=several)
+    return replace(config, completion_column=key_of("completion", source.columns, config.completion_column))
 
 
 def layout_of(config: BestOfNConfig, source: Source) -> Layout:

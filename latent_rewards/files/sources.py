@@ -152,9 +152,7 @@ def parse_line(line: bytes, number: int) -> tuple[Row, str | None]:
 
 
 def numbered_rows(path: Path) -> Iterator[NumberedRow]:
-    """(file, row from 1, row) of a JSON Lines (plain or gzip) or Parquet file, or a `save_to_disk` folder.
-
-    A broken line comes as its error.
+    """(file, row from 1, row or, of a broken line, its error) of a JSON Lines or Parquet file or a saved data set.
 
     Raises:
         FileNotFoundError: no such file.

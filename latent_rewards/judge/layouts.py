@@ -76,7 +76,8 @@ def kind_of(row: object) -> Kind | None:
         raise ValueError(f"expected an object, got {type(row).__name__}")
     if set(SIDES) <= set(row):
         return "pair"
-    named = next((k for k in ("list", "rating") if _first(row, _RESPONSES[k]) and _first(row, _GOLD[k])), None)
+    kinds: tuple[Kind, ...] = ("list", "rating")
+    named = next((k for k in kinds if _first(row, _RESPONSES[k]) and _first(row, _GOLD[k])), None)
     if named is None and any(map(_is_answer, _answers(row))):
         return "list"
     return named
@@ -168,7 +169,7 @@ def _rated(row: Row) -> Row:
 
 
 def _rating(answer: Any, place: int) -> float:
-    """Rating of an UltraFeedback completion: `fine-grained_score`, else the mean over its aspects, else the overall one.
+    """Rating of an UltraFeedback completion: `fine-grained_score`, else the mean of its aspects, else the overall one.
 
     The overall score comes last: in the published data it is 10 for some answers that were rated 1.
 

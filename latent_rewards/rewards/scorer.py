@@ -184,10 +184,8 @@ class PairScorer(Scorer):
 
     def _scored(self, chunk: Chunk, numbers: Sequence[int]) -> tuple[Scores, list[str | None]]:
         rows = [self._side(row, side) for row in chunk.rows for side in SIDES]
-        faults, twice = ([x for x in given for _ in SIDES] for given in (chunk.faults, numbers))
-        scores, reasons = self.read(
-            [row for row, _ in rows], [f or w for f, (_, w) in zip(faults, rows, strict=True)], twice
-        )
+        faults = [f or why for f, (_, why) in zip((f for f in chunk.faults for _ in SIDES), rows, strict=True)]
+        scores, reasons = self.read([row for row, _ in rows], faults, [n for n in numbers for _ in SIDES])
         n = len(SIDES)
         why = ["; ".join(dict.fromkeys(filter(None, reasons[i : i + n]))) or None for i in range(0, len(rows), n)]
         return {f"{name}_{side}": of[i::n] for name, of in scores.items() for i, side in enumerate(SIDES)}, why

@@ -352,7 +352,9 @@ def test_paths_by_hand() -> None:
     assert local_module.from_marker(Local("chunk", 4).marker()).first(7) == 4
 
 
-@pytest.mark.parametrize("family", ["gemma3", "gpt_oss", "llama4"])
+@pytest.mark.parametrize(
+    "family", [pytest.param("gemma3"), *(pytest.param(name, marks=pytest.mark.slow) for name in ("gpt_oss", "llama4"))]
+)
 def test_compiled_blocks_equal_eager_ones(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     original = torch.nn.Module.compile
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **kw: original(self, backend="aot_eager", **kw))

@@ -155,11 +155,11 @@ def test_broken_benchmark_files_name_themselves(tmp_path: Path) -> None:
     ("line", "message"),
     [
         ('{"prompt": "p", "chosen": "a"', "row 1: line 1 is not JSON"),
-        ('{"prompt": "p", "chosen": "a"}', "rows need prompt with chosen and rejected"),
+        ('{"prompt": "p", "chosen": "a"}', "rows may hold"),
         ('{"prompt": "p", "chosen": "a", "rejected": null}', "row 1: missing field rejected"),
         ("[1]", "row 1: line 1 is no JSON object"),
         ('{"prompt": "p", "response": "a", "score": NaN}', "row 1: score is nan"),
-        ("", "found no rows"),
+        ("", "no rows"),
     ],
 )
 def test_training_files_without_a_usable_row_name_themselves(tmp_path: Path, line: str, message: str) -> None:

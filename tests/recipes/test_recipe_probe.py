@@ -132,5 +132,5 @@ def test_reading_files(tmp_path):
     assert [e.pair for e in both] == [0, 0, 1, 1] and both[0] == Example("p", "a", 1.0, 0, "lists")
     assert len(read_examples(pairs_file(tmp_path), limit=3)) == 6
     lists.write_text(json.dumps({"text": "x"}))
-    with pytest.raises(ValueError, match=r"rows need prompt with .*found \['text'\]"):
+    with pytest.raises(ValueError, match=r"columns \['text'\] are no layout"):
         read_examples(lists)
