@@ -154,8 +154,8 @@ def written(result: dict[str, Any]) -> str:
     )
     said = (
         f"`python -m benchmarks.rubric_cost --repeats {result['repeats']} --dtype {result['dtype']}"
-        f"{' --vllm ...' if with_vllm else ''}`; commit {result['commit']}, {result['cpu']}, one thread, {result['dtype']}, "
-        "SmolLM2-135M. A prompt of {result['prompt_tokens']} tokens, a reply of "
+        f"{' --vllm ...' if with_vllm else ''}`; commit {result['commit']}, {result['cpu']}, one thread, "
+        f"{result['dtype']}, SmolLM2-135M. A prompt of {result['prompt_tokens']} tokens, a reply of "
         f"{result['reply_tokens']}; medians. The floor is the unique tokens at {result['rate']:.0f} tokens a CPU "
         f"second, the rate of a plain forward of one such text in the same run. {vllm}."
     )
