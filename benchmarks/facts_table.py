@@ -56,7 +56,12 @@ def main() -> None:
     kinds = np.array([f["kind"] for f in rows])
     found = {name: figures(s, kinds) for name, s in scores.items()}
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    facts_of_run = {"judge": plain.name, "dtype": str(plain.blocks.dtype), "commit": commit, "questions": len(rows)}
+    facts_of_run = {
+        "judge": plain.name,
+        "dtype": str(plain.blocks.model.dtype),
+        "commit": commit,
+        "questions": len(rows),
+    }
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(to_json(facts_of_run | {"scores": found}, indent=1) + "\n", encoding="utf-8")
     args.out.with_suffix(".md").write_text(write(found, facts_of_run), encoding="utf-8")

@@ -120,7 +120,7 @@ def beside(
         rows = reward.requests(reward.rows([pair[0]], [pair[1]], {}))[0].rows
         encoded = [e.ids for e in judge.encoder.encode(reward.prompt.render_all(rows))]
         ids[str(len(criteria))] = {"ids": encoded, "pairs": list(criteria)}
-    dtype = str(judge.blocks.dtype).removeprefix("torch.")
+    dtype = str(judge.blocks.model.dtype).removeprefix("torch.")
     work = {"model": resolve_model("embedded"), "dtype": dtype, "first_ids": first, "first_values": [1, 0], "work": ids}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "work.json"

@@ -33,7 +33,7 @@ def finished(folder, policy, tmp_path_factory):
         "output_dir": str(out / "run"), "known": 0, "mixed": 1, "steps": 2, "prompts": 2, "answers": 2, "look_every": 2,
         "answer_tokens": 4, "held_out_every": 48, "timed": 1, "seeds": "0",
     }  # fmt: skip
-    config.write_text(yaml.safe_dump(options), encoding="utf-8")
+    config.write_text(yaml.safe_dump(options, sort_keys=False), encoding="utf-8")
     run(["--config", str(config)])
     return out
 
