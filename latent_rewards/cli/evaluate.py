@@ -44,6 +44,7 @@ def evaluate(
     from latent_rewards.evaluation.report import write as report
     from latent_rewards.evaluation.run import EvaluateConfig
     from latent_rewards.evaluation.run import evaluate as measure
+    from latent_rewards.evaluation.verdict import verdict
 
     with user_errors():
         settings = EvaluateConfig(**_settings(ctx, EvaluateConfig))
@@ -52,6 +53,8 @@ def evaluate(
         written = [] if results is None else report.write(results, settings.output)
     for path in written:
         typer.echo(path)
+    for sentence in [] if results is None else verdict(results):
+        typer.echo(sentence)
 
 
 def _settings(ctx: typer.Context, kind: type[EvaluateConfig]) -> JsonObject:

@@ -82,11 +82,14 @@ def train(
 def _write(probe: Probe, rows: list[Row], output: Path) -> None:
     from latent_rewards.files.outputs import to_json
     from latent_rewards.probes.card import table
+    from latent_rewards.probes.verdict import verdict
 
     probe.save(output)
     (output / "sweep.json").write_text(to_json(rows, indent=1), encoding="utf-8")
     metrics = probe.config.training.get("metrics")
     typer.echo(table(metrics) if metrics else "no test prompts")
+    for sentence in verdict(metrics or []):
+        typer.echo(sentence)
 
 
 @app.command(cls=options.Command)

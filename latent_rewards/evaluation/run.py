@@ -8,7 +8,7 @@ import platform
 import resource
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -32,6 +32,7 @@ from latent_rewards.rewards.base import Reward
 from latent_rewards.rewards.build import build_spec
 from latent_rewards.rewards.latent import LatentReward
 from latent_rewards.rewards.likert import GuidedLikertReward, LikertReward
+from latent_rewards.rewards.probe import ProbeReward
 
 __all__ = ["EvaluateConfig", "evaluate"]
 
@@ -130,7 +131,10 @@ def _columns(
     out: dict[str, Column] = {}
     for name, reward in rewards.items():
         rows = tables.texts(benchmark.items, reward)
-        out |= scorers.columns(name, reward, readings, rows, greedy=config.greedy)
+        found = scorers.columns(name, reward, readings, rows, greedy=config.greedy)
+        if isinstance(reward, ProbeReward) and (share := reward.share_seen([i.prompt for i in benchmark.items])):
+            found[name] = replace(found[name], facts={**found[name].facts, "trained_on": share})
+        out |= found
     return out
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from latent_rewards.files import markdown
 from latent_rewards.files.outputs import to_json
+from latent_rewards.probes.verdict import verdict
 
 if TYPE_CHECKING:
     from latent_rewards.probes.probe import Probe
@@ -55,6 +56,8 @@ def model_card(probe: Probe) -> str:
     if training.get("metrics"):
         text += "\n## Measured\n\n" + table(training["metrics"])
         text += "\nIntervals are 95 % bootstrap intervals over prompts; a signal has to beat the length baseline.\n"
+        if all("probe_minus" in row for row in training["metrics"]):
+            text += "".join(f"\n{sentence}\n" for sentence in verdict(training["metrics"]))
         if training.get("command"):
             text += f"\n    {training['command']}\n"
     limits = training.get("limits") or ["Measured on the data above only; check it on yours before training on it."]

@@ -19,6 +19,7 @@ from latent_rewards import readouts
 from latent_rewards.files.types import JsonObject, Row
 from latent_rewards.judge.hf import HFJudge, Lens
 from latent_rewards.judge.prompts import JudgePrompt
+from latent_rewards.probes import seen
 from latent_rewards.probes.collect import collect_features
 from latent_rewards.probes.cross_validation import best, sweep_layers
 from latent_rewards.probes.examples import Example
@@ -26,7 +27,8 @@ from latent_rewards.probes.features import Features
 from latent_rewards.probes.fit import Data, FitOptions, check_disjoint, check_pairs, fit_head
 from latent_rewards.probes.networks import state_scores
 from latent_rewards.probes.probe import Probe, ProbeConfig
-from latent_rewards.stats.pairs import pair_report
+from latent_rewards.stats.bootstrap import mean_estimate, statistic_estimate
+from latent_rewards.stats.pairs import pair_indices, pair_report, wins
 
 logger = logging.getLogger(__name__)
 
@@ -126,6 +128,7 @@ def train_probe(
     check_disjoint(data.group[~unseen], data.group[unseen])
     tensors = fit_head(data.take(~unseen), options, n_layers=len(chosen))
     record = dict(training or {}) | {"settings": {**options.applied(), **dataclasses.asdict(run)}}
+    record["prompts"] = seen.sketch(data.group[~unseen])
     if unseen.any():
         record["metrics"] = measure(features, data, unseen, tensors, options, prompt, outputs)
     info = features.info
@@ -174,14 +177,31 @@ def _figures(features: Features, data: Data, unseen: np.ndarray, scores: dict[st
             if not rows.any():
                 continue
             part, s = data.take(rows), score[rows]
+            about = {"source": source, "scorer": scorer}
+            gap = None if scorer == "probe" else _gap(scores["probe"][rows], s, part)
             if (part.pair >= 0).any():
                 report = pair_report(s, part.label, part.pair, part.group, part.length)
                 keys = ("n", "accuracy", "n_matched", "matched", "balanced", "length_correlation")
-                out.append({"source": source, "scorer": scorer, **{k: report[k] for k in keys}})
+                out.append({**about, **{k: report[k] for k in keys}, "probe_minus": gap})
             else:
-                rank = float(spearmanr(s, part.label, nan_policy="omit").statistic)
-                out.append({"source": source, "scorer": scorer, "n": len(part), "spearman": rank})
+                rank = _spearman(s, part.label)
+                out.append({**about, "n": len(part), "spearman": rank, "probe_minus": gap})
     return out
+
+
+def _gap(probe: np.ndarray, other: np.ndarray, data: Data) -> tuple[float, float, float]:
+    """How far the probe's figure is above another scorer's on the same rows, with its 95 % interval."""
+    if (data.pair >= 0).any():
+        better, worse = pair_indices(data.label, data.pair)
+        apart = wins(probe, better, worse) - wins(other, better, worse)
+        return mean_estimate(apart, data.group[better])[:3]
+    return statistic_estimate(
+        lambda i: _spearman(probe[i], data.label[i]) - _spearman(other[i], data.label[i]), data.group
+    )[:3]
+
+
+def _spearman(scores: np.ndarray, label: np.ndarray) -> float:
+    return float(spearmanr(scores, label, nan_policy="omit").statistic)
 
 
 def _test_prompts(features: Features, share: float, seed: int) -> np.ndarray:

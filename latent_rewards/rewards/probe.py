@@ -8,9 +8,11 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from latent_rewards.files.types import Prompt
 from latent_rewards.judge.fingerprint import tensors_hash
 from latent_rewards.judge.hf import Judge, Need, Reading, Request
 from latent_rewards.probes.probe import Probe, check_revision
+from latent_rewards.probes.seen import share_seen
 from latent_rewards.rewards.base import with_prompt_of
 from latent_rewards.rewards.latent import LatentReward
 
@@ -78,6 +80,10 @@ class ProbeReward(LatentReward):
         if not self._verified:
             self._verify()
         return super().requests(rows)
+
+    def share_seen(self, prompts: Sequence[Prompt]) -> float:
+        """Share of prompts that the probe was trained on, as far as it says so; see `latent_rewards.probes.seen`."""
+        return share_seen(prompts, self.probe.config.training.get("prompts"))
 
     def _verify(self) -> None:
         check_revision(self.judge, self.probe.config, strict=self.strict)

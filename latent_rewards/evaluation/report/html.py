@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from latent_rewards.evaluation.report import plots
 from latent_rewards.evaluation.results import BenchmarkResult, Difference, Results
+from latent_rewards.evaluation.verdict import verdict
 from latent_rewards.files.types import JsonObject
 from latent_rewards.judge.prompts import to_text
 from latent_rewards.stats.bootstrap import Figure
@@ -34,7 +35,8 @@ def page(results: Results) -> str:
     names = list(results["benchmarks"][0]["scorers"])
     tint = plots.colours(names)
     return env.get_template("page.html.j2").render(
-        r=results, run=results["run"], titles=_TITLES, headlines=_headlines(results), table=_table(results, names),
+        r=results, verdict=verdict(results),
+        run=results["run"], titles=_TITLES, headlines=_headlines(results), table=_table(results, names),
         kinds=list(results["summary"]), tint={name: plots.of_page(c) for name, c in tint.items()},
         by_benchmark=[(b, _intervals(b, tint)) for b in results["benchmarks"]],
         histograms=_histograms(results, tint), agreement=_agreement(results, tint),
@@ -71,6 +73,7 @@ def _table(results: Results, names: list[str]) -> list[JsonObject]:
                 "modal": _mean([s["compression"]["modal_share"] for s in scorers]),
                 "agreement": agreement[name]["value"] if name in agreement else None,
                 "ece": _mean([s["calibration"]["ece"]["value"] for s in scorers if s.get("calibration")]),
+                "mass": _mean([s["facts"].get("label_mass") for s in scorers]),
                 "parsed": _mean([s["facts"].get("parsed") for s in scorers]),
                 "missing": sum(s["missing"] for s in scorers),
             }

@@ -9,6 +9,7 @@ from typing import get_args
 from latent_rewards.evaluation.report.html import page
 from latent_rewards.evaluation.report.plots import draw
 from latent_rewards.evaluation.results import BenchmarkResult, ConsistencyFigure, Results, Scorer
+from latent_rewards.evaluation.verdict import verdict
 from latent_rewards.files.markdown import figure, table
 from latent_rewards.files.outputs import to_json
 from latent_rewards.stats.bootstrap import Figure
@@ -69,6 +70,7 @@ def markdown(results: Results) -> str:
         f"Judge revision `{run['judge_revision']}`{arithmetic}. Brackets hold 95 % bootstrap intervals over prompts.",
         "",
     ]
+    out += [f"- {sentence}" for sentence in verdict(results)] + [""]
     for kind, summary in results["summary"].items():
         out += [f"## {KINDS[kind]}: mean over {', '.join(summary['benchmarks'])}", ""]
         rows = [[name, *(_cell(f[m]) for m in summary["metrics"])] for name, f in summary["scorers"].items()]
@@ -80,7 +82,7 @@ def markdown(results: Results) -> str:
             [name, *(_cell(s["metrics"][m]) for m in metrics), *_stability(s), str(s["metrics"][b["primary"]]["n"])]
             for name, s in b["scorers"].items()
         ]
-        out += _table(["scorer", *metrics, "parsed", "modal share", "mode agreement", "ECE", "n"], rows)
+        out += _table(["scorer", *metrics, "parsed", "label mass", "modal share", "mode agreement", "ECE", "n"], rows)
     out += _checks(results)
     out += ["## Cost", ""]
     rows = [
@@ -125,7 +127,7 @@ def _stability(s: Scorer) -> list[str]:
     agreement, calibration = s.get("mode_agreement"), s.get("calibration")
     modal = s["compression"]["modal_share"]
     return [
-        f"{s['facts']['parsed']:.2f}" if "parsed" in s["facts"] else "",
+        *(f"{s['facts'][key]:.2f}" if key in s["facts"] else "" for key in ("parsed", "label_mass")),
         "" if modal is None else f"{modal:.2f}",
         _cell(agreement) if agreement else "",
         _cell(calibration["ece"]) if calibration else "",

@@ -1,0 +1,151 @@
+"""What a person should make of an evaluation, in one or two sentences a benchmark: pure, on its results."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from latent_rewards.evaluation.results import BenchmarkResult, Results
+from latent_rewards.stats.bootstrap import Figure
+from latent_rewards.stats.power import about, rows_needed
+
+LOW_MASS = 0.1  # below it the labels are not what the judge was about to say
+MOST_ROWS = 50_000  # a need of more rows than this is said as "no number of rows that one would collect"
+_CHANCE = {"pair": 0.5, "rating": 0.0, "list": 0.0}
+
+
+class _Gap(NamedTuple):
+    """A paired difference, first minus second."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    @property
+    def apart(self) -> bool:
+        return self.low > 0 or self.high < 0
+
+    def __str__(self) -> str:
+        return f"{self.value:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
+
+
+def verdict(results: Results) -> list[str]:
+    """Sentences of a run: one paragraph for each benchmark, and what holds for all of them."""
+    classes = {name: str(of.get("class", "")) for name, of in results["run"].get("rewards", {}).items()}
+    return [*(f"{b['name']}: {of_benchmark(b, classes)}" for b in results["benchmarks"]), *_mass(results)]
+
+
+def of_benchmark(b: BenchmarkResult, classes: dict[str, str] | None = None) -> str:
+    """Best score, what it is separated from by its paired interval, and what to do.
+
+    Args:
+        b: figures of one benchmark.
+        classes: class of each reward, to tell probes from prompted scores.
+    """
+    seen = {n: s["facts"].get("trained_on", 0.0) for n, s in b["scorers"].items()}
+    rated = _rated(b)
+    clean = {n: f for n, f in rated.items() if not seen[n]}
+    told = "".join(
+        f" {_percent(seen[n])} of these prompts are among those that {n} was trained on, so its figure says nothing "
+        "here; use other rows for it."
+        for n in rated
+        if seen[n]
+    )
+    if not clean:
+        return (f"no score could be compared on these {b['items']} items." if not rated else "") + told.lstrip()
+    best = max(clean, key=lambda n: clean[n]["value"] or 0.0)
+    probes = {n for n in clean if (classes or {}).get(n) == "ProbeReward"}
+    return f"{_judgement(b, best, clean[best])} {_next(b, best, clean, probes)}{told}".strip()
+
+
+def _rated(b: BenchmarkResult) -> dict[str, Figure]:
+    """The primary figure of each scorer that has nearly all items; length is not one."""
+    found = {n: s["metrics"][b["primary"]] for n, s in b["scorers"].items() if n != "length"}
+    found = {n: f for n, f in found.items() if f["value"] is not None}
+    most = max((f["n"] for f in found.values()), default=0)
+    return {n: f for n, f in found.items() if f["n"] >= 0.9 * most}
+
+
+def _judgement(b: BenchmarkResult, best: str, figure: Figure) -> str:
+    """Whether the best score beats chance and length, and what follows."""
+    value, chance, length = figure["value"] or 0.0, _CHANCE[b["kind"]], _gap(b, best, "length")
+    spread = "" if figure["low"] is None else f" [{figure['low']:.3f}, {figure['high']:.3f}]"
+    head = f"{best} is the best score, with {b['primary']} {value:.3f}{spread} on {figure['n']} items"
+    if figure["low"] is None or figure["high"] is None:
+        return f"{head}; too few items for an interval, so do not build on it."
+    if figure["low"] <= chance:
+        need = rows_needed(value - chance, figure["low"], figure["high"], figure["n"])
+        told = _wanted(need, value > chance)
+        return f"{head}, which is not separated from chance ({chance:g}): do not train on it yet; {told}."
+    if length is None:
+        return f"{head}; length could not be compared."
+    if length.low > 0:
+        return f"{head}, and beats length by {length}: it tells more than length, so it is worth using on such rows."
+    if length.high < 0:
+        return f"{head}, but length alone does better ({length}): do not train on it as it is."
+    need = rows_needed(length.value, length.low, length.high, length.n)
+    return f"{head}, but is not separated from length ({length}): {_wanted(need, length.value > 0)}."
+
+
+def _wanted(need: int | None, ahead: bool) -> str:
+    if not ahead:
+        return "it is not ahead, so more rows of this kind are not expected to help: try another prompt or judge"
+    if need is None or need > MOST_ROWS:
+        return "the lead is too small for any number of rows one would collect: try another prompt or judge"
+    return f"about {about(need)} items would settle a lead of this size (80 % power, by the width of this interval)"
+
+
+def _next(b: BenchmarkResult, best: str, rated: dict[str, Figure], probes: set[str]) -> str:
+    """Against the prompted score where one of both is a probe, else against the next reward."""
+    others = [n for n in rated if _of(n) != _of(best)]
+    prompted = [n for n in others if n not in probes]
+    if best in probes and prompted:
+        other = max(prompted, key=lambda n: rated[n]["value"] or 0.0)
+        gap = _gap(b, best, other)
+        if gap:
+            return f"The probe is {'' if gap.apart else 'not '}separated from the prompted score {other} ({gap})."
+    below = [n for n in probes if (gap := _gap(b, best, n)) and n != best]
+    if below:
+        gap = _gap(b, best, below[0])
+        how = "below" if gap and gap.apart else "no better than"
+        return f"The probe {below[0]} is {how} the prompted score ({gap}): use {best}, which needs no training."
+    if not others:
+        return ""
+    other = max(others, key=lambda n: rated[n]["value"] or 0.0)
+    gap = _gap(b, best, other)
+    return f"It is {'' if gap.apart else 'not '}separated from the next, {other} ({gap})." if gap else ""
+
+
+def _of(name: str) -> str:
+    """The reward that a scorer is a figure of."""
+    reward, _, figure = name.rpartition("/")
+    return reward if figure in ("one", "mean", "mode", "greedy", "argmax") else name
+
+
+def _gap(b: BenchmarkResult, first: str, second: str) -> _Gap | None:
+    for d in b["differences"]:
+        if {d["first"], d["second"]} == {first, second} and d["value"] is not None and d["low"] is not None:
+            value, low, high = d["value"], d["low"], float(d["high"] or 0.0)
+            return _Gap(value, low, high, d["n"]) if d["first"] == first else _Gap(-value, -high, -low, d["n"])
+    return None
+
+
+def _mass(results: Results) -> list[str]:
+    """The scorers whose labels the judge was not about to say."""
+    lowest: dict[str, float] = {}
+    for b in results["benchmarks"]:
+        for name, s in b["scorers"].items():
+            mass = s["facts"].get("label_mass")
+            if mass is not None and mass < LOW_MASS:
+                lowest[name] = min(mass, lowest.get(name, 1.0))
+    if not lowest:
+        return []
+    some = ", ".join(f"{name} {mass:.3f}" for name, mass in lowest.items())
+    return [
+        f"The judge puts less than {LOW_MASS:g} of its probability on the labels ({some}): it was about to write "
+        "something else, so these scores are weak evidence; try a prompt in its own format, or another judge."
+    ]
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"

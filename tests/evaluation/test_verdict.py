@@ -1,0 +1,88 @@
+"""The sentences that an evaluation ends with, on results made by hand: one case each."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import pytest
+
+from latent_rewards.evaluation.verdict import verdict
+
+Value = tuple[float, float, float]
+
+
+def figure(value: float, low: float | None, high: float | None, n: int = 60) -> dict[str, Any]:
+    return {"value": value, "low": low, "high": high, "n": n}
+
+
+def results(
+    scorers: dict[str, Value], gaps: dict[tuple[str, str], Value], facts: dict[str, dict[str, float]] | None = None
+) -> Any:
+    """Results of one benchmark of 60 pairs; a difference that is not given is +0.01 [-0.1, +0.1]."""
+    facts, names = facts or {}, list(scorers)
+    differences = []
+    for a, b in itertools.combinations(names, 2):
+        value = gaps.get((a, b)) or (tuple(-x for x in (gaps[b, a][0], gaps[b, a][2], gaps[b, a][1]))
+                                     if (b, a) in gaps else (0.01, -0.1, 0.1))  # fmt: skip
+        differences.append({"first": a, "second": b, "metric": "accuracy", **figure(*value)})
+    one = {
+        "name": "mine", "kind": "pair", "primary": "accuracy", "items": 60, "differences": differences,
+        "scorers": {n: {"metrics": {"accuracy": figure(*v)}, "facts": facts.get(n, {})} for n, v in scorers.items()},
+    }  # fmt: skip
+    classes = {n: {"class": "ProbeReward" if n.startswith("probe") else "ProbabilityWeightedReward"} for n in names}
+    return {"run": {"rewards": classes}, "benchmarks": [one]}
+
+
+GOOD, CHANCE, LENGTH = (0.75, 0.64, 0.86), (0.55, 0.42, 0.68), (0.55, 0.42, 0.68)
+AHEAD, LEVEL, BEHIND = (0.2, 0.08, 0.32), (0.1, -0.05, 0.25), (-0.15, -0.28, -0.02)
+
+
+@pytest.mark.parametrize(
+    ("given", "said", "unsaid"),
+    [
+        (results({"weighted": GOOD, "length": LENGTH}, {("weighted", "length"): AHEAD}),
+         ["weighted is the best score, with accuracy 0.750", "beats length by +0.200", "worth using"], ["items would"]),
+        (results({"weighted": GOOD, "length": LENGTH}, {("weighted", "length"): LEVEL}),
+         ["not separated from length (+0.100 [-0.050, +0.250])", "about 280 items would settle"], ["worth using"]),
+        (results({"weighted": GOOD, "length": (0.9, 0.8, 1.0)}, {("weighted", "length"): BEHIND}),
+         ["length alone does better", "do not train"], ["worth using"]),
+        (results({"weighted": CHANCE, "length": LENGTH}, {}),
+         ["not separated from chance (0.5)", "do not train on it yet", "about 830 items"], ["worth using"]),
+        (results({"weighted": (0.4, 0.3, 0.5), "length": LENGTH}, {}), ["not ahead", "another prompt or judge"], []),
+        (results({"weighted": GOOD, "verifier": (0.6, 0.5, 0.7), "length": LENGTH},
+                 {("weighted", "length"): AHEAD, ("weighted", "verifier"): (0.15, 0.02, 0.28)}),
+         ["It is separated from the next, verifier (+0.150 [+0.020, +0.280])"], []),
+        (results({"verifier": (0.6, 0.5, 0.7), "weighted": GOOD, "length": LENGTH}, {("weighted", "length"): AHEAD}),
+         ["It is not separated from the next, verifier (-0.010 [-0.100, +0.100])"], []),
+        (results({"probe:p": GOOD, "weighted": CHANCE, "length": LENGTH},
+                 {("probe:p", "length"): AHEAD, ("probe:p", "weighted"): AHEAD}),
+         ["probe:p is the best score", "The probe is separated from the prompted score weighted"], []),
+        (results({"probe:p": CHANCE, "weighted": GOOD, "length": LENGTH},
+                 {("weighted", "length"): AHEAD, ("weighted", "probe:p"): AHEAD}),
+         ["The probe probe:p is below the prompted score (+0.200", "use weighted"], []),
+        (results({"probe:p": (0.95, 0.9, 1.0), "weighted": GOOD, "length": LENGTH}, {("weighted", "length"): AHEAD},
+                 {"probe:p": {"trained_on": 0.8}}),
+         ["weighted is the best score", "80 % of these prompts are among those that probe:p was trained on"],
+         ["probe:p is the best"]),
+        (results({"weighted": GOOD, "length": LENGTH}, {("weighted", "length"): AHEAD},
+                 {"weighted": {"label_mass": 0.03}}),
+         ["less than 0.1 of its probability on the labels (weighted 0.030)"], []),
+        (results({"weighted": GOOD, "weighted/argmax": GOOD, "length": LENGTH}, {("weighted", "length"): AHEAD}),
+         ["worth using"], ["next"]),
+        (results({"weighted": (1.0, None, None), "length": (1.0, None, None)}, {}),  # type: ignore[dict-item]
+         ["too few items for an interval"], ["worth using"]),
+    ],
+)  # fmt: skip
+def test_each_case(given: Any, said: list[str], unsaid: list[str]) -> None:
+    told = " ".join(verdict(given))
+    assert told.startswith("mine: ")
+    assert all(part in told for part in said), told
+    assert not any(part in told for part in unsaid), told
+
+
+def test_nothing_scored() -> None:
+    given = results({"weighted": (math.nan, None, None), "length": LENGTH}, {})  # type: ignore[dict-item]
+    given["benchmarks"][0]["scorers"]["weighted"]["metrics"]["accuracy"]["value"] = None
+    assert verdict(given) == ["mine: no score could be compared on these 60 items."]
