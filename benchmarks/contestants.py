@@ -228,7 +228,7 @@ class VLLM:
 
         self.work = work
         self.llm = LLM(
-            work["model"], dtype="bfloat16", max_model_len=4096, max_num_batched_tokens=4096,
+            work["model"], dtype=work.get("dtype", "bfloat16"), max_model_len=4096, max_num_batched_tokens=4096,
             enable_prefix_caching=True, enforce_eager=True,
         )  # fmt: skip
         self.sampling = SamplingParams(max_tokens=1, temperature=0, logprob_token_ids=work["first_ids"])

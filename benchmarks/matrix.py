@@ -15,7 +15,11 @@ import re
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
+
+from benchmarks.stacks import installer
+from benchmarks.throughput import commit
 
 # TRL 1.15.0 is left out: it trains with Triton kernels only, so not on a CPU.
 PAIRS = (
@@ -30,11 +34,11 @@ TESTS = (
     "tests/serving/test_adapters.py",
 )  # fmt: skip
 NOTE = """\
-The full suite passes with transformers 5.23.0 and TRL 1.16.0 (`make test`). What failed where this was measured:
-exports of Gemma 2 were read without the soft cap of their attention by stock transformers up to 5.19 (their config
-names eager attention now), and a folder without tokenizer was told of otherwise under 4.57. Both are mended since, and
-those tests, run again by themselves, pass with 4.57.6, 5.0.0, 5.3.0, 5.8.1, 5.10.4, 5.15.0, 5.19.0 and 5.24.0; the rows
-were not measured again as a whole. TRL 1.15 trains nothing without Triton, which CPU builds of torch lack; left out."""
+The full suite passes with transformers 5.23.0 and TRL 1.16.0 (`make test`). Rows that name no commit were measured
+before two faults were mended: exports of Gemma 2 were read without the soft cap of their attention by stock
+transformers up to 5.19 (their config names eager attention now), and a folder without tokenizer was told of otherwise
+under 4.57. The tests that failed pass there since, run again by themselves; those rows were not measured again as a
+whole. TRL 1.15 trains nothing without Triton, which CPU builds of torch lack; left out."""
 TOOLS = (
     "pytest",
     "pytest-timeout",
@@ -60,8 +64,8 @@ def environment(folder: Path) -> Path:
 
 
 def install(python: Path, *what: str) -> None:
-    """Quietly; the error is pip's."""
-    subprocess.run([str(python), "-m", "pip", "install", "--quiet", *what], check=True)
+    """Quietly; the error is the installer's."""
+    subprocess.run([*installer(str(python)), "--quiet", *what], check=True)
 
 
 def run(python: Path, transformers: str, trl: str) -> dict[str, object]:
@@ -78,6 +82,7 @@ def run(python: Path, transformers: str, trl: str) -> dict[str, object]:
     return {
         "transformers": transformers, "trl": trl, **counts, "failures": failures,
         "seconds": round(time.perf_counter() - started),
+        "commit": commit(), "date": datetime.now(UTC).date().isoformat(),
     }  # fmt: skip
 
 
@@ -86,11 +91,19 @@ def table(rows: list[dict[str, object]]) -> str:
     lines = [
         "# The contract tests beside other versions", "",
         "`python -m benchmarks.matrix`; torch 2.13.0 (CPU). Which tests: `TESTS` in `benchmarks/matrix.py`.", "",
-        "| transformers | trl | passed | skipped | failed |", "|---|---|---|---|---|",
+        "| transformers | trl | passed | skipped | failed | commit, day |", "|---|---|---|---|---|---|",
     ]  # fmt: skip
     for row in rows:
         names = [re.sub(r"^.*::test_| - .*", "", str(f)) for f in row["failures"]]  # type: ignore[attr-defined]
-        cells = (row["transformers"], row["trl"], row.get("passed", 0), row.get("skipped", 0), ", ".join(names) or "-")
+        when = f"{row['commit']}, {row['date']}" if "commit" in row else "before"
+        cells = (
+            row["transformers"],
+            row["trl"],
+            row.get("passed", 0),
+            row.get("skipped", 0),
+            ", ".join(names) or "-",
+            when,
+        )
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join([*lines, "", NOTE]) + "\n"
 
@@ -109,11 +122,12 @@ def main() -> None:
         if args.only and transformers not in args.only:
             continue
         rows = [r for r in rows if (r["transformers"], r["trl"]) != (transformers, trl)]
-        rows.append(run(python, transformers, trl))
+        new = run(python, transformers, trl)
+        rows.append(new)
         rows.sort(key=lambda r: [int(x) for x in r["transformers"].split(".")])
         out.write_text(json.dumps({"command": "python -m benchmarks.matrix", "rows": rows}, indent=1) + "\n")
         args.output.with_suffix(".md").write_text(table(rows))
-        print({k: v for k, v in rows[-1].items() if k != "failures"}, *rows[-1]["failures"], sep="\n  ")
+        print({k: v for k, v in new.items() if k != "failures"}, *new["failures"], sep="\n  ")
 
 
 if __name__ == "__main__":

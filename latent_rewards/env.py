@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from latent_rewards.serving.client import ServedReward
 
 
+_OWN_PROMPT = ("likert", "probe", "rubric_list", "pairwise", "likelihood", "panel")  # what label prompts do not fit
+
+
 @functools.lru_cache(maxsize=1)
 def _config() -> dict[str, Any]:
     path = os.environ.get("LATENT_REWARDS_CONFIG")
@@ -82,15 +85,11 @@ def _named() -> Iterator[None]:
 
 @functools.lru_cache(maxsize=1)
 def _judge() -> Judge:
+    from latent_rewards.judge.opening import open_judge
+
     options = dict(_config()["judge"])
     with _named():
-        if "server" in options:
-            from latent_rewards.serving import ServerJudge
-
-            return ServerJudge(options.pop("server"), **options)
-        from latent_rewards.judge.hf import HFJudge
-
-        return HFJudge(**options)
+        return open_judge(options if options.keys() & {"server", "model"} else {"model": "embedded", **options})
 
 
 @functools.cache
@@ -100,7 +99,7 @@ def _reward(name: str) -> Reward:
     asked = _config()["rewards"]
     (one,), judge = wanted({name: asked.get(name)}), _judge()
     kind, options = one.parsed()
-    if os.environ.get("LATENT_REWARDS_PROMPT") and not kind.startswith(("likert", "probe", "rubric_list", "pairwise")):
+    if os.environ.get("LATENT_REWARDS_PROMPT") and not kind.startswith(_OWN_PROMPT):
         options.setdefault("prompt", os.environ["LATENT_REWARDS_PROMPT"])
     with _named():
         return build_reward(kind, judge, **options)

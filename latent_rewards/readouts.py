@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
+
+Normalise = Literal["mean", "sum", "mean_probability", "probability"]
 
 
 def expected_rating(label_logprobs: Tensor, values: Sequence[float]) -> Tensor:
@@ -183,8 +187,38 @@ def entropy(label_logprobs: Tensor) -> Tensor:
     return -torch.special.xlogy(logp.exp(), logp.exp()).sum(-1)
 
 
+def likelihood(target_logprobs: Tensor, normalise: Normalise = "mean") -> Tensor:
+    """Likelihood of a text from the log-probabilities of its tokens.
+
+    l_t = ln p(y_t | all before it), T tokens: "mean" (1/T) sum_t l_t; "sum" sum_t l_t; "mean_probability"
+    (1/T) sum_t exp(l_t); "probability" exp(sum_t l_t).
+
+    Args:
+        target_logprobs: (B, T) nats; NaN behind the last token of a text.
+        normalise: which.
+
+    Returns:
+        (B,) nats or probabilities, float64; NaN of a text without tokens. Sums are exactly rounded, so that what other
+        texts are beside one does not matter.
+
+    Source: GPTScore (arXiv 2302.04166) for the mean, RLPR (arXiv 2506.18254) for the mean probability, VeriFree (arXiv
+    2505.21493) for the probability.
+    """
+    texts = [row[~row.isnan()].tolist() for row in target_logprobs]
+    return torch.tensor([NORMALISED[normalise](x) if x else math.nan for x in texts], dtype=torch.float64)
+
+
 def _values(label_logprobs: Tensor, values: Sequence[float]) -> Tensor:
     v_K = torch.as_tensor(list(values), dtype=torch.float32, device=label_logprobs.device)
     if label_logprobs.shape[-1] != len(v_K):
         raise ValueError(f"{label_logprobs.shape[-1]} label log-probabilities but {len(v_K)} label values")
     return v_K
+
+
+# Log-probabilities of a text's tokens -> one number; see `likelihood`.
+NORMALISED: dict[Normalise, Callable[[list[float]], float]] = {
+    "mean": lambda x: math.fsum(x) / len(x),
+    "sum": math.fsum,
+    "mean_probability": lambda x: math.fsum(map(math.exp, x)) / len(x),
+    "probability": lambda x: math.exp(math.fsum(x)),
+}

@@ -6,6 +6,7 @@ import hashlib
 import inspect
 import pickle
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,9 @@ from torch import nn
 from latent_rewards import Judge, JudgePrompt, Need, Reading, Request, Reward, build_reward
 from latent_rewards.judge.hf import Row
 from latent_rewards.judge.prompts import to_text
+from latent_rewards.probes.panel import Panel
 from latent_rewards.probes.probe import Probe, ProbeConfig
+from latent_rewards.probes.questions import Question, features_of
 from latent_rewards.rewards.build import REWARDS
 
 UNREADABLE = "UNREADABLE"
@@ -27,6 +30,7 @@ SLOT_VALUES = {
     "reference": "",
     "other": "Eight is prime.",
     "feedback": "It is right and short.",
+    "aspect": "short",
 }
 
 
@@ -41,13 +45,14 @@ class FakeJudge(Judge):
     name = "fake"
     fingerprint = "fake"
     revision = "fake"
-    capabilities = frozenset({"labels", "hidden", "layer_logits", "generate"})
+    capabilities = frozenset({"labels", "hidden", "layer_logits", "target", "generate"})
 
     def __init__(self, *, layers: int = 3, answers: Sequence[str] = ("Good. [RESULT] 4", "Fair. [RESULT] 2")) -> None:
         self.layers, self.answers = layers, list(answers)
         self.reads = 0
 
     def check(self, prompt: JudgePrompt, need: Need) -> None:
+        need.check(prompt)
         if need.labels and prompt.labels is None:
             raise ValueError(f"prompt {prompt.name!r} has no labels")
 
@@ -55,7 +60,7 @@ class FakeJudge(Judge):
         """(L+1, K) made from a hash of what is judged."""
         text = prompt.hash + "\0".join(to_text(row[s]) for s in sorted(row) if row[s] is not None)
         seed = int.from_bytes(hashlib.sha256(text.encode("utf-8", "replace")).digest()[:6], "little")
-        k = len(prompt.labels) if prompt.labels else 0
+        k = len(prompt.labels) if prompt.labels else 5
         out = torch.randn(self.layers + 1, k, generator=torch.Generator().manual_seed(seed))
         return torch.full_like(out, float("nan")) if UNREADABLE in to_text(row["completion"]) else out
 
@@ -68,11 +73,13 @@ class FakeJudge(Judge):
 
     def read_rows(self, prompt: JudgePrompt, rows: Sequence[Row], need: Need) -> Reading:
         self.reads += 1
-        k = len(prompt.labels) if prompt.labels else 0
+        k = len(prompt.labels) if prompt.labels else 5
         z = torch.stack([self.logits(prompt, r) for r in rows]) if rows else torch.zeros(0, self.layers + 1, k)
         logp = torch.log_softmax(z[:, -1], -1) + np.log(0.5)
         reasons = tuple(UNREADABLE if bool(torch.isnan(x).any()) else None for x in z)
         hidden = {layer: z[:, layer] for layer in need.hidden}
+        if need.target:  # five tokens
+            return Reading(reasons=reasons, target_logprobs=logp)
         return Reading(logp, logp.exp().sum(-1), hidden, {lens: z for lens in need.layer_logits}, reasons)
 
     def generate(
@@ -115,7 +122,12 @@ def trl_kwargs(n: int, logs: Logs | None = None) -> dict[str, Any]:
 
 def columns_for(prompt: JudgePrompt, n: int) -> dict[str, list[str]]:
     """Dataset columns that the prompt needs besides prompt and completion."""
-    return {s: [SLOT_VALUES[s]] * n for s in prompt.slots if s not in ("prompt", "completion")}
+    return {s: [value_for(prompt, s)] * n for s in prompt.slots if s not in ("prompt", "completion")}
+
+
+def value_for(prompt: JudgePrompt, slot: str) -> str:
+    """A value of a slot; a target is never empty."""
+    return SLOT_VALUES[slot] or ("Seven." if slot == prompt.target else "")
 
 
 def options_for(name: str, judge: Any) -> dict[str, Any]:
@@ -124,6 +136,8 @@ def options_for(name: str, judge: Any) -> dict[str, Any]:
         return {"criteria": ["It names a prime number.", {"criterion": "It rambles.", "points": -1, "name": "long"}]}
     if name == "pairwise":
         return {"opponents": "column", "column": "other"}
+    if name == "panel":
+        return {"path": a_panel(judge)}
     if name != "probe":
         return {}
     prompt = JudgePrompt.load("weighted")
@@ -166,9 +180,10 @@ def check_reward(reward: Reward) -> None:
 # Another value for every option of every reward, and the options with which all of them count.
 BASE: dict[str, dict[str, Any]] = {
     "guarded": {"gate": "verifier", "gate_below": 0.5, "gate_slope": 1.0, "relevance": 0.5},
-    "ensemble": {"of": ("weighted", "cross_layer")},
+    "ensemble": {"of": ("weighted", "cross_layer"), "how": "weighted", "weights": [1.0, 2.0]},
     "rubric_list": {"criteria": ["It is short."]},
     "pairwise": {"opponents": "anchors"},
+    "likelihood": {"of": "reference"},
     "weighted": {"readout": "lower"},
 }
 OTHER: dict[str, Any] = {
@@ -178,21 +193,30 @@ OTHER: dict[str, Any] = {
     "of": "cross_layer", "floor": -5.0, "guards": ("blank", "echo"), "gate": "weighted", "gate_below": 0.25,
     "gate_slope": None, "relevance": 0.25, "against": "shuffled", "weight": 0.5, "how": "mean", "location": [1.0, 2.0],
     "scales": [1.0, 2.0], "aspect": "second", "criteria": ["It is long."], "criteria_column": "checks",
-    "aggregate": "min",
+    "aggregate": "min", "normalise": "sum", "baseline": True,
     "threshold": 0.25, "dropout": 0.5, "unreadable": "leave_out",
     "opponents": "pivots", "score": "win_rate", "count": 1, "column": "reference_reply",
     "by": "cross_layer", "readout": "median", "k": 2.0,
     "split": "lines", "steps_column": "moves", "reasoning": "keep", "unfinished": 0.25,
-    "thought_tags": [("<plan>", "</plan>")], "opened": True, "question": "How short is the reply?",
+    "thought_tags": [("<plan>", "</plan>")], "opened": True, "running": True, "missing": "without",
+    "question": "How short is the reply?",
 }  # fmt: skip
 OTHER_OF: dict[str, dict[str, Any]] = {
     "verifier": {"prompt": "verifier_hardened"}, "likert5": {"prompt": "likert10"}, "likert10": {"prompt": "likert5"},
-    "ensemble": {"of": ("cross_layer", "weighted")}, "rubric_list": {"prompt": "criterion_scale"},
-    "pairwise": {"prompt": "pairwise_criterion"},
+    "ensemble": {"of": ("cross_layer", "weighted"), "weights": [2.0, 1.0]},
+    "rubric_list": {"prompt": "criterion_scale"}, "pairwise": {"prompt": "pairwise_criterion"},
     "steps": {"prompt": "step_correct", "aggregate": "rise"},
+    "likelihood": {
+        "of": "completion", "reasoning": "strip",
+        "prompt": replace(JudgePrompt.load("likelihood_reference"), system="Read."),
+    },
 }  # fmt: skip
-# A probe has its own prompt, and a rating that is written asks for a form of its own.
-NO_OPTION = {("probe", "prompt"), ("probe", "question"), ("likert5", "question"), ("likert10", "question")}
+# Probes and panels have their own prompt, a rating that is written asks for a form of its own, and a likelihood asks
+# nothing; an aspect is for completions, see test_likelihood.
+NO_OPTION = {
+    *((name, option) for name in ("probe", "panel") for option in ("prompt", "question")),
+    *((name, "question") for name in ("likert5", "likert10", "likelihood")), ("likelihood", "aspect"),
+}  # fmt: skip
 NO_SCORE_CHANGES = {
     "self",
     "judge",
@@ -201,7 +225,10 @@ NO_SCORE_CHANGES = {
     "reward",
     "rewards",
     "scale_points",
-}  # the last: by `of`, by name
+    "judges",  # as another judge
+    "statistics",  # as location and scales
+    "ranks",  # where scores are learnt
+}  # "reward" to "scale_points": by `of`, by name
 
 
 def score_options(name: str) -> list[str]:
@@ -216,7 +243,8 @@ def score_options(name: str) -> list[str]:
 def check_fingerprint(name: str) -> None:
     """Every option that changes scores changes the fingerprint; the name, a pickle and a second making do not."""
     judge = FakeJudge()
-    base = BASE.get(name, {}) | ({"path": two_outputs(judge)} if name == "probe" else {})
+    made_by = {"probe": two_outputs, "panel": a_panel}.get(name)
+    base = BASE.get(name, {}) | ({} if made_by is None else {"path": made_by(judge)})
     want = build_reward(name, judge, **base).fingerprint
     again = build_reward(name, judge, **base, name="another-name")
     assert pickle.loads(pickle.dumps(again)).fingerprint == again.fingerprint == want
@@ -224,8 +252,13 @@ def check_fingerprint(name: str) -> None:
     for option in score_options(name):
         if (name, option) in NO_OPTION:
             continue
-        value = two_outputs(judge, last=1e-6) if option == "path" else (OTHER | OTHER_OF.get(name, {}))[option]
-        found[option] = build_reward(name, judge, **(base | {option: value})).fingerprint
+        left = {k: v for k, v in base.items() if (option, k) != ("how", "weights")}  # which go with one way alone
+        value = (
+            made_by(judge, last=1e-6)
+            if made_by is not None and option == "path"
+            else (OTHER | OTHER_OF.get(name, {}))[option]
+        )
+        found[option] = build_reward(name, judge, **(left | {option: value})).fingerprint
     other = FakeJudge()
     other.fingerprint = "other"  # type: ignore[misc]
     found["judge"] = build_reward(name, other, **base).fingerprint
@@ -241,15 +274,30 @@ def two_outputs(judge: FakeJudge, last: float = 0.0) -> Probe:
     return Probe(config, {"weight": weight, "bias": torch.zeros(2)}, prompt)
 
 
+def a_panel(judge: Any, last: float = 0.0) -> Panel:
+    """A panel of three questions, two of them criteria, whose last weight is moved by `last`."""
+    criterion = JudgePrompt.load("criterion")
+    asked = (
+        Question("weighted", JudgePrompt.load("weighted")),
+        Question("prime", criterion, "It names a prime number."),
+        Question("long", criterion, "It rambles.", -1),
+    )
+    features = features_of(asked, ("mean", "sd"))
+    w = np.array([0.5, -0.1, 0.25, 0.125, -0.5, 0.3 + last])
+    zero, one = np.zeros(len(w)), np.ones(len(w))
+    return Panel(asked, features, w, zero, one, 0.75, judge.name, judge.revision)
+
+
 def check_prompt(path: Any) -> JudgePrompt:
     """A shipped prompt file: loads, names its source, and puts constants, task, completion, question in this order."""
     prompt = JudgePrompt.load(path)
     assert prompt.name == path.stem and prompt.source.strip() and prompt.system.strip()
     assert path.read_text(encoding="utf-8").startswith("# "), "the first line says what the prompt is for"
-    row = {s: SLOT_VALUES[s] for s in prompt.slots}
+    row = {s: value_for(prompt, s) for s in prompt.slots}
     dialogue = prompt.render(row)
     order = [s.slot for t in dialogue.turns for s in t.segments if s.slot in ("prompt", "completion")]
     assert order == ["prompt", "completion"] if prompt.completion else order == ["prompt"]
+    assert dialogue.target == (None if prompt.target is None else row[prompt.target])
     last = dialogue.turns[-1].segments[-1]
     assert last.slot is None and len(last.text) < 1000, "a short question of ours comes last"
     assert JudgePrompt.load(path).hash == prompt.hash
@@ -258,7 +306,7 @@ def check_prompt(path: Any) -> JudgePrompt:
 
 def check_judge(judge: Any, prompt: JudgePrompt, rows: Sequence[Row]) -> None:
     """What any judge owes: exact shapes, float32 on the CPU, label mass, the same answer for the same rows."""
-    assert judge.name and judge.capabilities <= {"labels", "hidden", "layer_logits", "generate"}
+    assert judge.name and judge.capabilities <= {"labels", "hidden", "layer_logits", "target", "generate"}
     need = Need(labels=True)
     judge.check(prompt, need)
     reading = judge.read([Request(prompt, rows, need)])[0]

@@ -46,6 +46,8 @@ class EngineDouble:
         return {"default_generation_settings": {"n_ctx": 4096}, "model_path": "/models/tiny-F16.gguf"}
 
     def completions(self, body: Any) -> Any:
+        if "prompt_logprobs" in body:
+            return self.prompt_logprobs(body)
         choices = []
         for i, ids in enumerate(body["prompt"]):
             logprobs = self.logprobs(ids)
@@ -60,6 +62,18 @@ class EngineDouble:
             top = {f"token_id:{t}": max(float(logprobs[t]), -9999.0) for t in shown}
             choices.append({"index": i, "text": "", "logprobs": {"tokens": [f"token_id:{sampled}"],
                             "token_logprobs": [float(logprobs[sampled])], "top_logprobs": [top]}})  # fmt: skip
+        return {"object": "text_completion", "model": body["model"], "choices": choices[::-1]}
+
+    def prompt_logprobs(self, body: Any) -> Any:
+        """The first token has none; of the others the most likely token's, and the token's own."""
+        choices = []
+        for i, ids in enumerate(body["prompt"]):
+            shown: list[Any] = [None]
+            for at in range(1, len(ids)):
+                logprobs = self.logprobs(ids[:at])
+                tokens = {int(logprobs.argmax()), ids[at]}
+                shown.append({str(t): {"logprob": float(logprobs[t]), "rank": 1, "decoded_token": ""} for t in tokens})
+            choices.append({"index": i, "text": "", "logprobs": None, "prompt_logprobs": shown})
         return {"object": "text_completion", "model": body["model"], "choices": choices[::-1]}
 
     def score(self, body: Any) -> Any:

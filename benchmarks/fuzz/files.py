@@ -26,7 +26,9 @@ from latent_rewards.judge.reading import Reading
 from latent_rewards.probes.collect import write_shard
 from latent_rewards.probes.examples import Example, read_examples
 from latent_rewards.probes.features import FeatureInfo, Features
+from latent_rewards.probes.panel import Panel
 from latent_rewards.probes.probe import Probe, ProbeConfig
+from latent_rewards.probes.questions import Question, features_of
 from latent_rewards.rewards.calibrated import Calibration
 from latent_rewards.rewards.layer_weights import LayerWeights
 
@@ -199,6 +201,10 @@ def _saved() -> dict[str, dict[str, bytes]]:
     Probe(config, tensors, prompt).save(folder / "probe")
     Calibration.fit([0.0, 1.0, 2.0, 3.0], [0.0, 0.5, 1.0, 2.0], method="isotonic").save(folder / "calibration")
     LayerWeights(torch.tensor([0.25, 0.75]), "tiny", "r", prompt.hash, "raw").save(folder / "layers")
+    asked = Question("weighted", prompt)
+    features = features_of([asked], ["mean", "sd"])
+    columns = (np.array([0.5, -1.0]), np.array([3.0, 1.0]), np.ones(2))
+    Panel((asked,), features, *columns, bias=0.25, judge="tiny", revision="r").save(folder / "panel")
     _features(folder / "features", prompt)
     return {p.name: {f.name: f.read_bytes() for f in p.iterdir()} for p in sorted(folder.iterdir())}
 
@@ -222,6 +228,11 @@ def _load_probe(folder: Path) -> Any:
     return [probe(torch.linspace(-1, 1, 8)[None]).tolist(), vars(probe.config), probe.prompt.hash]
 
 
+def _load_panel(folder: Path) -> Any:
+    panel = Panel.load(folder)
+    return [panel(np.array([[1.0, 2.0]])).tolist(), panel.facts, panel.judge, panel.revision, panel.scales.tolist()]
+
+
 def _load_calibration(folder: Path) -> Any:
     return Calibration.load(folder).predict([-1.0, 0.4, 2.5, 9.0]).tolist()
 
@@ -233,6 +244,7 @@ def _load_layers(folder: Path) -> Any:
 
 LOADERS: dict[str, Callable[[Path], Any]] = {
     "probe": _load_probe, "calibration": _load_calibration, "layers": _load_layers, "features": _load_features,
+    "panel": _load_panel,
 }  # fmt: skip
 
 

@@ -32,7 +32,7 @@ def check_dialogue(prompt: JudgePrompt, row: dict[str, Any], dialogue: Dialogue)
     """Texts stand whole in segments of their own, and our words are those of any other row with the same blanks."""
     segments = [s for t in dialogue.turns for s in t.segments]
     texts = {k: v.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for k, v in row.items() if _is_text(v)}
-    for slot in {s for s in prompt.slots if texts.get(s)} & {"prompt", "completion"}:
+    for slot in {s for s in prompt.slots if texts.get(s)} & {"prompt", "completion"} - {prompt.target}:
         assert [len(s.text) for s in segments if s.slot == slot] == [len(row[slot])], slot
     assert not any("\ud800" <= c <= "\udfff" for s in segments for c in s.text)
     other = {k: ("x" if v else v) if _is_text(v) else v for k, v in row.items()}
@@ -202,7 +202,7 @@ def _path(nodes: list[Any], i: int) -> list[int]:
 
 @functools.cache
 def _rating_prompts() -> tuple[JudgePrompt, ...]:
-    return tuple(p for p in shipped() if p.kind == "generate")
+    return tuple(p for p in shipped() if p.kind == "generate" and p.scale)
 
 
 RATING_WORDS = (

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from latent_rewards.cli import errors, export, probe
+from latent_rewards.cli import errors, export, panel, probe
 from latent_rewards.cli.best_of_n import best_of_n
 from latent_rewards.cli.evaluate import evaluate
 from latent_rewards.cli.score import score
@@ -45,4 +45,5 @@ def prompts() -> None:
 for command in (score, evaluate, best_of_n, serve):
     app.command(cls=Command)(command)
 app.add_typer(probe.app, name="probe")
+app.add_typer(panel.app, name="panel")
 app.add_typer(export.app, name="export")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 NAMES = (  # as in `latent_rewards.rewards.build`, which `--help` should not wait for
     "weighted", "verifier", "cross_layer", "likert5", "likert10", "probe", "guarded", "contrastive", "ensemble",
-    "rubric_list", "pairwise", "steps", "reasoned", "calibrated",
+    "rubric_list", "pairwise", "steps", "likelihood", "panel", "reasoned", "calibrated", "revised",
 )  # fmt: skip
 
 Judge = Annotated[str, typer.Option(help="Hub id or folder of the judge, or 'embedded' (for trials).")]

@@ -40,6 +40,17 @@ def serve(
         bool,
         typer.Option("--url-token", help="Take the token as ?token= of the URL, too; it may end in proxies' logs."),
     ] = False,
+    open_route: Annotated[
+        list[str] | None,
+        typer.Option(help="Route that needs no token, such as /remote_rm, whoever reaches it; may be repeated."),
+    ] = None,
+    end_tokens: Annotated[
+        str | None,
+        typer.Option(
+            help="End tokens of the policy that routes of other stacks cut from completions, with blanks between; "
+            "empty for none; else $LATENT_REWARDS_END_TOKENS, else those of the usual families."
+        ),
+    ] = None,
     log_requests: Annotated[
         bool, typer.Option("--log-requests", help="Write a line for each request: route, status, seconds.")
     ] = False,
@@ -99,6 +110,8 @@ def _settings(ctx: typer.Context) -> ServeSettings:
     return ServeSettings(
         token=_token(given["token_file"]), linger=given["linger_ms"] / 1000, mix=not given["no_mix"],
         max_body_bytes=int(given["max_body_mb"] * (1 << 20)), any_prompt=not given["own_prompts_only"],
+        open_routes=tuple(given["open_route"] or ()),
+        end_tokens=None if given["end_tokens"] is None else tuple(given["end_tokens"].split()),
         **{name: given[name] for name in same},
     )  # fmt: skip
 

@@ -129,6 +129,10 @@ class Blocks:
         """(P,) log-sum-exp over the whole vocabulary, float32, without a (P, V) tensor in float32 at once."""
         return self.head.log_normaliser(states, chunk=chunk)
 
+    def token_log_probs(self, states: Tensor, tokens: Sequence[int]) -> Tensor:
+        """(P,) ln p(tokens[i]) at final (normed) state i, float32; memory does not grow with P x V."""
+        return self.head.log_probs(states, tokens)
+
 
 @contextlib.contextmanager
 def catch_inner(blocks: Blocks, layers: Sequence[int], pick: Callable[[Tensor], Tensor]) -> Iterator[dict[int, Tensor]]:

@@ -112,6 +112,32 @@ class Head:
             total = torch.logaddexp(total, torch.logsumexp(logits, -1).to(total.device))
         return total
 
+    def log_probs(self, states: Tensor, tokens: Sequence[int], *, chunk: int = 16_384, at_once: int = 256) -> Tensor:
+        """(P,) ln p(tokens[i]) at state i, float32, without more than `at_once` x `chunk` logits at once.
+
+        Args:
+            states: (P, D) after the final norm.
+            tokens: P token ids.
+            chunk: of the vocabulary.
+            at_once: states whose logits are held together.
+        """
+        wanted = torch.as_tensor(list(tokens), dtype=torch.long, device=states.device)
+        parts = zip(states.split(at_once), wanted.split(at_once), strict=True)
+        return torch.cat([self._log_probs(x, own, chunk) for x, own in parts]) if len(states) else states.new_zeros(0)
+
+    def _log_probs(self, states: Tensor, tokens: Tensor, chunk: int) -> Tensor:
+        if self.why_own is not None:
+            parts = zip(self._parts(states), tokens.split(self._step), strict=True)
+            return torch.cat([torch.log_softmax(self.own(x), -1).gather(1, t[:, None])[:, 0] for x, t in parts])
+        total = torch.full((len(states),), -torch.inf, device=states.device)
+        own = torch.full((len(states),), torch.nan, device=states.device)
+        for start in range(0, len(self.weight), chunk):
+            logits = self.rows(states, slice(start, start + chunk)).to(states.device)
+            total = torch.logaddexp(total, torch.logsumexp(logits, -1))
+            here = torch.nonzero((tokens >= start) & (tokens < start + logits.shape[1]))[:, 0]
+            own[here] = logits[here, tokens[here] - start]
+        return own - total
+
     def rows(self, states: Tensor, ids: Sequence[int] | slice | None = None) -> Tensor:
         """Logits by rows of the head, float32."""
         whole = slice(None) if ids is None else ids
@@ -140,8 +166,12 @@ class Head:
         return self.decoder(input_ids=ids, use_cache=False)
 
     def _parts(self, states: Tensor) -> Iterator[Tensor]:
-        step = max(1, _MOST_LOGITS // self.config.vocab_size)
-        return iter(states.split(step)) if len(states) else iter((states,))
+        return iter(states.split(self._step)) if len(states) else iter((states,))
+
+    @property
+    def _step(self) -> int:
+        """States whose logits the model's own head may give at once."""
+        return max(1, _MOST_LOGITS // self.config.vocab_size)
 
     def _unit(self, states: Tensor) -> float:
         """Relative rounding of the coarser of states and head."""

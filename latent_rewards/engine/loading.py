@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
 from latent_rewards import compat
+from latent_rewards.engine import arithmetic
 from latent_rewards.engine.adapter_files import PICKLED, Source, adapter_tokenizer, find_source
 from latent_rewards.engine.embedded import EMBEDDED as EMBEDDED
 from latent_rewards.engine.embedded import embedded_model as embedded_model
@@ -19,12 +21,14 @@ from latent_rewards.engine.peft_adapters import apply_adapter
 from latent_rewards.engine.pretrained import load_causal_lm, no_deepspeed, processor_template
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
     from transformers.utils.quantization_config import QuantizationConfigMixin
 
 M = TypeVar("M", bound=torch.nn.Module)
 
 logger = logging.getLogger(__name__)
+
+_why: weakref.WeakKeyDictionary[torch.nn.Module, str] = weakref.WeakKeyDictionary()  # loaded models: their precision
 
 
 def load_frozen(
@@ -43,7 +47,7 @@ def load_frozen(
     """A frozen causal LM in eval mode, whole and unsharded even inside a DeepSpeed ZeRO-3 run.
 
     Weights are read from safetensors only, an adapter's too: a pickle can run code. All of them have to be there. The
-    name of an adapter stands for its base and the adapter.
+    name of an adapter stands for its base and the adapter. On CPU dtype "auto" is what this machine is faster at.
 
     Raises:
         ValueError: unknown options, weights that are there as a pickle only or not at all, or no causal LM.
@@ -51,9 +55,8 @@ def load_frozen(
     compat.warn_if_untested()
     if device.type == "cpu":
         _bound_kernel_caches()
-    options: dict[str, object] = {
-        "dtype": _dtype(dtype, device), "trust_remote_code": trust_remote_code, "use_safetensors": True
-    }  # fmt: skip
+    asked, why = _dtype(dtype), "the checkpoint's" if dtype == "auto" else "as asked for"
+    options: dict[str, object] = {"dtype": asked, "trust_remote_code": trust_remote_code, "use_safetensors": True}
     source = judge_source(model, revision=revision, adapter=adapter)
     for key, value in (
         ("revision", source.revision),
@@ -70,13 +73,28 @@ def load_frozen(
     folder = Path(source.model)
     if folder.is_dir() and list(folder.glob("pytorch_model*.bin")) and not list(folder.glob("*.safetensors")):
         raise ValueError(PICKLED.format(folder))
+
+    def fastest(config: PretrainedConfig) -> torch.dtype:
+        nonlocal why
+        choice = arithmetic.choose(config, quantised=quantization is not None)
+        why = choice.why
+        return choice.dtype
+
     with no_deepspeed():
-        loaded = load_causal_lm(source.model, options)
+        on_cpu = asked == "auto" and device.type == "cpu"
+        loaded = load_causal_lm(source.model, options, dtype_of=fastest if on_cpu else None)
         if source.adapter is not None:
             loaded = apply_adapter(loaded, source)
     if "device_map" not in options and tp_plan is None:
         loaded.to(device)  # type: ignore[arg-type]
+    _why[loaded] = why
     return freeze(loaded)
+
+
+def arithmetic_of(model: PreTrainedModel) -> str:
+    """What a model computes in, and why, in a line."""
+    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+    return f"{dtype}: {_why.get(model, 'as it was given')}"
 
 
 def judge_source(model: str, *, revision: str | None = None, adapter: str | None = None) -> Source:
@@ -137,13 +155,6 @@ def default_device() -> torch.device:
     return torch.device("cpu")
 
 
-def cpu_has_fast_bf16() -> bool:
-    """Whether this processor multiplies bfloat16 natively (AMX, or AVX-512 BF16)."""
-    probe = getattr(torch.cpu, "_is_amx_tile_supported", None)
-    wide = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-    return bool((probe and probe()) or (wide and wide()))
-
-
 def model_revision(model: PreTrainedModel, name: str) -> str:
     """Commit of a hub model, else a short hash of the weights' names, shapes and a few values."""
     commit = getattr(model.config, "_commit_hash", None)
@@ -168,9 +179,7 @@ def _bound_kernel_caches() -> None:
     os.environ.setdefault("LRU_CACHE_CAPACITY", "64")
 
 
-def _dtype(dtype: str | torch.dtype, device: torch.device) -> str | torch.dtype:
-    if dtype == "auto" and device.type == "cpu":
-        return torch.bfloat16 if cpu_has_fast_bf16() else torch.float32
+def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
     if isinstance(dtype, str) and dtype != "auto":
         found = getattr(torch, dtype, None)
         if not isinstance(found, torch.dtype):

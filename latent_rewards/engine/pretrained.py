@@ -6,7 +6,7 @@ import contextlib
 import json
 import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from latent_rewards.engine.adapter_files import text_of
 from latent_rewards.engine.peft_adapters import check_loaded
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PretrainedConfig, PreTrainedModel
     from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
@@ -44,12 +45,15 @@ _PEFT = re.compile(r"(^base_model\.model\.)|\.(base_layer|lora_[AB]|lora_embeddi
 _WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "pretrained_model.", "actor.", "policy.")
 
 
-def load_causal_lm(name: str, options: Mapping[str, Any]) -> PreTrainedModel:
+def load_causal_lm(
+    name: str, options: Mapping[str, Any], *, dtype_of: Callable[[PretrainedConfig], torch.dtype] | None = None
+) -> PreTrainedModel:
     """A causal LM from a folder or the hub, every weight of it from the files.
 
     Args:
         name: hub id or folder.
         options: of `from_pretrained`.
+        dtype_of: gives the type for the model's config, over that of the options.
 
     Raises:
         ValueError: the checkpoint is none of a causal LM, or lacks weights of it; the message says what it looks like.
@@ -65,6 +69,8 @@ def load_causal_lm(name: str, options: Mapping[str, Any]) -> PreTrainedModel:
             f"{name} is an embedding model of sentence-transformers (modules.json), whose head is not trained; "
             f"{_NOT_A_JUDGE}"
         )
+    if dtype_of is not None:
+        options = {**options, "dtype": dtype_of(config)}
     try:
         model, info = auto_class(config, name).from_pretrained(
             name, output_loading_info=True, ignore_mismatched_sizes=True, **options

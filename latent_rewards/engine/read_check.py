@@ -20,7 +20,8 @@ _TELLING = ("window", "chunk", "block", "original_max", "scale", "topk", "local"
 class ReadCheck:
     """Compares states with those of the model's plain forward of one text.
 
-    At load with texts of 49 tokens; later, whenever a text is read that is more than twice as long as any so far or
+    At load with texts of 49 tokens, and windows and chunks of 16 where the model has longer ones, so that these show,
+    too; later, whenever a text is read that is more than twice as long as any so far or
     crosses a number of the config that may change what the model does (a window, a chunk), with that text.
 
     Args:
@@ -70,8 +71,9 @@ class ReadCheck:
         alone = [0, 5, 6]
         texts, at, wanted = [sequences[i] for i in alone], [positions[i] for i in alone], Wanted((), True)
         try:
-            ours = _deepest(read(sequences, positions, len(head)))
-            plain = self._alone(texts, at, wanted)
+            with _short_reach(self.blocks):
+                ours = _deepest(read(sequences, positions, len(head)))
+                plain = self._alone(texts, at, wanted)
         except CannotShareError as err:
             return str(err)
         except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as err:
@@ -127,6 +129,22 @@ def refuse_if_random(blocks: Blocks, *, tokens: int = 300) -> None:
             f"{type(blocks.model).__name__} reads the same text differently each time (relative difference "
             f"{moved:.1e}), as models that hash at random do, so it cannot judge"
         )
+
+
+@contextlib.contextmanager
+def _short_reach(blocks: Blocks, size: int = 16) -> Iterator[None]:
+    """While active, windows and chunks are this short, where masks say how long they are (not in flash attention)."""
+    config = blocks.decoder.config
+    plain = getattr(config, "_attn_implementation", None) in ("sdpa", "eager")
+    before = {name: getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size") if plain}
+    before = {name: value for name, value in before.items() if isinstance(value, int) and value > size}
+    try:
+        for name in before:
+            setattr(config, name, size)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(config, name, value)
 
 
 @contextlib.contextmanager

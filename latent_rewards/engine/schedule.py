@@ -13,8 +13,6 @@ from latent_rewards.engine.prefix_cache import KeysValues
 from latent_rewards.engine.prefix_tree import Node
 from latent_rewards.engine.rope_switch import RopeSwitch
 
-NO_LIMIT = 1 << 62
-
 
 class Wanted(NamedTuple):
     """What a forward shall give: inner layers, the decoder's output, at the frequencies of `regime`."""
@@ -39,7 +37,6 @@ class Group:
 
     Attributes:
         regime: of their rotary frequencies, see `RopeSwitch.regime`.
-        shares: whether all are short enough to share prefixes.
         sequences: token sequences.
         positions: for each the positions to read.
         source: for each its index in the call.
@@ -48,7 +45,6 @@ class Group:
     """
 
     regime: int
-    shares: bool
     sequences: list[Sequence[int]]
     positions: list[list[int]]
     source: list[int]
@@ -64,13 +60,11 @@ class Group:
         """The same with a text for every position, that ends there."""
         reads = [(i, p) for i, at in enumerate(self.positions) for p in at]
         texts = [self.sequences[i][: p + 1] for i, p in reads]
-        return Group(
-            self.regime, self.shares, texts, [[p] for _, p in reads], [self.source[i] for i, _ in reads], self.targets
-        )
+        return Group(self.regime, texts, [[p] for _, p in reads], [self.source[i] for i, _ in reads], self.targets)
 
 
 def group_texts(
-    sequences: Sequence[Sequence[int]], positions: Sequence[Sequence[int]], rope: RopeSwitch, longest: int
+    sequences: Sequence[Sequence[int]], positions: Sequence[Sequence[int]], rope: RopeSwitch
 ) -> list[Group]:
     """Groups in which the state at a position is that of the text which ends there.
 
@@ -81,24 +75,20 @@ def group_texts(
         sequences: N token sequences.
         positions: for each the positions to read.
         rope: of the model.
-        longest: most tokens of a text that can share prefixes.
 
     Returns:
         Groups, those of short texts first; what they hold depends on this call alone.
     """
-
-    def kind(n: int) -> tuple[int, bool]:
-        return rope.regime(n), n > longest
-
-    groups: dict[tuple[int, bool], Group] = {}
+    kind = rope.regime
+    groups: dict[int, Group] = {}
     target = 0
     for i, (ids, at) in enumerate(zip(sequences, positions, strict=True)):
-        own: dict[tuple[int, bool], list[tuple[int, int]]] = {} if at else {kind(len(ids)): []}
+        own: dict[int, list[tuple[int, int]]] = {} if at else {kind(len(ids)): []}
         for p in at:
             own.setdefault(kind(p + 1), []).append((p, target))
             target += 1
         for key, reads in own.items():
-            group = groups.setdefault(key, Group(key[0], not key[1], [], [], [], []))
+            group = groups.setdefault(key, Group(key, [], [], [], []))
             group.sequences.append(ids if kind(len(ids)) == key else ids[: max(p for p, _ in reads) + 1])
             group.positions.append([p for p, _ in reads])
             group.source.append(i)

@@ -12,8 +12,7 @@ from latent_rewards.engine.memory import default_batch_tokens, give_back
 from latent_rewards.engine.padded import read_states
 from latent_rewards.engine.prefix_cache import PrefixCache
 from latent_rewards.engine.prefix_tree import build_tree
-from latent_rewards.engine.schedule import NO_LIMIT, Group, Wanted, group_texts, packs, put_together, steps
-from latent_rewards.engine.tree_plan import CannotShareError
+from latent_rewards.engine.schedule import Group, Wanted, group_texts, packs, put_together, steps
 from latent_rewards.engine.tree_run import TreeRun
 from latent_rewards.engine.ways import Way, Ways
 from latent_rewards.engine.workers import MOST_WORKERS, replica, side_by_side
@@ -109,8 +108,7 @@ class TreeForward:
                 the completion); default all.
             cuts: for each sequence the ends of its pieces; `InvariantForward` reads these apart.
         """
-        longest = self.ways.longest if self.usable else NO_LIMIT
-        groups = group_texts(sequences, positions, self.blocks.rope, longest)
+        groups = group_texts(sequences, positions, self.blocks.rope)
         for group in groups:
             wanted = Wanted(tuple(layers), final, group.regime)
             while group.states is None:
@@ -146,7 +144,7 @@ class TreeForward:
             salt=wanted.salt,
         )
         workers = self._workers(sum(len(node.tokens) for node in nodes))
-        batches = packs(nodes, min(self.batch_tokens, self.ways.most_packed), len(workers))
+        batches = packs(nodes, self.batch_tokens, len(workers))
         return TreeRun(nodes, steps(nodes, batches), wanted, self.cache, few_rows=self.few_rows), workers
 
     def _workers(self, tokens: int) -> list[Blocks]:
@@ -168,7 +166,6 @@ class TreeForward:
     def _taken(self, run: TreeRun) -> States:
         """What a run has read, and told of the model."""
         self.tokens_run += run.tokens
-        self.ways.longest = min(self.ways.longest, run.window)
         return run.states()
 
     def _read_whole(self, group: Group, wanted: Wanted, way: Way) -> States:
@@ -197,9 +194,7 @@ class TreeForward:
         self.tokens_run = 0
 
     def _read_small(self, sequences: list[list[int]], positions: list[list[int]], head: int) -> States:
-        if max(map(len, sequences)) > self.ways.longest:
-            raise CannotShareError(self.ways.limit_reason)
-        group = Group(0, True, list(sequences), positions, list(range(len(sequences))), [])
+        group = Group(0, list(sequences), positions, list(range(len(sequences))), [])
         run, _ = TreeForward._plan(self, group, Wanted((), True), head, None, None)
         run.work(self.blocks)
         return self._taken(run)

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from latent_rewards.engine.local import Local, Paths
 
 KeyValue = tuple[Tensor, Tensor]
 
@@ -16,10 +21,6 @@ _active = threading.local()
 
 class CannotShareError(RuntimeError):
     """This model's attention does something that a packed prefix tree does not reproduce."""
-
-
-class WindowError(CannotShareError):
-    """A layer sees less than the whole text; shorter texts can share."""
 
 
 class CaughtKeysError(RuntimeError):
@@ -42,6 +43,27 @@ class Span:
         """Where its tokens lie in the pack."""
         return slice(self.start, self.stop)
 
+    @property
+    def path(self) -> range:
+        """The positions of its tokens on their path."""
+        return range(self.end - (self.stop - self.start), self.end)
+
+
+class SpanGroup(NamedTuple):
+    """Siblings: spans that lie below the same tokens, side by side; `first` is the index of the first."""
+
+    first: int
+    spans: list[Span]
+
+    @property
+    def tokens(self) -> slice:
+        """Where their tokens lie in the pack."""
+        return slice(self.spans[0].start, self.spans[-1].stop)
+
+    def sees_all(self, local: Local | None) -> bool:
+        """Whether every token sees its whole path."""
+        return local is None or not any(local.first(span.end - 1) for span in self.spans)
+
 
 @dataclass
 class TreePlan:
@@ -52,7 +74,7 @@ class TreePlan:
             batch, the ancestors' (K, V) per layer, outermost first.
         kept: span -> one (K, V) pair per layer run so far, for spans with `keep`.
         n_layers: how many attention layers there shall be.
-        window: most tokens that every layer sees, as far as the layers that ran have said.
+        masked: whether the model asked for masks, which then say what a layer shows.
         layer: how many attention layers have run.
         caught: keys and values of all tokens at a layer that was left there, see `catching`.
         rows: packed tokens whose queries alone come next, to meet `caught`.
@@ -61,7 +83,7 @@ class TreePlan:
     spans: list[Span]
     kept: dict[int, list[KeyValue]] = field(default_factory=dict)
     n_layers: int = 1 << 30
-    window: int = 1 << 62
+    masked: bool = False
     layer: int = 0
     caught: KeyValue | None = None
     rows: list[int] = field(default_factory=list)
@@ -70,25 +92,20 @@ class TreePlan:
         self.kept = {i: [] for i, s in enumerate(self.spans) if s.keep}
         self.longest = max(s.end for s in self.spans)
         self.ends: Tensor | None = None
+        self.paths: dict[Local, Paths] = {}
         self._catch = False
-        self.groups: list[tuple[int, int, int]] = []
+        self.groups: list[SpanGroup] = []
         for i, span in enumerate(self.spans):
-            last = self.spans[self.groups[-1][0]] if self.groups else None
+            last = self.groups[-1].spans[0] if self.groups else None
             if last is not None and (last.parent, id(last.past)) == (span.parent, id(span.past)):
-                first, start, _ = self.groups[-1]
-                self.groups[-1] = (first, start, span.stop)
+                self.groups[-1].spans.append(span)
             else:
-                self.groups.append((i, span.start, span.stop))
+                self.groups.append(SpanGroup(i, [span]))
 
-    def see(self, window: int) -> None:
-        """Note that some layer sees so many tokens only.
-
-        Raises:
-            WindowError: they are fewer than the longest text has.
-        """
-        self.window = min(self.window, window)
-        if window < self.longest:
-            raise WindowError(f"a layer sees a sliding window or chunk of {window} tokens, shorter than the texts")
+    @functools.cached_property
+    def positions(self) -> list[int]:
+        """Of all tokens on their paths."""
+        return [p for span in self.spans for p in span.path]
 
     @contextlib.contextmanager
     def catching(self) -> Iterator[None]:

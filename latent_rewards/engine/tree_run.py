@@ -36,7 +36,6 @@ class TreeRun:
         self.few_rows = few_rows and not wanted.regime
         self.turns = Turns([step.waits for step in steps])
         self.tokens = 0  # run so far
-        self.window = 1 << 62  # most tokens that every layer sees, as far as packs have told
         n_reads = sum(len(node.reads) for node in nodes)
         self._final: list[Tensor] = [torch.empty(0)] * n_reads
         self._inner = {layer: list(self._final) for layer in wanted.layers}
@@ -112,7 +111,6 @@ class TreeRun:
             for layer, rows in states.inner.items():
                 self._inner[layer][target] = rows[k]
         with self._lock:
-            self.window = min(self.window, plan.window)
             if first.key is not None and not first.reads:
                 self.cache.put(first.key, plan.kept[0])
                 # As the cache gives them back, so that what follows does not depend on whether they were in it.

@@ -5,18 +5,15 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 
 from latent_rewards.engine.blocks import Blocks
 from latent_rewards.engine.prefix_cache import PrefixCache
 from latent_rewards.engine.read_check import ReadCheck, refuse_if_random
-from latent_rewards.engine.schedule import NO_LIMIT, Group
+from latent_rewards.engine.schedule import Group
 from latent_rewards.engine.tree_plan import CannotShareError
-
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig
 
 logger = logging.getLogger(__name__)
 
@@ -35,8 +32,6 @@ class Ways:
 
     Attributes:
         shares: whether prefixes are shared.
-        longest: most tokens of texts that share.
-        most_packed: most tokens in a pack.
     """
 
     def __init__(
@@ -46,7 +41,6 @@ class Ways:
         self.check = ReadCheck(blocks)
         self.shares = share_prefixes and _can_share(blocks)
         self._why = "its attention cannot share prefixes" if share_prefixes else "share_prefixes=False was asked for"
-        self.longest = self.most_packed = _longest_untuned(blocks.config)
         self._length_matters = False
         self._warned: set[str] = set()
         if share_prefixes and not self.shares:
@@ -62,18 +56,9 @@ class Ways:
         if not self.shares:
             return f"whole texts{'' if self.pads else ', each alone'}: {self._why}"
         out = "shared prefixes"
-        if self.longest < NO_LIMIT:
-            out += f" in texts of up to {self.longest} tokens, longer ones whole: {self.limit_reason}"
         if self.blocks.rope:
             out += "; texts on either side of a switch of the rotary frequencies apart"
         return out
-
-    @property
-    def limit_reason(self) -> str:
-        """Why longer texts than `longest` cannot share."""
-        if self.longest == self.most_packed:
-            return f"queries are scaled by their place in the call from token {self.longest + 1} on"
-        return f"a sliding window or chunk of {self.longest} tokens"
 
     @contextlib.contextmanager
     def trying(self, group: Group, layers: Sequence[int]) -> Iterator[Way]:
@@ -82,7 +67,7 @@ class Ways:
         Raises:
             torch.OutOfMemoryError: batches cannot get smaller.
         """
-        way, reason = self._way(group), ""
+        way, reason = self._way(), ""
         try:
             yield way
             if group.states is not None and way != "alone":
@@ -116,11 +101,9 @@ class Ways:
         """What is read of a group without sharing: texts up to each position, where what lies behind it matters."""
         return group.ends() if way == "alone" and self._length_matters else group
 
-    def _way(self, group: Group) -> Way:
-        if self.shares and group.shares:
-            return "shared"
+    def _way(self) -> Way:
         if self.shares:
-            self._warn(f"reading texts of more than {self.longest} tokens without shared prefixes: {self.limit_reason}")
+            return "shared"
         return "padded" if self.pads else "alone"
 
     def _halve(self) -> None:
@@ -133,11 +116,6 @@ class Ways:
         if message not in self._warned:
             logger.warning("%s", message)
         self._warned.add(message)
-
-
-def _longest_untuned(config: PretrainedConfig) -> int:
-    """Most tokens in a call before Llama 4 scales queries by their place in it, which a pack does not keep."""
-    return int(config.floor_scale) - 1 if getattr(config, "attn_temperature_tuning", False) else NO_LIMIT
 
 
 def _can_share(blocks: Blocks) -> bool:

@@ -18,6 +18,7 @@ from latent_rewards.judge.hf import Need
 from latent_rewards.judge.prompts import JudgePrompt
 from latent_rewards.rewards.base import Reward
 from latent_rewards.rewards.latent import LatentReward
+from latent_rewards.rewards.pairwise import PairwiseReward
 
 Rewards = Mapping[str, LatentReward]
 Job = tuple[str, int, Iterator[int]]
@@ -87,11 +88,11 @@ def consistency_results(
     config: EvaluateConfig, readings: Readings, rewards: Rewards, sets: Sequence[Benchmark]
 ) -> dict[str, Consistency]:
     """Benchmark -> see `consistency.measure`; empty when it was not asked for."""
-    count, prompt, out = config.consistency_items, JudgePrompt.load("pairwise"), {}
+    count, out = config.consistency_items, {}
+    comparing = PairwiseReward(readings.judge, name="consistency")
     for benchmark in _comparable(sets) if count else []:
-        reading = readings.fetch(prompt, consistency.rows(benchmark, count), Need(labels=True))
-        assert reading.label_logprobs is not None
-        first, swapped = consistency.preference(reading.label_logprobs, prompt)
+        reading = readings.fetch(comparing.prompt, consistency.rows(benchmark, count), comparing.need)
+        d, first = comparing.odds(reading)
         items = benchmark.sample(count).items
         scores = {}
         for name, reward in rewards.items():
@@ -99,7 +100,7 @@ def consistency_results(
             starts = np.cumsum([0, *(len(i.responses) for i in items)])
             at = [(s + i, s + j) for s, item in zip(starts, items, strict=False) for i, j in consistency.pairs(item)]
             scores[name] = column[np.array(at)]
-        out[benchmark.name] = consistency.measure(benchmark, count, first, swapped, scores, resamples=config.resamples)
+        out[benchmark.name] = consistency.measure(benchmark, count, d, first, scores, resamples=config.resamples)
     return out
 
 

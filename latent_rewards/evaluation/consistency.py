@@ -1,22 +1,21 @@
 """Does a judge agree with itself when it compares: order swap, transitivity, and its scores against its comparisons.
 
-Sources: TrustJudge (likelihood-aware comparison, score-comparison inconsistency), Sage (local self-consistency under a
-swap, global consistency as the share of transitive triples).
+Sources: TrustJudge (arXiv 2509.21117; likelihood-aware comparison, score-comparison inconsistency), Sage (arXiv
+2512.16041; instability within pairs, violations of a weak order).
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import torch
 
 from latent_rewards.evaluation.benchmarks.rows import Benchmark, Item
 from latent_rewards.evaluation.results import Consistency
 from latent_rewards.files.types import Row
-from latent_rewards.judge.prompts import JudgePrompt
-from latent_rewards.readouts import label_probs
+from latent_rewards.rewards.games import in_both_orders, sigmoid
 from latent_rewards.stats import bootstrap
 from latent_rewards.stats.bootstrap import Figure
 
@@ -29,100 +28,121 @@ def pairs(item: Item, width: int = 3) -> list[tuple[int, int]]:
 def rows(benchmark: Benchmark, count: int) -> list[Row]:
     """Texts for the pairwise prompt: every pair in both orders, one after the other."""
     return [
-        {"prompt": item.prompt, "completion": item.responses[a], "other": item.responses[b]}
+        text
         for item in benchmark.sample(count).items
         for i, j in pairs(item)
-        for a, b in ((i, j), (j, i))
+        for text in in_both_orders({"prompt": item.prompt}, item.responses[i], item.responses[j])
     ]
-
-
-def preference(label_logprobs: torch.Tensor, prompt: JudgePrompt) -> tuple[np.ndarray, np.ndarray]:
-    """P(first shown is better) of every pair, shown in its order and swapped.
-
-    Args:
-        label_logprobs: (2P, K) for `rows`, nats.
-        prompt: its labels have value 1 for the first shown and 0 for the second.
-
-    Returns:
-        Two (P,) arrays; a judge that is consistent has the second equal to 1 minus the first.
-    """
-    assert prompt.labels is not None
-    values = torch.tensor(prompt.labels.values)
-    p = (label_probs(label_logprobs) * values).sum(-1).double().numpy()
-    return p[0::2], p[1::2]
-
-
-def aware(first: np.ndarray, swapped: np.ndarray) -> np.ndarray:
-    """Likelihood-aware preference for the first response: the mean of what both orders say."""
-    return (first + 1 - swapped) / 2
 
 
 def measure(
     benchmark: Benchmark,
     count: int,
+    d: np.ndarray,
     first: np.ndarray,
-    swapped: np.ndarray,
     scores: Mapping[str, np.ndarray],
     *,
     resamples: int = 1000,
 ) -> Consistency:
-    """All measures of one benchmark.
+    """All measures of one benchmark, before and after the mean over both orders.
+
+    "one order" decides a pair as it is shown, "aware" by d, the mean log-odds over both orders, which is what
+    `PairwiseReward` gives. Sage's two are of ordered pairs (i, j), y_ij the sign of what is said with i first; after
+    the mean y_ij = -y_ji by construction, so the first of them is 0 then and only the second is given.
 
     Args:
         benchmark: pairs or lists.
         count: items used, as in `rows`.
-        first: (P,) from `preference`.
-        swapped: (P,).
+        d: (P,) log-odds that the first of each pair beats the second, nats; see `PairwiseReward.odds`.
+        first: (P, 2) log-odds of the first shown, in the pair's order and swapped, nats.
         scores: scorer -> (P, 2) scores of the two responses of every pair.
         resamples: bootstrap draws.
 
     Returns:
         `local`: share of pairs whose choice survives the swap; `first_place`: mean P(first shown); `accuracy_one_order`
         and `accuracy_aware` against gold; `global_one_order` and `global_aware`: share of triples without a cycle;
-        `conflict`: by scorer the share of pairs that are scored one way and compared the other way.
+        `ipi`: mean over items of the share of pairs with y_ij != -y_ji; `tov_one_order` and `tov_aware`: mean over
+        items of three responses or more of the fewest y_ij that have to change to make a weak order of them;
+        `conflict_one_order` and `conflict`: by scorer the share of pairs that are scored one way and compared the
+        other way.
+
+    Source: Sage (arXiv 2512.16041), eq. 2 (IPI) and 3 (TOV).
     """
     items = benchmark.sample(count).items
     owner = [(item, i, j) for item in items for i, j in pairs(item)]
     groups = np.array([item.group for item, *_ in owner])
     gold = np.sign([item.gold[i] - item.gold[j] for item, i, j in owner])
-    mean = aware(first, swapped)
+    shown, swapped, read = first[:, 0], first[:, 1], ~np.isnan(d)
 
     def estimate(values: np.ndarray, known: np.ndarray, by: np.ndarray = groups) -> Figure:
         usable = np.where(known, values.astype(float), np.nan)
         return bootstrap.mean_estimate(usable, by, resamples=resamples).to_dict()
 
-    read = ~np.isnan(mean)
-    out: Consistency = {
-        "local": estimate((first > 0.5) != (swapped > 0.5), read),
-        "first_place": estimate((first + swapped) / 2, read),
-        "accuracy_one_order": estimate((np.sign(first - 0.5) * gold + 1) / 2, read & (gold != 0)),
-        "accuracy_aware": estimate((np.sign(mean - 0.5) * gold + 1) / 2, read & (gold != 0)),
-        "conflict": {
-            name: estimate(np.sign(s[:, 0] - s[:, 1]) * np.sign(mean - 0.5) < 0, read & (s[:, 0] != s[:, 1]))
+    def conflict(odds: np.ndarray) -> dict[str, Figure]:
+        return {
+            name: estimate(np.sign(s[:, 0] - s[:, 1]) * np.sign(odds) < 0, read & (s[:, 0] != s[:, 1]))
             for name, s in scores.items()
-        },
+        }
+
+    out: Consistency = {
+        "local": estimate((shown > 0) != (swapped > 0), read),
+        "first_place": estimate((sigmoid(shown) + sigmoid(swapped)) / 2, read),
+        "accuracy_one_order": estimate((np.sign(shown) * gold + 1) / 2, read & (gold != 0)),
+        "accuracy_aware": estimate((np.sign(d) * gold + 1) / 2, read & (gold != 0)),
+        "conflict_one_order": conflict(shown),
+        "conflict": conflict(d),
     }
-    one_order, by = _triples(items, first)
-    both_orders, _ = _triples(items, mean)
+    own = _by_item(items, np.sign(np.column_stack([shown, swapped, d, -d])))
+    by_item = np.array([item.group for item in items])
+    flips = np.array([np.mean(y[:, 0] != -y[:, 1]) if len(y) else np.nan for y in own])
+    out["ipi"] = estimate(flips, ~np.isnan(flips), by_item)
+    ranked = [(y, item.group) for y, item in zip(own, items, strict=True) if len(y) >= 3 and not np.isnan(y).any()]
+    if ranked:
+        by = np.array([group for _, group in ranked])
+        every = np.ones(len(ranked), bool)
+        for name, at in (("one_order", slice(0, 2)), ("aware", slice(2, 4))):
+            out[f"tov_{name}"] = estimate(np.array([violations(y[:, at]) for y, _ in ranked]), every, by)  # type: ignore[literal-required]
+    one_order, by = _triples(items, shown)
+    both_orders, _ = _triples(items, d)
     if len(by):
         out["global_one_order"] = estimate(_transitive(one_order), ~np.isnan(one_order).any(1), by)
         out["global_aware"] = estimate(_transitive(both_orders), ~np.isnan(both_orders).any(1), by)
     return out
 
 
-def _triples(items: Sequence[Item], p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(T, 3) preferences (0 over 1, 0 over 2, 1 over 2) of items with three responses, and their groups."""
-    found, by, at = [], [], 0
-    for item in items:
-        n = len(pairs(item))
-        if n == 3:
-            found.append(p[at : at + 3])
-            by.append(item.group)
-        at += n
-    return np.array(found).reshape(len(found), 3), np.array(by)
+def violations(y: np.ndarray) -> int:
+    """Fewest verdicts on ordered pairs that have to change to make a weak order, ties allowed, of all.
+
+    Args:
+        y: (P, 2) signs of what is said of each pair (i, j), in the order of `itertools.combinations`, and of (j, i).
+
+    Source: Sage, eq. 3.
+    """
+    n = round((1 + np.sqrt(1 + 8 * len(y))) / 2)
+    orders = _weak_orders(n)
+    return int(((orders != y[:, 0]).sum(1) + (-orders != y[:, 1]).sum(1)).min())
+
+
+@functools.cache
+def _weak_orders(n: int) -> np.ndarray:
+    """(O, P) signs that each weak order of n items gives to their pairs; 13 for three items, 75 for four."""
+    ranks = np.array(list(itertools.product(range(n), repeat=n)))
+    i, j = (np.array(at) for at in zip(*itertools.combinations(range(n), 2), strict=True))
+    return np.unique(np.sign(ranks[:, j] - ranks[:, i]), axis=0)
+
+
+def _by_item(items: Sequence[Item], values: np.ndarray) -> list[np.ndarray]:
+    """Each item's rows of values that are by pair."""
+    return np.split(values, np.cumsum([len(pairs(item)) for item in items])[:-1])
+
+
+def _triples(items: Sequence[Item], odds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(T, 3) log-odds (0 over 1, 0 over 2, 1 over 2) of items with three responses, and their groups."""
+    own = [(x, item.group) for x, item in zip(_by_item(items, odds), items, strict=True) if len(x) == 3]
+    return np.array([x for x, _ in own]).reshape(len(own), 3), np.array([group for _, group in own])
 
 
 def _transitive(triples: np.ndarray) -> np.ndarray:
-    """A cycle is 0 > 1 > 2 > 0 or its reverse; one half is a tie and makes no cycle."""
-    s = np.sign(triples - 0.5)
+    """A cycle is 0 > 1 > 2 > 0 or its reverse; log-odds of 0 are a tie and make no cycle."""
+    s = np.sign(triples)
     return ~((s[:, 0] == s[:, 2]) & (s[:, 1] == -s[:, 0]) & (s[:, 0] != 0))

@@ -59,6 +59,11 @@ class KeptJudge(Judge):
         return self.judge.fingerprint
 
     @property
+    def arithmetic(self) -> str | None:
+        """The judge's."""
+        return self.judge.arithmetic
+
+    @property
     def n_layers(self) -> int:
         """Number of decoder blocks, L."""
         return self.judge.n_layers
@@ -66,7 +71,7 @@ class KeptJudge(Judge):
     @property
     def capabilities(self) -> frozenset[str]:
         """What an evaluation can keep."""
-        return frozenset({"labels", "hidden", "layer_logits"})
+        return frozenset({"labels", "hidden", "layer_logits", "target"})
 
     def check(self, prompt: JudgePrompt, need: Need) -> None:
         """As the judge's own."""

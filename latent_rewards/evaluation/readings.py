@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from latent_rewards.files.cache import Cache, Part, content_key
 from latent_rewards.judge.fingerprint import judge_key, layout_of
@@ -102,6 +103,7 @@ class Readings:
             {layer: got[f"hidden:{need.hidden_lens}:{layer}"] for layer in need.hidden},
             {lens: got[f"layers:{lens}"] for lens in need.layer_logits},
             reasons,
+            got.get("target"),
         )
 
     def kept(self, prompt: JudgePrompt, rows: Rows, need: Need) -> np.ndarray:
@@ -127,6 +129,9 @@ class Readings:
     def _stack(self, keys: Sequence[bytes], part: str) -> torch.Tensor:
         values = self.cache.get(keys, part)
         shape = next((v.shape for v in values if v is not None), (2,))
+        if part == "target":  # as many tokens as each text has
+            rows = [torch.full((1,), torch.nan) if v is None else torch.from_numpy(np.array(v)) for v in values]
+            return pad_sequence(rows, batch_first=True, padding_value=torch.nan)
         return torch.from_numpy(np.stack([np.full(shape, np.nan, np.float32) if v is None else v for v in values]))
 
     def _keys(self, prompt: JudgePrompt, rows: Rows) -> list[bytes]:
@@ -148,7 +153,7 @@ class Readings:
 def _parts(need: Need) -> list[str]:
     hidden = [f"hidden:{need.hidden_lens}:{layer}" for layer in sorted(need.hidden)]
     layers = [f"layers:{lens}" for lens in sorted(need.layer_logits)]
-    return ["reason", *(["labels"] if need.labels else []), *hidden, *layers]
+    return ["reason", *(["labels"] if need.labels else []), *(["target"] if need.target else []), *hidden, *layers]
 
 
 def _split(keys: Sequence[bytes], reading: Reading, need: Need) -> list[Part]:
@@ -157,6 +162,10 @@ def _split(keys: Sequence[bytes], reading: Reading, need: Need) -> list[Part]:
         assert reading.label_logprobs is not None and reading.label_mass is not None
         both = torch.cat([reading.label_logprobs, reading.label_mass[:, None]], 1).numpy()
         out += [(k, "labels", row) for k, row in zip(keys, both, strict=True)]
+    if need.target:
+        assert reading.target_logprobs is not None
+        own = [row[~np.isnan(row)] for row in reading.target_logprobs.numpy()]
+        out += [(k, "target", row) for k, row in zip(keys, own, strict=True)]
     for layer in need.hidden:
         part = f"hidden:{need.hidden_lens}:{layer}"
         out += [(k, part, row) for k, row in zip(keys, reading.hidden[layer].numpy(), strict=True)]

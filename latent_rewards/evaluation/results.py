@@ -115,7 +115,10 @@ class Robustness(TypedDict, total=False):
     gain: Figure
 
 
-ConsistencyFigure = Literal["local", "first_place", "accuracy_one_order", "accuracy_aware"]
+ConsistencyFigure = Literal[
+    "local", "first_place", "accuracy_one_order", "accuracy_aware", "global_one_order", "global_aware", "ipi",
+    "tov_one_order", "tov_aware",
+]  # fmt: skip
 
 
 class Consistency(TypedDict, total=False):
@@ -125,9 +128,13 @@ class Consistency(TypedDict, total=False):
     first_place: Figure
     accuracy_one_order: Figure
     accuracy_aware: Figure
+    conflict_one_order: dict[str, Figure]
     conflict: dict[str, Figure]
     global_one_order: Figure
     global_aware: Figure
+    ipi: Figure
+    tov_one_order: Figure
+    tov_aware: Figure
 
 
 class Cost(TypedDict):

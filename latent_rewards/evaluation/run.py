@@ -64,6 +64,7 @@ def evaluate(config: EvaluateConfig, judge: Judge | None = None) -> Results | No
         name: build_spec(spec, judge, samples=config.samples, temperature=config.temperature)
         for name, spec in config.specs().items()
     }
+    _check_judge(judge, rewards)
     cache = Cache(config.cache or Path(config.output) / "cache", rank)
     readings = Readings(judge, cache, batch=config.batch, rank=rank, world=world)
     _fill(config, readings, rewards, sets, show=rank == 0)
@@ -86,6 +87,16 @@ def evaluate(config: EvaluateConfig, judge: Judge | None = None) -> Results | No
     }
     cache.close()
     return results
+
+
+def _check_judge(judge: Judge, rewards: Mapping[str, Reward]) -> None:
+    """What is measured is read by one judge, whose readings are kept."""
+    for name, reward in rewards.items():
+        if reward.judge is not judge:
+            raise ValueError(
+                f"reward {name!r} is read by {reward.judge!r}, but this run measures {judge!r} alone: measure each "
+                "judge by itself, or score with the jury and compare the columns"
+            )
 
 
 def _fill(
@@ -155,6 +166,7 @@ def _facts(config: EvaluateConfig, judge: Judge, rewards: Mapping[str, Reward]) 
         "judge": judge.name,
         "judge_revision": judge.revision,
         "judge_fingerprint": judge_key(judge),
+        "judge_arithmetic": judge.arithmetic,
         "prompts": {
             name: {"name": r.prompt.name, "hash": r.prompt.hash, "layout": layout_of(judge, r.prompt)}
             for name, r in rewards.items()

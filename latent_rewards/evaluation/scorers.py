@@ -43,7 +43,7 @@ def columns(name: str, reward: Reward, readings: Readings, rows: Rows, *, greedy
     reading = got[0]
     if isinstance(reward, GuidedLikertReward):
         return _guided_columns(name, reward, reading, rows)
-    scores = reward.finish(reward.scores_of(rows, got), reward.reasons(rows, got))
+    scores, _ = reward.rewards_of(rows, got)
     facts = {}
     if reading.label_mass is not None and not bool(reading.label_mass.isnan().all()):
         facts["label_mass"] = float(reading.label_mass.nanmean())
@@ -65,7 +65,7 @@ def _likert_columns(name: str, reward: LikertReward, readings: Readings, rows: R
     made = {"one": ratings[:, 0], "mean": row_means(ratings), "mode": np.array([_mode(row) for row in ratings])}
     if greedy:
         made["greedy"] = _ratings(reward, readings.fetch_answers(reward, rows, greedy=True), 1)[:, 0]
-    return _rating_columns(name, reward, made, ratings, facts)
+    return _rating_columns(name, reward, rows, made, ratings, facts)
 
 
 def _guided_columns(name: str, reward: GuidedLikertReward, reading: Reading, rows: Rows) -> dict[str, Column]:
@@ -76,14 +76,20 @@ def _guided_columns(name: str, reward: GuidedLikertReward, reading: Reading, row
         "one": ratings[:, 0], "mean": ratings.mean(1), "mode": np.array([_mode(row) for row in ratings]),
         "greedy": reward.readout(reading).double().numpy(),
     }  # fmt: skip
-    return _rating_columns(name, reward, made, ratings, facts)
+    return _rating_columns(name, reward, rows, made, ratings, facts)
 
 
 def _rating_columns(
-    name: str, reward: Reward, made: Mapping[str, np.ndarray], samples: np.ndarray, facts: Mapping[str, float]
+    name: str,
+    reward: Reward,
+    rows: Rows,
+    made: Mapping[str, np.ndarray],
+    samples: np.ndarray,
+    facts: Mapping[str, float],
 ) -> dict[str, Column]:
-    """Columns scaled and clipped like the reward; the samples and facts belong to their mean."""
-    columns = {key: Column(reward._finish(scores), reward.bounds) for key, scores in made.items()}
+    """Columns scaled, clipped and floored like the reward; the samples and facts belong to their mean."""
+    why = reward.reasons_first(np.full(len(rows), np.nan), [None] * len(rows), [row["completion"] for row in rows])
+    columns = {key: Column(reward.finish(scores, why), reward.bounds) for key, scores in made.items()}
     columns["mean"] = replace(columns["mean"], samples=reward._finish(samples), facts=facts)
     return {f"{name}/{key}": column for key, column in columns.items()}
 

@@ -45,7 +45,7 @@ def _drift(reward: LatentReward, rows: Sequence[Row]) -> dict[str, float | None]
 
 
 def _scores(reward: LatentReward, rows: Sequence[Row]) -> np.ndarray:
-    return reward._finish(reward.scores_of(rows, reward.judge.read(reward.requests(rows))))
+    return reward.rewards_of(rows, reward.judge.read(reward.requests(rows)))[0]
 
 
 def _largest(change: np.ndarray) -> float | None:

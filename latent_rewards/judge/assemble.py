@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,7 +35,7 @@ def states_needed(need: Need, n_layers: int) -> tuple[list[int], bool]:
         inner.discard(n_layers)
     else:
         inner |= wanted
-    return sorted(inner), need.labels or bool(need.layer_logits) or (
+    return sorted(inner), need.labels or need.target or bool(need.layer_logits) or (
         n_layers in wanted and need.hidden_lens == "normed"
     )
 
@@ -64,6 +66,39 @@ def assemble(
     parts = [(i, i + 1) for i in range(n)] if alone else [(0, n)]
     found = [_of_texts(blocks, trie, slice_of(states, a * size, b * size), need, b - a) for a, b in parts]
     return Reading.join(found).map(_Spread(rows), reasons)
+
+
+@torch.no_grad()
+def assemble_targets(
+    blocks: Blocks,
+    states: States,
+    targets: Sequence[Sequence[int]],
+    rows: Sequence[int | None],
+    reasons: Sequence[str | None],
+    *,
+    alone: bool = False,
+) -> Reading:
+    """The reading of B rows whose targets are read.
+
+    Args:
+        blocks: the judge.
+        states: at the token before each token of the targets, text after text.
+        targets: token ids of the target of each distinct text.
+        rows: as for `assemble`.
+        reasons: as for `assemble`.
+        alone: run the head for one text at a time.
+    """
+    assert states.final is not None
+    parts = [[t] for t in targets] if alone else [list(targets)]
+    ends = np.cumsum([0, *(sum(map(len, part)) for part in parts)])
+    found = [
+        blocks.token_log_probs(states.final[a:b], [i for ids in part for i in ids]).cpu()
+        for part, (a, b) in zip(parts, itertools.pairwise(ends), strict=True)
+    ]
+    own = torch.cat(found).split([len(ids) for ids in targets])
+    padded = torch.nn.utils.rnn.pad_sequence(own, batch_first=True, padding_value=torch.nan)
+    padded[[bool(x.isnan().any()) for x in own]] = torch.nan
+    return Reading(target_logprobs=padded).map(_Spread(rows), reasons)
 
 
 def slice_of(states: States, first: int, end: int) -> States:

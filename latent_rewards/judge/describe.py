@@ -53,6 +53,7 @@ def describe(judge: HFJudge, prompt: JudgePrompt) -> str:
     facts = {
         "judge": f"{judge.model_name}, revision {judge.revision}",
         "model": ", ".join([f"{type(model).__name__}, {size / 1e6:,.0f} M weights, {dtype}, {blocks.device}", *loaded]),
+        "arithmetic": judge.arithmetic,
         "texts": f"{judge.forward.sharing}; attention of whole texts: {whole}",
         "head": blocks.head_kind,
         "longest text": f"{'any' if limit >= 1 << 30 else f'{limit} tokens'}; of longer ones: {judge.on_overflow}",

@@ -9,16 +9,17 @@ import threading
 from array import array
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from latent_rewards.judge.fast_tokens import FastSpelling
 from latent_rewards.judge.labels import LabelTrie
 from latent_rewards.judge.layout import ChatTemplate, Layout, pieces, sample_dialogue
-from latent_rewards.judge.messages import Dialogue, Segment
+from latent_rewards.judge.messages import Dialogue, Segment, Shape, shape_of, untrusted
 from latent_rewards.judge.own_template import OwnTemplate, lays_out_itself
 from latent_rewards.judge.prompts import JudgePrompt
 from latent_rewards.judge.slow_tokens import SlowSpelling
+from latent_rewards.judge.target import continuations
 from latent_rewards.judge.template import ways_to_fill
 from latent_rewards.judge.tokens import Spelling
 
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
-
-Shape = tuple[object, ...]
 
 _MAX_LAYOUTS = 4096
 _MAX_CACHED = 1 << 20  # tokens, each text counted as 16 more
@@ -43,12 +42,14 @@ class Encoded:
             it shares with our words is left out at its end.
         head: how many tokens come before any untrusted text; the last of them may depend on how that text begins.
         problem: why this text cannot be read, or None; its ids must not be scored then.
+        target: first token of the target, which ends the text; None of a text without one.
     """
 
     ids: list[int]
     completion: tuple[int, int]
     head: int = 0
     problem: str | None = None
+    target: int | None = None
 
 
 class Encoder:
@@ -72,7 +73,7 @@ class Encoder:
             self._template = ChatTemplate(tokenizer, chat_template_kwargs)
             self._tokens: Spelling = _fast(tokenizer) or SlowSpelling(tokenizer)
         self._lock = threading.RLock()
-        self._cache: OrderedDict[Shape, tuple[array[int], tuple[int, int], int, str | None]] = OrderedDict()
+        self._cache: OrderedDict[Shape, tuple[array[int], Encoded]] = OrderedDict()
         self._layouts: dict[Shape, Layout] = {}
 
     @property
@@ -91,7 +92,7 @@ class Encoder:
         return "as the tokenizer's own template does" if self._own else self._layout(sample_dialogue()).thinking
 
     def encode(self, dialogues: Sequence[Dialogue]) -> list[Encoded]:
-        """Token ids of each dialogue, ending where the judge's label is due.
+        """Token ids of each dialogue, ending where the judge's label is due, or with the target.
 
         Raises:
             ValueError: the chat template loses text of ours or of a row, or opens a thought that we cannot close.
@@ -100,12 +101,12 @@ class Encoder:
         with self._lock:
             missing = {k: d for k, d in zip(keys, dialogues, strict=True) if k not in self._cache}
             for key, found in zip(missing, self._encode(list(missing.values())), strict=True):
-                self._cache[key] = array("i", found.ids), found.completion, found.head, found.problem
+                self._cache[key] = array("i", found.ids), replace(found, ids=[])
             out = []
             for key, dialogue in zip(keys, dialogues, strict=True):
-                ids, completion, head, problem = self._cache[key]
+                ids, found = self._cache[key]
                 self._cache.move_to_end(key)
-                out.append(Encoded(list(ids), completion, head, dialogue.problem or problem))
+                out.append(replace(found, ids=list(ids), problem=dialogue.problem or found.problem))
             n_cached = sum(len(ids) + 16 for ids, *_ in self._cache.values())
             while n_cached > _MAX_CACHED:
                 n_cached -= len(self._cache.popitem(last=False)[1][0]) + 16
@@ -171,7 +172,9 @@ class Encoder:
     def _encode(self, dialogues: Sequence[Dialogue]) -> list[Encoded]:
         if self._own:
             return [self._encode_own(self._own, d) for d in dialogues]
-        made = [pieces(self._layout(d), _untrusted(d)) for d in dialogues]
+        if any(d.target for d in dialogues):
+            return self._encode_targets(dialogues)
+        made = [pieces(self._layout(d), untrusted(d)) for d in dialogues]
         tokens = self._tokens.encode([row for row, _ in made], [borders for _, borders in made])
         head, out = self._head(), []
         for dialogue, (_, borders), found in zip(dialogues, made, tokens, strict=True):
@@ -181,6 +184,19 @@ class Encoder:
             out.append(Encoded([*head, *found.ids], span, first, dialogue.problem or found.problem))
         return out
 
+    def _encode_targets(self, dialogues: Sequence[Dialogue]) -> list[Encoded]:
+        """As `_encode`; what comes before the targets is tokenised without them, once for all that share it."""
+        bare = [d._replace(target=None) for d in dialogues]
+        before = {self._key(d): d for d in bare}
+        known = dict(zip(before, self._encode(list(before.values())), strict=True))
+        own = [known[self._key(d)] for d in bare]
+        rows, n = [pieces(self._layout(d), untrusted(d))[0] for d in dialogues], len(self._head())
+        targets = continuations(self._tokens, rows, [e.ids[n:] for e in own], [d.target or "" for d in dialogues])
+        return [
+            replace(e, ids=[*e.ids, *ids], problem=e.problem or why, target=len(e.ids))
+            for e, (ids, why) in zip(own, targets, strict=True)
+        ]
+
     def _encode_own(self, own: OwnTemplate, dialogue: Dialogue) -> Encoded:
         segments = [s for t in dialogue.turns for s in t.segments]
         at = [i for i, s in enumerate(segments) if s.slot is not None]
@@ -189,7 +205,11 @@ class Encoder:
         borders += [(completion[0], 0), (completion[-1], len(segments[completion[-1]].text))] if completion else []
         ids, found, problem = own.encode(dialogue, borders)
         span = (found[-2], max(found[-2:])) if completion else (0, 0)
-        return Encoded(ids, span, found[0] if at else 0, dialogue.problem or problem)
+        made = Encoded(ids, span, found[0] if at else 0, dialogue.problem or problem)
+        if not dialogue.target:
+            return made
+        whole, why = own.continued(dialogue, ids)
+        return replace(made, ids=whole, problem=made.problem or why, target=len(ids))
 
     def _head(self) -> list[int]:
         """BOS for tokenizers that want one and have no chat template to write it."""
@@ -200,13 +220,13 @@ class Encoder:
         return [bos] if bos is not None and list(first) == [bos] else []
 
     def _key(self, dialogue: Dialogue) -> Shape:
-        return (_shape(dialogue), dialogue.problem, *(s.text for s in _untrusted(dialogue)))
+        return (shape_of(dialogue), dialogue.problem, dialogue.target, *(s.text for s in untrusted(dialogue)))
 
     def _layout(self, dialogue: Dialogue) -> Layout:
         """The rendered dialogue; cached by its shape."""
         if self._own:
             raise ValueError("this tokenizer lays dialogues out itself and has no chat template of ours to show")
-        shape = _shape(dialogue)
+        shape = shape_of(dialogue)
         if shape not in self._layouts:
             if len(self._layouts) >= _MAX_LAYOUTS:
                 self._layouts.clear()
@@ -223,16 +243,7 @@ def _fast(tokenizer: PreTrainedTokenizerBase) -> Spelling | None:
     return made if same else None
 
 
-def _shape(dialogue: Dialogue) -> Shape:
-    """Everything of a dialogue but the untrusted text."""
-    turns = ((t.role, tuple((s.slot, s.text if s.slot is None else None) for s in t.segments)) for t in dialogue.turns)
-    return dialogue.prefill, dialogue.sampled, *turns
-
-
-def _untrusted(dialogue: Dialogue) -> list[Segment]:
-    return [s for t in dialogue.turns for s in t.segments if s.slot is not None]
-
-
 def _samples(prompt: JudgePrompt) -> list[Dialogue]:
     """The prompt's dialogues with "x" for every text that is there, for every way its columns may be filled."""
-    return [prompt.render({s: "x" if full else "" for s, full in filled}) for filled in ways_to_fill(prompt.slots)]
+    ways = ways_to_fill(prompt.slots)
+    return [prompt.render({s: "x" if full or s == prompt.target else "" for s, full in filled}) for filled in ways]

@@ -53,7 +53,8 @@ class HFJudge(Judge):
             too), "embedded" (SmolLM2-135M-Instruct), or a loaded model (then give `tokenizer`; such a judge cannot be
             pickled).
         revision: hub commit, tag or branch.
-        dtype: "auto" (the checkpoint's; on CPU bfloat16 where the processor has it, else float32), or a torch dtype.
+        dtype: "auto" (the checkpoint's; on CPU float32 or bfloat16, which of them this machine is measured to be faster
+            at), or a torch dtype.
         device: where it runs; default the accelerator of this rank, else CPU.
         device_map: Accelerate's device map, e.g. "auto" to spread a large judge; then `device` is not used.
         tp_plan: transformers' tensor-parallel plan, e.g. "auto": the judge is spread over the ranks of this run, which
@@ -158,7 +159,7 @@ class HFJudge(Judge):
     @property
     def capabilities(self) -> frozenset[str]:
         """Everything a judge can give."""
-        return frozenset({"labels", "hidden", "layer_logits", "generate"})
+        return frozenset({"labels", "hidden", "layer_logits", "target", "generate"})
 
     @property
     def encoder(self) -> Encoder:
@@ -224,6 +225,11 @@ class HFJudge(Judge):
         return fingerprint.digest(self.facts)
 
     @property
+    def arithmetic(self) -> str:
+        """Precision of the weights and why it was taken, in a line; loads the model."""
+        return loading.arithmetic_of(self.blocks.model)
+
+    @property
     def n_layers(self) -> int:
         """Number of decoder blocks, L; loads the model."""
         return self.blocks.n_layers
@@ -232,8 +238,9 @@ class HFJudge(Judge):
         """Fail now, not in the training loop: labels must be distinct in this tokenizer.
 
         Raises:
-            ValueError: the prompt has no labels, or they collide; names the prompt file.
+            ValueError: the prompt has no labels or no target, or labels collide; names the prompt file.
         """
+        need.check(prompt)
         if need.labels or need.layer_logits:
             self.trie(prompt)
 
@@ -363,6 +370,7 @@ class HFJudge(Judge):
         return size
 
     def _labels(self, prompt: JudgePrompt, need: Need) -> LabelTrie:
+        need.check(prompt)
         return self.trie(prompt) if need.labels or need.layer_logits else LabelTrie(0, (), ())
 
     def _read(self, parts: list[Part]) -> list[Reading]:

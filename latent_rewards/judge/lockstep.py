@@ -57,6 +57,11 @@ class LockstepJudge(Judge):
         return self.judge.revision
 
     @property
+    def arithmetic(self) -> str | None:
+        """The judge's, on this rank."""
+        return self.judge.arithmetic
+
+    @property
     def n_layers(self) -> int:
         """The judge's."""
         return self.judge.n_layers

@@ -37,12 +37,28 @@ class Dialogue(NamedTuple):
     """What the judge reads: turns, then the start of its own answer (`prefill`, ours, may be empty).
 
     `sampled`: the answer is to be written, so it may begin with a thought. `problem`: why it must not be scored.
+    `target`: untrusted text that stands as the judge's answer behind the prefill, for its likelihood to be read.
     """
 
     turns: tuple[Turn, ...]
     prefill: str = ""
     sampled: bool = False
     problem: str | None = None
+    target: str | None = None
+
+
+Shape = tuple[object, ...]
+
+
+def shape_of(dialogue: Dialogue) -> Shape:
+    """Everything of a dialogue but the untrusted text."""
+    turns = ((t.role, tuple((s.slot, s.text if s.slot is None else None) for s in t.segments)) for t in dialogue.turns)
+    return dialogue.prefill, dialogue.sampled, *turns
+
+
+def untrusted(dialogue: Dialogue) -> list[Segment]:
+    """The untrusted segments of a dialogue's turns."""
+    return [s for t in dialogue.turns for s in t.segments if s.slot is not None]
 
 
 def to_text(value: object) -> str:

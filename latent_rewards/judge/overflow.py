@@ -47,7 +47,8 @@ def cut_middle(encoded: Encoded, surplus: int) -> Encoded | None:
     keep = end - start - surplus
     left = start + (keep + 1) // 2
     ids = encoded.ids[:left] + encoded.ids[left + surplus :]
-    return replace(encoded, ids=ids, completion=(start, end - surplus))
+    target = None if encoded.target is None else encoded.target - surplus
+    return replace(encoded, ids=ids, completion=(start, end - surplus), target=target)
 
 
 def beyond(ids: Sequence[int], size: int) -> str | None:

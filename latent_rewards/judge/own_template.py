@@ -54,6 +54,22 @@ class OwnTemplate:
         at = [common(ids, self._apply(_cut(turns, n + shift, chars), "")) for n, chars in borders]
         return Whole(ids, at, problem)
 
+    def continued(self, dialogue: Dialogue, before: Sequence[int]) -> tuple[list[int], str | None]:
+        """Ids of a dialogue with its target behind them, and why it cannot be read.
+
+        Args:
+            dialogue: one with a target.
+            before: its ids without the target.
+        """
+        merged, control = self._shape(dialogue)
+        turns = merge_system(dialogue.turns) if merged else dialogue.turns
+        ids = self._apply(turns, dialogue.prefill + (dialogue.target or ""))
+        if ids[: len(before)] != list(before) or len(ids) == len(before):
+            return list(before), "this judge's tokenizer writes the answer in tokens that reach into what comes before"
+        if [i for i in ids if i in self._special] != control:
+            return ids, "the text spells a control token, which this judge's tokenizer cannot write as plain text"
+        return ids, None
+
     def system_role(self, dialogue: Dialogue) -> str:
         """How the system text reaches the judge."""
         return "merged into the user turn" if self._shape(dialogue)[0] else "its own"

@@ -13,7 +13,7 @@ from latent_rewards.judge.labels import Labels
 
 _KEYS = {
     "name", "kind", "source", "system", "body", "prefill", "labels", "spellings", "scale", "pattern", "completion",
-    "optional", "reasoning", "unfinished", "opened", "thought_tags",
+    "target", "optional", "reasoning", "unfinished", "opened", "thought_tags",
 }  # fmt: skip
 
 
@@ -85,7 +85,7 @@ def _check_types(raw: Mapping[str, object]) -> None:
     for key in ("kind", "body"):
         if not isinstance(raw.get(key), str):
             raise ValueError(f"key {key!r} is missing or not text")
-    for key in ("name", "source", "system", "prefill", "pattern"):
+    for key in ("name", "source", "system", "prefill", "pattern", "target"):
         if not isinstance(raw.get(key, ""), str):
             raise ValueError(f"key {key!r} must be text, got {type(raw[key]).__name__}")
     tags = raw.get("thought_tags") or []

@@ -14,6 +14,7 @@ import yaml
 from jinja2 import TemplateError
 
 from latent_rewards.files.sources import RowError
+from latent_rewards.judge.filling import fill, target_of
 from latent_rewards.judge.labels import Labels
 from latent_rewards.judge.messages import Dialogue as Dialogue
 from latent_rewards.judge.messages import Row
@@ -23,12 +24,10 @@ from latent_rewards.judge.messages import to_segments as to_segments
 from latent_rewards.judge.messages import to_text as to_text
 from latent_rewards.judge.prompt_files import fields_of, prompt_file
 from latent_rewards.judge.prompt_files import prompt_folder as prompt_folder
+from latent_rewards.judge.target import check_target
 from latent_rewards.judge.template import check_words, render_body, slots_of
-from latent_rewards.judge.thoughts import Reasoning, Treatment, read_prompt, read_reply, settled
-from latent_rewards.judge.trajectory import DERIVED, SHOWING, check_order, supplied, view
-
-REPLIES = ("completion", "other")
-"""Slots that hold what a policy replied."""
+from latent_rewards.judge.thoughts import Reasoning, Treatment, read_reply, settled
+from latent_rewards.judge.trajectory import SHOWING, check_order, supplied
 
 
 @dataclass(frozen=True)
@@ -37,14 +36,16 @@ class JudgePrompt:
 
     Attributes:
         name: short name used in logs.
-        kind: "label" (the answer is one of `labels`, read from probabilities) or "generate" (text is sampled, parsed).
+        kind: "label" (the answer is one of `labels`, read from probabilities), "likelihood" (the answer is the text of
+            `target`, whose probability is read) or "generate" (text is sampled, parsed).
         body: Jinja template of the user turn; `{{ prompt }}`, `{{ completion }}` and dataset columns are its slots,
             and what is made from the completion: `{{ final_answer }}` and `{{ trajectory }}`.
         system: fixed head that comes before everything else.
         prefill: text that the judge's answer starts with.
         labels: for "label".
-        scale: (lowest, highest) rating, for "generate".
+        scale: (lowest, highest) rating, for "generate"; None where what is written is no rating.
         pattern: regular expression whose first group is the rating, for "generate"; its last match counts.
+        target: slot whose text stands as the judge's answer, for "likelihood"; white space around it is not read.
         optional: slots that may be missing from a row; they render as empty and false.
         reasoning: of the policy's thoughts in completions: "strip" sets them aside, "keep" shows them, "only" shows
             nothing else. In earlier turns of the assistant they are shown with "keep" alone.
@@ -64,6 +65,7 @@ class JudgePrompt:
     scale: tuple[int, int] | None = None
     pattern: str | None = None
     completion: bool = True
+    target: str | None = None
     optional: tuple[str, ...] = ()
     source: str = ""
     path: str = ""
@@ -105,12 +107,13 @@ class JudgePrompt:
         if self.kind == "label" and self.labels is None:
             raise ValueError("kind 'label' needs 'labels'")
         if self.kind == "generate":
-            if not self.pattern or not self.scale:
-                raise ValueError("kind 'generate' needs 'pattern' and 'scale'")
-            if re.compile(self.pattern).groups < 1:
+            if (self.pattern is None) != (self.scale is None):
+                raise ValueError("a rating in a written answer needs both 'pattern' and 'scale'")
+            if self.pattern is not None and re.compile(self.pattern).groups < 1:
                 raise ValueError("'pattern' needs one group: the rating")
-        if self.kind not in ("label", "generate"):
-            raise ValueError(f"kind must be 'label' or 'generate', got {self.kind!r}")
+        if self.kind not in ("label", "likelihood", "generate"):
+            raise ValueError(f"kind must be 'label', 'likelihood' or 'generate', got {self.kind!r}")
+        check_target(self.target, self.kind, supplied(slots_of(self.body)), self.optional)
         if "prompt" not in slots:
             raise ValueError("the body has no {{ prompt }} slot")
         if self.completion and "completion" not in slots:
@@ -127,7 +130,13 @@ class JudgePrompt:
     @property
     def slots(self) -> tuple[str, ...]:
         """Names of the values a row must supply, sorted."""
-        return supplied(slots_of(self.body))
+        own = slots_of(self.body)
+        return supplied(own if self.target is None else (*own, self.target))
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """Those of `slots` that the judge is shown: all but the target."""
+        return tuple(slot for slot in self.slots if slot != self.target)
 
     @property
     def treatment(self) -> Treatment:
@@ -139,6 +148,8 @@ class JudgePrompt:
         """Content hash of everything that changes what the judge reads or how it is read."""
         content = {k: getattr(self, k) for k in ("kind", "system", "body", "prefill", "scale", "pattern", "optional")}
         content["labels"] = self.labels.key if self.labels else None
+        if self.target is not None:
+            content["target"] = self.target
         if self.treatment != Treatment():
             content["treatment"] = list(self.treatment)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
@@ -168,9 +179,10 @@ class JudgePrompt:
             The judge's dialogue. Untrusted text stays in segments of its own: nothing of it meets a template engine.
 
         Raises:
-            ValueError: a slot is missing or is neither text nor messages.
+            ValueError: a slot is missing or is neither text nor messages; or the target is a column, and empty.
         """
-        values, problem = self._values(row)
+        values, problem = fill(self.body, row, name=self.name, treatment=self.treatment, optional=self.optional)
+        target, empty = target_of(row, self.target, self.name, self.treatment)
         filled = tuple((s, any(seg.text for seg in found)) for s, found in values.items())
         parts = render_body(self.body, filled)
         main = next((part for part in parts[1::2] if part in SHOWING), None)
@@ -181,33 +193,8 @@ class JudgePrompt:
             elif part:
                 segments.append(Segment(part))
         turns = [Turn("system", (Segment(self.system.strip()),))] if self.system.strip() else []
-        return Dialogue((*turns, Turn("user", tuple(segments))), self.prefill, self.kind == "generate", problem)
-
-    def _values(self, row: Row) -> tuple[dict[str, list[Segment]], str | None]:
-        """Segments for each slot of the body, and why the row must not be scored; see `render`."""
-        values: dict[str, list[Segment]] = {}
-        problem: str | None = None
-        for name in slots_of(self.body):
-            slot = "completion" if name in DERIVED else name
-            value = row.get(slot)
-            if value is None and slot not in self.optional:
-                raise ValueError(
-                    f"prompt {self.name!r} needs {slot!r}, which this row lacks (has {sorted(map(str, row))})"
-                )
-            try:
-                if slot in REPLIES:
-                    reply = read_reply(value, self.treatment)
-                    value, problem = view(name, reply), problem or reply.problem
-                elif slot == "prompt":
-                    value = read_prompt(value, self.treatment)
-                values[name] = to_segments(value if value is not None else "", slot)
-            except RecursionError as err:
-                raise ValueError(f"{slot!r} is nested too deeply to be text or messages") from err
-            if name == "trajectory" and all(s.slot for s in values[name]):
-                values[name].insert(0, Segment("Assistant:\n"))
-            if name in DERIVED:
-                values[name] = [s._replace(slot=name) if s.slot else s for s in values[name]]
-        return values, problem
+        user, sampled = Turn("user", tuple(segments)), self.kind == "generate"
+        return Dialogue((*turns, user), self.prefill, sampled, problem or empty, target)
 
     def with_thoughts(
         self,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, runtime_checkab
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from latent_rewards.judge.messages import Row as Row
 from latent_rewards.judge.prompts import JudgePrompt
@@ -29,12 +30,14 @@ class Need:
         hidden: layers whose state is wanted, 1..L; negative counts from the end (-1 is L).
         hidden_lens: "normed" passes the states through the model's final norm, "raw" leaves them.
         layer_logits: lens through which label logits of every layer are wanted; None for none.
+        target: log-probability of every token of the prompt's target; asked for alone, of prompts that have one.
     """
 
     labels: bool = False
     hidden: frozenset[int] = frozenset()
     hidden_lens: Lens = "normed"
     layer_logits: frozenset[Lens] = frozenset()
+    target: bool = False
 
     def __or__(self, other: Need) -> Need:
         if not self.joins(other):
@@ -44,6 +47,7 @@ class Need:
             self.hidden | other.hidden,
             self.hidden_lens if self.hidden else other.hidden_lens,
             self.layer_logits | other.layer_logits,
+            self.target or other.target,
         )
 
     def joins(self, other: Need) -> bool:
@@ -53,6 +57,24 @@ class Need:
     def covers(self, other: Need) -> bool:
         """Whether a reading for this need also serves the other."""
         return self.joins(other) and (self | other) == self
+
+    def check(self, prompt: JudgePrompt) -> None:
+        """Whether this can be read with a prompt: its target's tokens where it has one, all else where it has none.
+
+        Raises:
+            ValueError: it cannot; names the prompt and the remedy.
+        """
+        others = self.labels or bool(self.hidden) or bool(self.layer_logits)
+        if self.target and prompt.target is None:
+            raise ValueError(
+                f"prompt {prompt.name!r} has no target whose likelihood could be read (kind {prompt.kind!r}); use one "
+                "of kind 'likelihood', such as 'likelihood_completion' or 'likelihood_reference'"
+            )
+        if others and prompt.target is not None:
+            raise ValueError(
+                f"prompt {prompt.name!r} ends with its target {prompt.target!r}: it has no labels and no rating "
+                "position to read; use a prompt of kind 'label'"
+            )
 
 
 class Request(NamedTuple):
@@ -76,6 +98,8 @@ class Reading:
         layer_label_logits: lens -> (B, L+1, K) label logits on the state after block 0 (the embedding) to L. For a
             label of several tokens: the layer's logit of its first token plus the exact conditional log-probs of
             the rest from the model's own output, so that the last layer gives the exact label odds.
+        target_logprobs: (B, T) ln p(token | all before it) of every token of the prompt's target, T of the longest;
+            NaN behind the last token of a shorter one.
         reasons: (B,) None for a row that was read.
     """
 
@@ -84,6 +108,7 @@ class Reading:
     hidden: dict[int, Tensor] = field(default_factory=dict)
     layer_label_logits: dict[str, Tensor] = field(default_factory=dict)
     reasons: tuple[str | None, ...] = ()
+    target_logprobs: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.reasons)
@@ -96,6 +121,7 @@ class Reading:
             {layer: change(x) for layer, x in self.hidden.items()},
             {lens: change(x) for lens, x in self.layer_label_logits.items()},
             tuple(reasons),
+            None if self.target_logprobs is None else change(self.target_logprobs),
         )
 
     def take(self, first: int, end: int) -> Reading:
@@ -114,6 +140,7 @@ class Reading:
             {layer: self.hidden[layer] for layer in need.hidden},
             {lens: self.layer_label_logits[lens] for lens in need.layer_logits},
             self.reasons,
+            self.target_logprobs if need.target else None,
         )
 
     @staticmethod
@@ -131,6 +158,7 @@ class Reading:
             {layer: torch.cat([p.hidden[layer] for p in parts]) for layer in parts[0].hidden},
             {lens: torch.cat([p.layer_label_logits[lens] for p in parts]) for lens in parts[0].layer_label_logits},
             tuple(reason for p in parts for reason in p.reasons),
+            _side_by_side([x for p in parts if (x := p.target_logprobs) is not None]),
         )
 
 
@@ -162,13 +190,18 @@ class Judge(Protocol):
         return None
 
     @property
+    def arithmetic(self) -> str | None:
+        """Precision and why it was taken, in a line; None where it cannot be told."""
+        return None
+
+    @property
     def n_layers(self) -> int:
         """Number of decoder blocks, L; 0 where it cannot be told, for a judge without hidden states."""
         return 0
 
     @property
     def capabilities(self) -> frozenset[str]:
-        """Subset of {"labels", "hidden", "layer_logits", "generate"}."""
+        """Subset of {"labels", "hidden", "layer_logits", "target", "generate"}."""
         ...
 
     @property
@@ -208,4 +241,13 @@ def unread(n: int, n_labels: int, need: Need, n_layers: int, width: int, reasons
         {layer: torch.full((n, width), nan) for layer in need.hidden},
         {lens: torch.full((n, n_layers + 1, n_labels), nan) for lens in need.layer_logits},
         tuple(reasons),
+        torch.full((n, 1), nan) if need.target else None,
     )
+
+
+def _side_by_side(parts: Sequence[Tensor]) -> Tensor | None:
+    """Rows of several (B, T) below each other, NaN where one is shorter than the longest."""
+    if not parts:
+        return None
+    longest = max(x.shape[1] for x in parts)
+    return torch.cat([pad(x, (0, longest - x.shape[1]), value=torch.nan) for x in parts])

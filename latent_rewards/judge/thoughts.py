@@ -12,7 +12,7 @@ MODES: tuple[Reasoning, ...] = ("strip", "keep", "only")
 
 THOUGHT_FIELDS = ("reasoning_content", "reasoning", "thinking")
 """Fields of a message that hold a thought: DeepSeek's and vLLM's, OpenRouter's and vLLM's, Ollama's and TRL's."""
-THOUGHT_PARTS = frozenset({"thinking", "reasoning", "redacted_thinking"})
+THOUGHT_PARTS = ("thinking", "reasoning", "redacted_thinking")  # no set: what clients send may have no hash
 """Types of content parts that hold a thought: Anthropic's and Mistral's, and others'."""
 SETTLED = "thoughts_settled"
 """Field of the assistant's messages that have been treated already, and must not be once more."""

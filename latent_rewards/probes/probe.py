@@ -8,7 +8,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 import yaml
@@ -168,20 +168,37 @@ def head_scores(states: Tensor, tensors: Mapping[str, Tensor], architecture: str
     return (torch.softmax(linear, -1) * linear).sum(-1, keepdim=True) if architecture == "orthogonal" else linear
 
 
-def check_revision(judge: Judge, config: ProbeConfig, *, strict: bool) -> None:
-    """Compare the judge's revision with the probe's; loads the judge.
+class Trained(Protocol):
+    """What was trained on a judge: a probe's config, or a panel."""
+
+    @property
+    def judge(self) -> str:
+        """Name of that judge."""
+        ...
+
+    @property
+    def revision(self) -> str | None:
+        """Its hub commit or weights hash; None where it told none."""
+        ...
+
+
+def check_revision(judge: Judge, trained: Trained, *, strict: bool, what: str = "probe") -> None:
+    """Compare the judge's revision with that of what was trained; loads the judge.
 
     Raises:
         ValueError: they differ, and `strict`; names both.
     """
     found = judge.revision
-    if found is None:
-        logger.warning("judge %r tells no revision; the probe was trained on %s", judge.name, config.revision)
-    elif found != config.revision:
+    if found is None or trained.revision is None:
+        logger.warning(
+            "judge %r has revision %s, and the %s was trained on %r with revision %s: whether they are the same cannot "
+            "be told", judge.name, found, what, trained.judge, trained.revision,
+        )  # fmt: skip
+    elif found != trained.revision:
         message = (
-            f"judge {judge.name!r} has revision {found}, but the probe was trained on {config.judge!r} with revision "
-            f"{config.revision}; use that judge, train the probe anew, or pass strict=False if the weights differ only "
-            "in precision"
+            f"judge {judge.name!r} has revision {found}, but the {what} was trained on {trained.judge!r} with revision "
+            f"{trained.revision}; use that judge, train the {what} anew, or pass strict=False if the weights differ "
+            "only in precision"
         )
         if strict:
             raise ValueError(message)
@@ -200,7 +217,7 @@ def shipped_probes() -> list[str]:
 
 def prompt_yaml(prompt: JudgePrompt) -> str:
     """A prompt file with the content of `prompt`."""
-    keys = ("name", "kind", "source", "system", "body", "prefill", "pattern")
+    keys = ("name", "kind", "source", "system", "body", "prefill", "pattern", "target")
     raw: JsonObject = {k: getattr(prompt, k) for k in keys if getattr(prompt, k)}
     raw |= {"completion": prompt.completion, "optional": list(prompt.optional)}
     if prompt.thought_tags:

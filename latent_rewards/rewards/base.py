@@ -17,9 +17,10 @@ import numpy as np
 
 from latent_rewards.files.types import check_lists
 from latent_rewards.judge import fingerprint
-from latent_rewards.judge.hf import HFJudge, Judge
+from latent_rewards.judge.opening import open_judge
 from latent_rewards.judge.prompts import JudgePrompt
 from latent_rewards.judge.questions import with_question
+from latent_rewards.judge.reading import Judge
 from latent_rewards.judge.thoughts import UNFINISHED
 from latent_rewards.rewards.group_statistics import group_statistics
 
@@ -38,7 +39,7 @@ class Reward:
     """Base of every reward: a plain picklable callable that meets TRL's contract.
 
     Args:
-        judge: a judge, or a model name for `HFJudge`.
+        judge: a judge, or a model name for `HFJudge`; rewards that give the same name share the judge.
         prompt: shipped prompt name, path of a prompt file, or `JudgePrompt`; each reward has its own default.
         question: asked instead of the prompt's own, in plain words: "Is the reply polite?"; see
             `latent_rewards.judge.questions`.
@@ -84,7 +85,7 @@ class Reward:
             raise ValueError(f"on_missing must be 'auto', 'none' or 'raise', got {on_missing!r}")
         if clip is not None and not clip[0] < clip[1]:
             raise ValueError(f"clip must be (low, high) with low < high, got {clip}")
-        self.judge: Judge = HFJudge(judge) if isinstance(judge, str) else judge
+        self.judge: Judge = open_judge(judge)
         self.prompt = JudgePrompt.load(prompt if prompt is not None else self.default_prompt)
         if question is not None:
             self.prompt = with_question(self.prompt, question)
@@ -309,12 +310,19 @@ class Reward:
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """(B,) rewards, and what to log; an unfinished thought is the reason whatever became of its row."""
         scores, facts = self._score(prompts, completions, columns)
-        facts["reasons"] = list(facts["reasons"])
-        if self.prompt.unfinished == "none":
-            for i in np.flatnonzero(np.isnan(scores)):
-                if self.prompt.ends_in_thought(completions[i]):
-                    facts["reasons"][i] = UNFINISHED
+        facts["reasons"] = self.reasons_first(scores, facts["reasons"], completions)
         return self.finish(scores, facts["reasons"]), facts
+
+    def reasons_first(
+        self, scores: np.ndarray, reasons: Sequence[str | None], completions: Sequence[Any]
+    ) -> list[str | None]:
+        """(B,) why rows have no score: that a reply ends inside its thought comes before what else is said of it."""
+        out = list(reasons)
+        if self.prompt.unfinished == "none":
+            for i in np.flatnonzero(np.isnan(scores)).tolist():
+                if self.prompt.ends_in_thought(completions[i]):
+                    out[i] = UNFINISHED
+        return out
 
     def finish(self, scores: np.ndarray, reasons: Sequence[str | None]) -> np.ndarray:
         """(B,) rewards: scores scaled and clipped, and the floor for replies that end inside their thought."""

@@ -6,22 +6,27 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from latent_rewards.judge.hf import HFJudge, Judge
+from latent_rewards.judge.opening import open_judge
 from latent_rewards.judge.prompts import JudgePrompt
+from latent_rewards.judge.reading import Judge
 from latent_rewards.rewards import grammar
 from latent_rewards.rewards.base import Reward
 from latent_rewards.rewards.calibrated import CalibratedReward
-from latent_rewards.rewards.composite import ContrastiveReward, EnsembleReward
+from latent_rewards.rewards.composite import ContrastiveReward
 from latent_rewards.rewards.cross_layer import CrossLayerReward
+from latent_rewards.rewards.ensemble import EnsembleReward
 from latent_rewards.rewards.grammar import Wanted as Wanted
 from latent_rewards.rewards.grammar import parse_reward as parse_reward
 from latent_rewards.rewards.guarded import GuardedReward
 from latent_rewards.rewards.latent import LatentReward, ProbabilityWeightedReward, VerifierReward
 from latent_rewards.rewards.layer_weights import LayerWeights
+from latent_rewards.rewards.likelihood import LikelihoodReward
 from latent_rewards.rewards.likert import GuidedLikertReward, LikertReward
 from latent_rewards.rewards.pairwise import PairwiseReward
+from latent_rewards.rewards.panel import PanelReward
 from latent_rewards.rewards.probe import ProbeReward
 from latent_rewards.rewards.reasoned import ReasonedReward
+from latent_rewards.rewards.revised import RevisedReward
 from latent_rewards.rewards.rubric import RubricReward
 from latent_rewards.rewards.steps import StepReward
 
@@ -82,9 +87,10 @@ def _member(
 ) -> LatentReward:
     """A member of a composite: a name, or its options with the name under "reward"; a prompt of its own comes first.
 
-    So does its own treatment of thoughts, else that of the composite, `outer`.
+    So does its own treatment of thoughts, else that of the composite, `outer`; and its own "judge", see `open_judge`.
     """
     options = {**outer, **({"reward": of} if isinstance(of, str) else of)}
+    judge = open_judge(options.pop("judge", judge))
     if prompt is not None and options.get("prompt") is None:
         options["prompt"] = prompt
     name, options = parse_reward((options.pop("reward", "weighted"), options))
@@ -109,7 +115,7 @@ def _guarded(
     prompt: str | Path | JudgePrompt | None = None,
     **options: Any,
 ) -> Reward:
-    judge, inner = HFJudge(judge) if isinstance(judge, str) else judge, _inner(options)
+    judge, inner = open_judge(judge), _inner(options)
     own = {name: value for name, value in inner.items() if name != "question"}  # a gate asks its own
     gated = None if gate is None else _member(judge, gate, own)
     return GuardedReward(_member(judge, of, inner, prompt), gate=gated, **options)
@@ -129,11 +135,15 @@ def _ensemble(
     judge: Judge | str = "embedded",
     of: Sequence[str | Mapping[str, Any]] = ("weighted", "verifier"),
     *,
+    judges: Sequence[Judge | str | Mapping[str, Any]] = (),
     prompt: str | Path | JudgePrompt | None = None,
     **options: Any,
 ) -> Reward:
-    judge, inner = HFJudge(judge) if isinstance(judge, str) else judge, _inner(options)
-    return EnsembleReward([_member(judge, each, inner, prompt) for each in of], **options)
+    """`judges` are further ones, each of which reads all members, too."""
+    if isinstance(of, str | Mapping) or isinstance(judges, str | Mapping):
+        raise ValueError("`of` is a list of rewards and `judges` a list of judges")
+    jury, inner = [open_judge(judge), *map(open_judge, judges)], _inner(options)
+    return EnsembleReward([_member(one, each, inner, prompt) for one in jury for each in of], **options)
 
 
 def _cross_layer(
@@ -142,7 +152,7 @@ def _cross_layer(
     """`weights` may be the folder of tuned ones."""
     if not isinstance(weights, str | Path):
         return CrossLayerReward(judge, weights=weights, **options)
-    judge = HFJudge(judge) if isinstance(judge, str) else judge
+    judge = open_judge(judge)
     return LayerWeights.load(weights).reward(judge, **options)
 
 
@@ -154,6 +164,16 @@ def _reasoned(
     **options: Any,
 ) -> Reward:
     return ReasonedReward(_member(judge, of, _inner(options), prompt), **options)
+
+
+def _revised(
+    judge: Judge | str = "embedded",
+    of: str | Mapping[str, Any] = "weighted",
+    *,
+    prompt: str | Path | JudgePrompt = "weighted_reference",
+    **options: Any,
+) -> Reward:
+    return RevisedReward(_member(judge, of, _inner(options), prompt), **options)
 
 
 def _calibrated(
@@ -168,7 +188,7 @@ def _calibrated(
 
 
 def _pairwise(judge: Judge | str = "embedded", *, by: str | Mapping[str, Any] | None = None, **options: Any) -> Reward:
-    judge = HFJudge(judge) if isinstance(judge, str) else judge
+    judge = open_judge(judge)
     thoughts = {name: value for name, value in options.items() if name in ("reasoning", "opened", "thought_tags")}
     return PairwiseReward(judge, by=None if by is None else _member(judge, by, thoughts), **options)
 
@@ -186,7 +206,11 @@ REWARDS: dict[str, Callable[..., Reward]] = {
     "rubric_list": RubricReward,
     "pairwise": _pairwise,
     "steps": StepReward,
+    "likelihood": LikelihoodReward,
+    "panel": PanelReward,
 }
 # What is laid around a reward, and by which no file or trainer means a reward by itself.
-AROUND: dict[str, Callable[..., Reward]] = {"reasoned": _reasoned, "calibrated": _calibrated}
+AROUND: dict[str, Callable[..., Reward]] = {
+    "reasoned": _reasoned, "calibrated": _calibrated, "revised": _revised,
+}  # fmt: skip
 NAMES = (*REWARDS, *AROUND)

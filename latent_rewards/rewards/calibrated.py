@@ -145,8 +145,8 @@ class CalibratedReward(Reward):
     def _score(
         self, prompts: list[Any], completions: list[Any], columns: Mapping[str, Any]
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        scores, facts = self.reward._score(prompts, completions, columns)
-        return self.calibration.predict(self.reward._finish(scores)), facts
+        rewards, facts = self.reward._rewards(prompts, completions, columns)
+        return self.calibration.predict(rewards), facts
 
 
 def split_prompts(prompts: Sequence[Any], *, share: float = 0.5, seed: int = 42) -> tuple[np.ndarray, np.ndarray]:

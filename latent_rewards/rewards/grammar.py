@@ -36,9 +36,9 @@ class Wanted(NamedTuple):
 def parse_reward(spec: str | tuple[str, Mapping[str, Any]]) -> tuple[str, dict[str, Any]]:
     """Name and options of a reward by its short name, with what it needs after a colon.
 
-    "weighted", "weighted:rubric" (another prompt, by name or path), "probe:runs/probe" (a saved probe), "likert10:bare"
-    (the number without feedback), "likert10:guided" (the number under a choice constraint), "rubric_list:criteria.yaml"
-    (criteria for all rows, in a file; another prompt for them is the option "prompt"),
+    "weighted", "weighted:rubric" (another prompt, by name or path), "probe:runs/probe" or "panel:runs/panel" (a saved
+    one), "likert10:bare" (the number without feedback), "likert10:guided" (the number under a choice constraint),
+    "rubric_list:criteria.yaml" (criteria for all rows, in a file; another prompt for them is the option "prompt"),
     "guarded:weighted", "contrastive:verifier", "ensemble:weighted+verifier", or a pair of name and options.
     """
     name, options = (spec, {}) if isinstance(spec, str) else (spec[0], dict(spec[1]))
@@ -48,11 +48,11 @@ def parse_reward(spec: str | tuple[str, Mapping[str, Any]]) -> tuple[str, dict[s
     if name.startswith("likert") and argument in ("bare", "guided"):
         how = {"feedback": False} if argument == "bare" else {"guided": True}
         return name, {**how, **options}
-    if name in ("guarded", "contrastive", "ensemble", "reasoned", "calibrated"):
+    if name in ("guarded", "contrastive", "ensemble", "reasoned", "calibrated", "revised"):
         return name, options | {"of": argument.split("+") if name == "ensemble" else argument}
     if name == "rubric_list" and argument.endswith((".yaml", ".yml", ".json")):
         return name, options | {"criteria": argument}
-    return name, options | {"path" if name == "probe" else "prompt": argument}
+    return name, options | {"path" if name in ("probe", "panel") else "prompt": argument}
 
 
 def wanted(specs: Iterable[object] | Mapping[str, object], known: Collection[str]) -> list[Wanted]:

@@ -223,7 +223,8 @@ class GuardedReward(LatentReward):
     def scores_of(self, rows: Sequence[Mapping[str, Any]], readings: Sequence[Reading]) -> np.ndarray:
         """(B,) the reward's scores, or the floor; NaN where the reward or the gate could not be read."""
         own = len(self.reward.requests(rows))
-        scores = self.reward._finish(self.reward.scores_of(rows, readings[:own]))
+        alone, _ = self.reward.rewards_of(rows, readings[:own])
+        scores = alone
         judged = [self.prompt.as_judged(r) for r in rows]
         low = np.array([bool(broken_guards(r["prompt"], r["completion"], self.guards)) for r in judged], dtype=bool)
         if self.gate is not None and self.gate_below is not None:
@@ -233,7 +234,8 @@ class GuardedReward(LatentReward):
                 scores = np.where(np.isnan(below), np.nan, scores)
             else:
                 scores = np.maximum(scores + self.gate_slope * np.minimum(0.0, below), np.minimum(scores, self.floor))
-        return np.where(low & ~np.isnan(scores), self.floor, scores)
+        found = np.where(low & ~np.isnan(scores), self.floor, scores)
+        return np.where(self.reward.floored(alone, rows), alone, found)
 
     def reasons(self, rows: Sequence[Mapping[str, Any]], readings: Sequence[Reading]) -> list[str]:
         """Those of the reward, then of the gate."""
@@ -248,7 +250,7 @@ class GuardedReward(LatentReward):
     def _gate_scores(self, rows: Sequence[Mapping[str, Any]], readings: Sequence[Reading]) -> np.ndarray:
         assert self.gate is not None
         uncopied = self._uncopied(rows)
-        scores = self.gate._finish(self.gate.scores_of(uncopied, readings))
+        scores, _ = self.gate.rewards_of(uncopied, readings)
         if not self.relevance:
             return scores
         judged = [self.gate.prompt.as_judged(r) for r in rows]

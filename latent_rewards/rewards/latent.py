@@ -56,10 +56,14 @@ class LatentReward(Reward):
             "labels": self.need.labels,
             "hidden": bool(self.need.hidden),
             "layer_logits": bool(self.need.layer_logits),
+            "target": self.need.target,
         }
         lacks = sorted(k for k, v in missing.items() if v and k not in self.judge.capabilities)
         if lacks:
-            raise ValueError(f"{type(self).__name__} needs {lacks}, which judge {self.judge.name!r} cannot give")
+            raise ValueError(
+                f"{type(self).__name__} needs {lacks}, which judge {self.judge.name!r} cannot give (it gives "
+                f"{sorted(self.judge.capabilities)}); use an HFJudge, or our judge server around one"
+            )
         self.judge.check(self.prompt, self.need)
 
     def _read_together(self, prompts: list[Any], completions: list[Any], columns: Mapping[str, Any]) -> float:
@@ -74,7 +78,8 @@ class LatentReward(Reward):
             return 0.0
         together: list[Request] = []
         sharing, started = [], time.perf_counter()
-        for reward in sorted(self.judge.readers.called(self), key=lambda r: r.__name__):
+        rewards = sorted(self.judge.readers.called(self), key=lambda r: r.__name__)
+        for reward in rewards if len(rewards) > 1 else ():
             given = {"prompt", "completion", *(k for k, v in columns.items() if v is not None)}
             if set(reward.required) <= given:
                 together += reward.requests(reward.rows(prompts, completions, columns))
@@ -104,7 +109,12 @@ class LatentReward(Reward):
         rows = self.rows(prompts, completions, columns)
         if not rows:
             return np.zeros(0), {"metrics": {}, "reasons": []}
-        readings = self.judge.read(self.requests(rows))
+        return self._scored(rows, self.judge.read(self.requests(rows)), columns)
+
+    def _scored(
+        self, rows: Sequence[Mapping[str, Any]], readings: Sequence[Reading], columns: Mapping[str, Any]
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """(B,) scores, and what to log, of what has been read."""
         mass = readings[0].label_mass
         metrics = {} if mass is None else {"label_mass": float(mass.nanmean())}
         facts = {"metrics": metrics, "reasons": self.reasons(rows, readings)}
@@ -117,6 +127,24 @@ class LatentReward(Reward):
         """(B,) why each row has no score, if it has none: what the first reading says that could not read it."""
         every = zip(*(reading.reasons for reading in readings), strict=True)
         return [next((why for why in row if why), UNKNOWN) for row in every]
+
+    def rewards_of(
+        self, rows: Sequence[Mapping[str, Any]], readings: Sequence[Reading]
+    ) -> tuple[np.ndarray, list[str | None]]:
+        """(B,) rewards from the readings of `requests(rows)`, as this reward gives them alone, and why a row has none.
+
+        Scaled, clipped, and with its floor for replies that end inside their thought.
+        """
+        scores = self.scores_of(rows, readings)
+        why = self.reasons_first(scores, self.reasons(rows, readings), [row["completion"] for row in rows])
+        return self.finish(scores, why), why
+
+    def floored(self, rewards: np.ndarray, rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
+        """(B,) which of these rewards are the floor of a reply that ends inside its thought."""
+        if self.floor_unfinished is None:
+            return np.zeros(len(rows), dtype=bool)
+        cut = np.array([self.prompt.ends_in_thought(row["completion"]) for row in rows], dtype=bool)
+        return cut & (rewards == self.floor_unfinished)
 
     def facts_of(self, rows: Sequence[Mapping[str, Any]], readings: Sequence[Reading]) -> dict[str, Any]:
         """What else a trainer's log shows: "metrics" (name -> float) and "extra" (column -> B texts)."""

@@ -82,6 +82,8 @@ class LikertReward(Reward):
             raise ValueError(
                 f"LikertReward needs a prompt of kind 'generate'; {self.prompt.name!r} is {self.prompt.kind!r}"
             )
+        if self.prompt.pattern is None:
+            raise ValueError(f"LikertReward needs a rating: prompt {self.prompt.name!r} has no 'pattern' and 'scale'")
         if "generate" not in self.judge.capabilities:
             raise ValueError(f"judge {self.judge.name!r} cannot generate, which LikertReward needs")
 

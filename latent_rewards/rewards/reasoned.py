@@ -86,11 +86,12 @@ class ReasonedReward(Reward):
             max_new_tokens=self.max_new_tokens, seed=self.seed,
         )  # fmt: skip
         scores, facts = [], {"metrics": {}, "reasons": ["the judge wrote no feedback"] * len(rows)}
+        floor = self.reward.floor_unfinished
         for k in range(self.rationales):
             feedback = [(t[k] or "").split("[RESULT]")[0].strip() for t in texts]
-            score, facts = self.reward._score(prompts, completions, {**columns, "feedback": feedback})
-            score = self.reward._finish(score)
-            scores.append(np.where([t[k] is None for t in texts], np.nan, score))
+            score, facts = self.reward._rewards(prompts, completions, {**columns, "feedback": feedback})
+            mute = [t[k] is None and (floor is None or s != floor) for t, s in zip(texts, score, strict=True)]
+            scores.append(np.where(mute, np.nan, score))
         stacked = np.stack(scores)
         seen = (~np.isnan(stacked)).sum(0)
         return np.where(seen > 0, np.nansum(stacked, 0) / np.maximum(seen, 1), np.nan), facts

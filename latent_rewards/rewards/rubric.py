@@ -16,7 +16,7 @@ from latent_rewards.files.sources import RowError
 from latent_rewards.files.types import check_lists
 from latent_rewards.judge.hf import Judge, Reading, Request
 from latent_rewards.rewards.criteria import Criteria, Criterion, load_criteria, parse_criteria, subset
-from latent_rewards.rewards.latent import UNKNOWN, LatentReward
+from latent_rewards.rewards.latent import UNKNOWN, LatentReward, uncertainty
 
 Row = Mapping[str, Any]
 Aggregate = Literal["points", "met_points", "mean", "log_odds", "min", "geometric", "all", "count"]
@@ -193,14 +193,18 @@ class RubricReward(LatentReward):
         return out
 
     def facts_of(self, rows: Sequence[Row], readings: Sequence[Reading]) -> dict[str, Any]:
-        """Mean P of each criterion that has a name and is the same for all rows; every row's explanation as JSON."""
+        """Mean P of each criterion that has a name and is the same for all rows; every row's explanation as JSON.
+
+        `uncertainty` is the mean standard deviation of the answers, over all criteria of all rows.
+        """
         explained = self.explain_of(rows, readings)
         values: dict[str, list[float]] = {c.name: [] for c in self.criteria or () if c.name}
         for items in explained:
             for item in items:
                 if item["name"] in values and item["p"] is not None:
                     values[item["name"]].append(item["p"])
-        metrics = {name: float(np.mean(found)) for name, found in values.items() if found}
+        metrics = uncertainty(readings[0], self.values)
+        metrics |= {name: float(np.mean(found)) for name, found in values.items() if found}
         return {"metrics": metrics, "extra": {"criteria": [json.dumps(x, ensure_ascii=False) for x in explained]}}
 
     def _criteria(self, row: Row, step: int = 0) -> Criteria:

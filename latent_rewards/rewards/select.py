@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from latent_rewards.files.types import check_lists
-from latent_rewards.judge.hf import HFJudge, Judge
+from latent_rewards.judge.opening import open_judge
+from latent_rewards.judge.reading import Judge
 from latent_rewards.rewards.base import Reward
 from latent_rewards.rewards.latent import ProbabilityWeightedReward
 from latent_rewards.rewards.rubric import RubricReward
@@ -33,29 +34,33 @@ class Selection:
 
 
 def select(
-    judge: Judge | str,
-    prompt: object,
-    candidates: Sequence[object],
+    judge: Judge | str = "embedded",
+    prompt: object = None,
+    candidates: Sequence[object] = (),
     criteria: Mapping[str, str] | Sequence[str] | None = None,
 ) -> Selection:
     """The best candidate for a prompt, by a judge's expected rating or by criteria, all read in one forward.
 
     Args:
-        judge: a judge, or a model name; "embedded" is a small one to try things with.
+        judge: a judge, or a model name; the default is a small one to try things with: `select(prompt=..., ...)`.
         prompt: what was asked, text or messages.
         candidates: replies, texts or messages.
         criteria: names to what must hold, or a list of it; the score is then the mean of P(criterion holds).
 
     Raises:
         TypeError: one text instead of a list, of candidates or of criteria.
-        ValueError: no candidate, or none that could be read; names why.
+        ValueError: no prompt, no candidate, or none that could be read; names why.
     """
+    if prompt is None:
+        raise ValueError(
+            "select needs a prompt: select(judge, prompt, candidates), or select(prompt=..., candidates=...)"
+        )
     check_lists(candidates=candidates)
     if isinstance(criteria, str):
         check_lists(criteria=criteria)
     if not len(candidates):
         raise ValueError("candidates must be a list of at least one reply")
-    held: Judge = HFJudge(judge) if isinstance(judge, str) else judge
+    held: Judge = open_judge(judge)
     prompts, given = [prompt] * len(candidates), list(candidates)
     reasons: list[dict[str, float | str | None]]
     if criteria is None:

@@ -105,6 +105,7 @@ def create_app(service: Service, *, failed: Callable[[], None] = lambda: None) -
         Guard,
         token=limits.token,
         url_token=limits.url_token,
+        open_routes=limits.open_routes,
         max_body=limits.max_body_bytes,
         body_timeout=limits.body_timeout,
     )

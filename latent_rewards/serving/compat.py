@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Query, Request
 from pydantic import Field
 
 from latent_rewards.serving.dialogues import last_answer, plain_prompt, split_query, truth_slots, without_end
@@ -17,6 +17,11 @@ from latent_rewards.serving.service import RequestError, Service
 
 OPENRLHF_SECONDS, SLIME_SECONDS = 170.0, 110.0
 """Within which we answer: a little less than these stacks wait (180 s and 120 s), so that they hear why."""
+
+_Seconds = Annotated[
+    float | None,
+    Query(ge=1, le=86_400, description="seconds within which to answer; default: a little less than the stack waits"),
+]
 
 
 class GetReward(Loose):
@@ -88,10 +93,11 @@ class ClassifyResponse(Loose):
 
 
 def add_routes(app: FastAPI, service: Service, while_connected: Any, errors: dict[int | str, dict[str, Any]]) -> None:
-    """Add the routes; each takes `?reward=name`, default the server's first."""
+    """Add the routes; each takes `?reward=name`, default the server's first, and `?deadline=seconds`."""
+    ends = service.settings.end_tokens
 
     async def scores(
-        request: Request, rows: Sequence[dict[str, Any]], reward: str | None, deadline: float | None = None
+        request: Request, rows: Sequence[dict[str, Any]], reward: str | None, deadline: float | None
     ) -> tuple[str, Any, Any]:
         name = service.reward(reward)
         if not service.batcher.ready:
@@ -106,7 +112,9 @@ def add_routes(app: FastAPI, service: Service, while_connected: Any, errors: dic
         "/get_reward", summary="OpenRLHF: --reward.remote_url http://.../get_reward", responses=errors,
         response_model_exclude_none=True,
     )  # fmt: skip
-    async def get_reward(body: GetReward, request: Request, reward: str | None = None) -> GetRewardResponse:
+    async def get_reward(
+        body: GetReward, request: Request, reward: str | None = None, deadline: _Seconds = None
+    ) -> GetRewardResponse:
         prompts: list[Any] = list(body.prompts) if body.prompts is not None else [None] * len(body.query)
         if len(prompts) != len(body.query):
             raise RequestError(422, "bad_request", f"{len(body.query)} queries but {len(prompts)} prompts")
@@ -115,11 +123,11 @@ def add_routes(app: FastAPI, service: Service, while_connected: Any, errors: dic
         rows = []
         for i, (query, prompt) in enumerate(zip(body.query, prompts, strict=True)):
             try:
-                row = {"prompt": plain_prompt(prompt), "completion": split_query(query, prompt)}
+                row = {"prompt": plain_prompt(prompt, ends), "completion": split_query(query, prompt, ends)}
                 rows.append(row | truth_slots(None if body.labels is None else body.labels[i]))
             except ValueError as err:
                 raise RequestError(422, "bad_row", f"row {i}: {err}", row=i) from err
-        name, values, reading = await scores(request, rows, reward, OPENRLHF_SECONDS)
+        name, values, reading = await scores(request, rows, reward, deadline or OPENRLHF_SECONDS)
         mass = None if reading is None else reading.label_mass
         logs = {} if mass is None else {"label_mass": finite(mass)}
         unit = unit_interval(service.rewards[0][name].bounds, values)
@@ -127,21 +135,27 @@ def add_routes(app: FastAPI, service: Service, while_connected: Any, errors: dic
         return GetRewardResponse(rewards=values.tolist(), scores=scaled, extra_logs=logs)
 
     @app.post("/remote_rm", summary="slime: --rm-type remote_rm --rm-url http://.../remote_rm", responses=errors)
-    async def remote_rm(body: RemoteRM, request: Request, reward: str | None = None) -> float:
-        row = {"prompt": plain_prompt(body.prompt), "completion": without_end(body.response)}
+    async def remote_rm(
+        body: RemoteRM, request: Request, reward: str | None = None, deadline: _Seconds = None
+    ) -> float:
+        row = {"prompt": plain_prompt(body.prompt, ends), "completion": without_end(body.response, ends)}
         row |= truth_slots(body.label, body.metadata)
-        _, values, _ = await scores(request, [row], reward, SLIME_SECONDS)
+        _, values, _ = await scores(request, [row], reward, deadline or SLIME_SECONDS)
         return float(values[0])
 
     @app.post("/llama_factory", summary="LLaMA-Factory: reward_model_type: api", responses=errors)
-    async def llama_factory(body: Decoded, request: Request, reward: str | None = None) -> DecodedScores:
-        _, values, _ = await scores(request, answers(body.messages), reward)
+    async def llama_factory(
+        body: Decoded, request: Request, reward: str | None = None, deadline: _Seconds = None
+    ) -> DecodedScores:
+        _, values, _ = await scores(request, answers(body.messages), reward, deadline)
         return DecodedScores(scores=values.tolist())
 
     @app.post("/classify", summary="The answer of vLLM's /classify: one score per dialogue.", responses=errors)
-    async def classify(body: Classify, request: Request, reward: str | None = None) -> ClassifyResponse:
+    async def classify(
+        body: Classify, request: Request, reward: str | None = None, deadline: _Seconds = None
+    ) -> ClassifyResponse:
         rows = answers([body.input] if isinstance(body.input, str) else body.input)
-        name, values, _ = await scores(request, rows, reward)
+        name, values, _ = await scores(request, rows, reward, deadline)
         return ClassifyResponse(
             id=f"classify-{uuid.uuid4().hex}", created=int(time.time()), model=service.judges[0].name,
             data=[Classified(index=i, label=name, probs=[float(v)]) for i, v in enumerate(values)],

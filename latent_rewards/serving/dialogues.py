@@ -62,31 +62,36 @@ def _unpacked(truth: object) -> object:
     return truth
 
 
-def without_end(text: str) -> str:
+def without_end(text: str, tokens: Sequence[str] | None = None) -> str:
     """A completion without the policy's end and padding tokens, which stacks send that do not skip them.
 
-    The usual ones, or those that $LATENT_REWARDS_END_TOKENS names instead (with blanks between; empty for none).
+    Args:
+        text: what the policy wrote.
+        tokens: what is cut; None for those that $LATENT_REWARDS_END_TOKENS names (with blanks between; empty for none),
+            and where it is not set those of the usual families.
     """
-    named = os.environ.get("LATENT_REWARDS_END_TOKENS")
+    said = os.environ.get("LATENT_REWARDS_END_TOKENS")
+    named = tokens if tokens is not None or said is None else said.split()
     kept = text
     while (size := _end_size(kept.rstrip(), named)) > 0:
         kept = kept.rstrip()[:-size].rstrip()
     return kept
 
 
-def _end_size(text: str, named: str | None) -> int:
+def _end_size(text: str, named: Sequence[str] | None) -> int:
     if named is not None:
-        return max((len(token) for token in named.split() if text.endswith(token)), default=0)
+        return max((len(token) for token in named if text.endswith(token)), default=0)
     found = _END.search(text, max(0, len(text) - 50))  # longer than any: searching all of a text takes too long
     return 0 if found is None else len(found.group())
 
 
-def split_query(query: str, prompt: str | None) -> str:
+def split_query(query: str, prompt: str | None, tokens: Sequence[str] | None = None) -> str:
     """The completion inside a decoded "prompt and completion" text, without the policy's end tokens.
 
     Args:
         query: prompt and completion as the policy's tokenizer decodes them, special tokens included.
         prompt: the prompt as the trainer has it.
+        tokens: as in `without_end`.
 
     Raises:
         ValueError: the query does not hold the prompt's end.
@@ -99,19 +104,20 @@ def split_query(query: str, prompt: str | None) -> str:
         start = at + len(tail)  # a BOS before the prompt, or a prompt that was cut from the left
     if start is None:
         raise ValueError(f"the query does not hold the end of its prompt ({tail[-60:]!r})")
-    return without_end(query[start:])
+    return without_end(query[start:], tokens)
 
 
-def plain_prompt(text: Any) -> Any:
+def plain_prompt(text: Any, tokens: Sequence[str] | None = None) -> Any:
     """A prompt rendered with a usual chat template as messages again; other text with its end tokens stripped.
 
     Messages stay as they are. A prompt that opens the assistant's turn loses that opening, with the tags of thoughts
     that a template may begin there; any other start of the answer is kept as a message (the completion follows it).
+    `tokens` as in `without_end`.
     """
     if not isinstance(text, str):
         return text
     turns = _asked(text)
-    return _alone(turns) if turns else without_end(text)
+    return _alone(turns) if turns else without_end(text, tokens)
 
 
 def plain_turns(log: Sequence[Mapping[str, Any]]) -> Any:

@@ -48,6 +48,26 @@ def vllm(engine: Engine, sequences: list[list[int]], children: list[int]) -> lis
     return merged
 
 
+def vllm_targets(engine: Engine, texts: list[tuple[list[int], int]]) -> list[list[float]]:
+    """`POST /v1/completions` with `prompt_logprobs`: the log-probability of every token from the text's second on.
+
+    Args:
+        engine: which.
+        texts: token ids, and the first token wanted.
+    """
+    payload = {
+        "model": engine.model, "prompt": [ids for ids, _ in texts], "max_tokens": 1, "temperature": 1.0,
+        "prompt_logprobs": 1,
+    }  # fmt: skip
+    choices = sorted(engine.transport.request("POST", "/v1/completions", payload)["choices"], key=lambda c: c["index"])
+    if len(choices) != len(texts) or any(c.get("prompt_logprobs") is None for c in choices):
+        raise JudgeServerError(f"{len(choices)} choices for {len(texts)} prompts, or none with `prompt_logprobs`")
+    return [
+        [float(choice["prompt_logprobs"][at][str(ids[at])]["logprob"]) for at in range(start, len(ids))]
+        for (ids, start), choice in zip(texts, choices, strict=True)
+    ]
+
+
 def sglang(engine: Engine, sequences: list[list[int]], children: list[int]) -> list[Next]:
     """`POST /v1/score`: probabilities of given ids after query and item."""
     shared = 0
@@ -107,6 +127,8 @@ def _llamacpp_props(engine: Engine) -> tuple[str, int | None]:
 ENGINES: dict[str, Callable[[Engine, list[list[int]], list[int]], list[Next]]] = {
     "vllm": vllm, "sglang": sglang, "llamacpp": llamacpp,
 }  # fmt: skip
+# Those that are asked for the log-probabilities of a prompt's own tokens.
+TARGETS: dict[str, Callable[[Engine, list[tuple[list[int], int]]], list[list[float]]]] = {"vllm": vllm_targets}
 DESCRIBE: dict[str, Callable[[Engine], tuple[str, int | None]]] = {
     "vllm": _openai_models, "sglang": _openai_models, "llamacpp": _llamacpp_props,
 }  # fmt: skip

@@ -11,14 +11,15 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from latent_rewards.engine import loading
 from latent_rewards.judge import fingerprint
-from latent_rewards.judge.encoding import Encoder
+from latent_rewards.judge.encoding import Encoded, Encoder
 from latent_rewards.judge.labels import LabelTrie
 from latent_rewards.judge.prompts import JudgePrompt
 from latent_rewards.judge.reading import Need, Reading, Request, Row
-from latent_rewards.serving.engine_calls import DESCRIBE, ENGINES, Next, vllm
+from latent_rewards.serving.engine_calls import DESCRIBE, ENGINES, TARGETS, Next, vllm
 from latent_rewards.serving.transport import Transport
 
 __all__ = ["ENGINES", "Engine", "Next"]
@@ -106,7 +107,7 @@ class Engine:
         }  # fmt: skip
         return {
             "judge": short, "revision": None, "fingerprint": fingerprint.digest(about), "layers": 0, "width": 1,
-            "capabilities": ["labels"],
+            "capabilities": ["labels", *(["target"] if self.engine in TARGETS else [])],
         }  # fmt: skip
 
     def _gives_chosen_ids(self) -> bool:
@@ -123,10 +124,17 @@ class Engine:
         return good
 
     def check(self, prompt: JudgePrompt, need: Need) -> None:
-        """Labels only, and they must be distinct in this tokenizer."""
+        """Labels, which must be distinct in this tokenizer, and the tokens of targets where the engine tells them."""
+        need.check(prompt)
         if need.hidden or need.layer_logits:
             raise ValueError(f"engine {self.engine!r} gives label probabilities only, not hidden states or layers")
-        self.encoder.trie(prompt)
+        if need.target and self.engine not in TARGETS:
+            raise ValueError(
+                f"engine {self.engine!r} is not asked for the log-probabilities of a prompt's tokens; {list(TARGETS)} "
+                "and our own judge server (latent-rewards serve) are, or use an HFJudge"
+            )
+        if not need.target:
+            self.encoder.trie(prompt)
 
     def read(self, requests: Sequence[Request]) -> list[Reading]:
         """Exact label log-probabilities, one request after the other; what they share is the engine's to cache."""
@@ -140,8 +148,11 @@ class Engine:
         if self.chosen_ids is None:
             self.info()
         self.check(prompt, need)
+        if need.target:
+            return self._read_targets(prompt, rows)
         trie = self.encoder.trie(prompt)
-        ids, reasons = self._encode(prompt, rows, trie)
+        encoded, reasons = self._encode(prompt, rows, trie.depth)
+        ids = [e.ids for e in encoded]
         texts: dict[tuple[int, ...], int] = {}
         index = [
             None if reason else texts.setdefault(tuple(text), len(texts))
@@ -157,14 +168,30 @@ class Engine:
                 out[row] = logprobs[text]
         return Reading(out, out.exp().sum(-1), {}, {}, tuple(reasons))
 
-    def _encode(
-        self, prompt: JudgePrompt, rows: Sequence[Row], trie: LabelTrie
-    ) -> tuple[list[list[int]], list[str | None]]:
+    def _read_targets(self, prompt: JudgePrompt, rows: Sequence[Row]) -> Reading:
+        """Log-probabilities of every row's target, each distinct text once."""
+        encoded, reasons = self._encode(prompt, rows, 0)
+        fits = [(e.ids, e.target or 0) for e, why in zip(encoded, reasons, strict=True) if why is None]
+        texts = {(*ids, -start): (ids, start) for ids, start in fits}
+        call, todo = TARGETS[self.engine], list(texts.values())
+        parts = [todo[i : i + self.batch] for i in range(0, len(todo), self.batch)]
+        with ThreadPoolExecutor(self.transport.concurrency) as pool:
+            found = dict(
+                zip(texts, (x for part in pool.map(lambda p: call(self, p), parts) for x in part), strict=True)
+            )
+        own = [
+            torch.tensor(found[*e.ids, -(e.target or 0)] if why is None else [math.nan])
+            for e, why in zip(encoded, reasons, strict=True)
+        ]
+        logprobs = pad_sequence(own, batch_first=True, padding_value=math.nan) if own else torch.zeros(0, 1)
+        return Reading(reasons=tuple(reasons), target_logprobs=logprobs)
+
+    def _encode(self, prompt: JudgePrompt, rows: Sequence[Row], depth: int) -> tuple[list[Encoded], list[str | None]]:
         encoded = self.encoder.encode(prompt.render_all(rows))
-        limit = (self.max_length or 1 << 30) - trie.depth - 1
+        limit = (self.max_length or 1 << 30) - depth - 1
         long = "{} tokens, but this judge reads at most {}"
         reasons = [e.problem or (long.format(len(e.ids), limit) if len(e.ids) > limit else None) for e in encoded]
-        return [e.ids for e in encoded], reasons
+        return encoded, reasons
 
     def _read(self, trie: LabelTrie, texts: list[list[int]]) -> tuple[torch.Tensor, list[str | None]]:
         """(n, K) label log-probabilities of distinct texts, and why one has none."""

@@ -66,12 +66,12 @@ Whole = Annotated[int, BeforeValidator(_number)]
 Real = Annotated[float, BeforeValidator(_number)]
 Text = Annotated[Any, BeforeValidator(_text), WithJsonSchema(TEXT)]
 _RUBRIC: dict[str, Any] = {
-    "type": "array", "minItems": 1, "items": {"anyOf": [{"type": "string"}, {"type": "object"}]},
+    "type": "array", "minItems": 1,
+    "items": {"anyOf": [{"type": "string"}, {"type": "object", "not": {"required": ["role"]}}]},
     "description": "criteria, for rewards that take a rubric list",
 }  # fmt: skip
-Slot = Annotated[
-    Any, BeforeValidator(_optional_text), WithJsonSchema({"anyOf": [*TEXT["anyOf"], _RUBRIC, {"type": "null"}]})
-]  # fmt: skip
+SLOT: dict[str, Any] = {"anyOf": [*TEXT["anyOf"], _RUBRIC, {"type": "null"}]}
+Slot = Annotated[Any, BeforeValidator(_optional_text), WithJsonSchema(SLOT)]
 
 
 class Wire(BaseModel):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
+from collections.abc import Iterable
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -18,12 +19,16 @@ class Guard:
         app: what it guards.
         token: None for no check; /health, /ready and the description of the routes are always open.
         url_token: whether `?token=` of the URL will do, too.
+        open_routes: further paths that are open.
         max_body: most bytes of a body; what comes beyond is not read.
         body_timeout: seconds from the request line to the last byte of the body.
     """
 
-    def __init__(self, app: Any, *, token: str | None, url_token: bool, max_body: int, body_timeout: float) -> None:
-        self.url_token = url_token
+    def __init__(
+        self, app: Any, *, token: str | None, url_token: bool, open_routes: Iterable[str], max_body: int,
+        body_timeout: float,
+    ) -> None:  # fmt: skip
+        self.url_token, self.open = url_token, {*OPEN, *open_routes}
         self.app, self.token, self.max_body, self.body_timeout = app, token, max_body, body_timeout
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -31,7 +36,11 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        if self.token is not None and scope["path"] not in OPEN and not _allowed(scope, self.token, self.url_token):
+        if (
+            self.token is not None
+            and scope["path"] not in self.open
+            and not _allowed(scope, self.token, self.url_token)
+        ):
             await refuse(send, 401, "unauthorized", "this server needs a bearer token: 'Authorization: Bearer ...'")
             return
         length = _header(scope, b"content-length")

@@ -58,8 +58,7 @@ def read_out(
     if not rows:
         return np.zeros(0), []
     own = [{k: v for k, v in row.items() if k in (*reward.inputs, "prompt", "completion")} for row in rows]
-    reasons = reward.reasons(own, readings)
-    values = reward.finish(reward.scores_of(own, readings), reasons)
+    values, reasons = reward.rewards_of(own, readings)
     return values, [why if np.isnan(v) else None for v, why in zip(values, reasons, strict=True)]
 
 

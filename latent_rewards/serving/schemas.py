@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, Field, StrictBool, WithJsonSchema, create_model
 
-from latent_rewards.serving.fields import TEXT, Deadline, Loose, Real, Slot, Text, Whole, Wire, is_rubric
+from latent_rewards.serving.fields import SLOT, TEXT, Deadline, Loose, Real, Slot, Text, Whole, Wire, is_rubric
 from latent_rewards.serving.wire import Array, NeedSpec, PromptSpec, ReadingSpec, check_template
 
 __all__ = [
@@ -50,7 +50,7 @@ def score_request(names: Sequence[str], required: Sequence[str]) -> type[ScoreRe
         "type": "object",
         "properties": dict.fromkeys(required, TEXT),
         "required": list(required),
-        "additionalProperties": {"anyOf": [*TEXT["anyOf"], {"type": "null"}]},
+        "additionalProperties": SLOT,
     }
     known: Any = Literal[tuple(names)]
     make: Any = create_model

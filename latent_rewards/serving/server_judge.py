@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 
+from latent_rewards.judge.errors import NoAnswer
 from latent_rewards.judge.memory import Memory
 from latent_rewards.judge.prompts import JudgePrompt
 from latent_rewards.judge.readers import Readers
@@ -201,25 +202,21 @@ class ServerJudge(Judge):
             )
             return self._memory.keep_answers(key, answers)
         except JudgeServerError as err:
-            if self.on_failure == "raise" or not _outage(err):
+            if self.on_failure == "raise" or not err.outage:
                 raise
             logger.error("no answers: %s", err)
             return [[None] * n for _ in rows]
 
     def _failed(self, requests: Sequence[Request], err: JudgeServerError) -> list[Reading]:
-        if self.on_failure == "raise" or not _outage(err):
+        if self.on_failure == "raise" or not err.outage:
             raise err
         logger.error("no score: %s", err)
         known = self._info or {"layers": 0, "width": 1}
         out = []
         for prompt, rows, need in requests:
-            k, why = len(prompt.labels or ()), [str(err)] * len(rows)
+            k, why = len(prompt.labels or ()), [NoAnswer(err)] * len(rows)
             out.append(unread(len(rows), k, need, int(known["layers"]), int(known["width"]), why))
         return out
-
-
-def _outage(err: JudgeServerError) -> bool:
-    return err.status is None or err.status in (429, 500, 502, 503, 504)
 
 
 def _key(request: Request) -> str:

@@ -112,7 +112,7 @@ class Service:
             check_size(self.settings, rows)
             for name, reward in rewards.items():
                 check_inputs(reward, rows)
-                if isinstance(reward, LatentReward) and not reward.staged:
+                if isinstance(reward, LatentReward) and not reward.staged and reward.judge is self.judges[0]:
                     asked = [Request(r.prompt, slots(r.prompt, r.rows), r.need) for r in reward.requests(rows)]
                     for read in asked:
                         if len(read.rows) == len(rows):

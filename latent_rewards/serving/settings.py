@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+ROUTES = (
+    "/score", "/read", "/generate", "/get_reward", "/remote_rm", "/llama_factory", "/classify", "/metrics", "/info",
+)  # fmt: skip
+"""Those that want the token where there is one."""
 
 
 @dataclass(frozen=True)
@@ -12,6 +18,9 @@ class ServeSettings:
     Attributes:
         token: bearer token that every request but /health and /ready must carry; None for none.
         url_token: take the token as `?token=` of the URL, too, for stacks that can send no header.
+        open_routes: those of `ROUTES` that need no token, whoever reaches the server.
+        end_tokens: what the routes of other stacks cut from the end of completions; None for those that
+            $LATENT_REWARDS_END_TOKENS names, or the usual ones.
         log_requests: write a line for each request: route, status, seconds; never what was asked.
         max_batch_rows: most rows that are judged together when they come from several requests.
         linger: seconds without a new request after which a free judge goes to work; see `batching.wait_until`.
@@ -28,6 +37,8 @@ class ServeSettings:
 
     token: str | None = None
     url_token: bool = False
+    open_routes: Sequence[str] = ()
+    end_tokens: Sequence[str] | None = None
     log_requests: bool = False
     max_batch_rows: int = 256
     linger: float = 0.005
@@ -52,3 +63,11 @@ class ServeSettings:
             raise ValueError(f"linger must not be negative, got {self.linger}")
         if self.token is not None and (not self.token or not self.token.isascii() or self.token != self.token.strip()):
             raise ValueError("the token must be ASCII text without spaces around it, and not empty")
+        for route in self.open_routes:
+            if route not in ROUTES:
+                raise ValueError(f"open_routes: there is no route {route!r}; allowed are {', '.join(ROUTES)}")
+        if isinstance(self.end_tokens, str):
+            raise ValueError(f"end_tokens is a list of texts, got {self.end_tokens!r}")
+        for token in self.end_tokens or ():
+            if not token or token != token.strip():
+                raise ValueError(f"end_tokens are texts without blanks around them, got {token!r}")

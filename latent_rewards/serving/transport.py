@@ -15,12 +15,14 @@ from typing import Any
 
 import httpx2 as httpx
 
+from latent_rewards.judge.errors import JudgeError
+
 logger = logging.getLogger(__name__)
 
 RETRIED = frozenset({429, 500, 502, 503, 504})
 
 
-class JudgeServerError(RuntimeError):
+class JudgeServerError(JudgeError):
     """The judge server did not answer, or not as it should.
 
     Attributes:
@@ -32,6 +34,11 @@ class JudgeServerError(RuntimeError):
     def __init__(self, message: str, *, status: int | None = None, row: int | None = None, kind: str = "") -> None:
         super().__init__(message)
         self.status, self.row, self.kind = status, row, kind
+
+    @property
+    def outage(self) -> bool:
+        """No answer came, or one that says that the server cannot answer now."""
+        return self.status is None or self.status in RETRIED
 
 
 def token_here() -> str | None:

@@ -29,7 +29,7 @@ class PromptSpec(Wire):
     """A judge prompt, as in a prompt file."""
 
     name: str = Field("prompt", max_length=200)
-    kind: Literal["label", "generate"] = "label"
+    kind: Literal["label", "likelihood", "generate"] = "label"
     system: str = Field("", max_length=20_000)
     body: str = Field(max_length=50_000)
     prefill: str = Field("", max_length=20_000)
@@ -39,6 +39,7 @@ class PromptSpec(Wire):
     scale: tuple[Whole, Whole] | None = None
     pattern: str | None = Field(None, max_length=500)
     completion: StrictBool = True
+    target: str | None = Field(None, max_length=200)
     optional: list[str] = Field([], max_length=100)
     reasoning: Literal["strip", "keep", "only"] = "strip"
     thought_tags: list[tuple[str, str]] = Field([], max_length=20)
@@ -54,9 +55,9 @@ class PromptSpec(Wire):
             names=None if labels is None else list(labels.names),
             values=None if labels is None else list(labels.values),
             spellings=None if labels is None else [list(s) for s in labels.spellings],
-            scale=prompt.scale, pattern=prompt.pattern, completion=prompt.completion, optional=list(prompt.optional),
-            reasoning=prompt.reasoning, thought_tags=list(prompt.thought_tags), unfinished=prompt.unfinished,
-            opened=prompt.opened,
+            scale=prompt.scale, pattern=prompt.pattern, completion=prompt.completion, target=prompt.target,
+            optional=list(prompt.optional), reasoning=prompt.reasoning, thought_tags=list(prompt.thought_tags),
+            unfinished=prompt.unfinished, opened=prompt.opened,
         )  # fmt: skip
 
     def build(self) -> JudgePrompt:
@@ -73,9 +74,9 @@ class PromptSpec(Wire):
             labels = Labels(tuple(self.names), tuple(self.values), tuple(map(tuple, self.spellings)))
         prompt = JudgePrompt(
             name=self.name, kind=self.kind, system=self.system, body=self.body, prefill=self.prefill, labels=labels,
-            scale=self.scale, pattern=self.pattern, completion=self.completion, optional=tuple(self.optional),
-            reasoning=self.reasoning, thought_tags=tuple(self.thought_tags), unfinished=self.unfinished,
-            opened=self.opened,
+            scale=self.scale, pattern=self.pattern, completion=self.completion, target=self.target,
+            optional=tuple(self.optional), reasoning=self.reasoning, thought_tags=tuple(self.thought_tags),
+            unfinished=self.unfinished, opened=self.opened,
         )  # fmt: skip
         check_template(prompt)
         return prompt
@@ -88,18 +89,19 @@ class NeedSpec(Wire):
     hidden: list[Whole] = Field([], max_length=1024)
     hidden_lens: Lens = "normed"
     layer_logits: list[Lens] = Field([], max_length=2)
+    target: StrictBool = False
 
     @classmethod
     def of(cls, need: Need) -> NeedSpec:
         """For the wire."""
         return cls(
             labels=need.labels, hidden=sorted(need.hidden), hidden_lens=need.hidden_lens,
-            layer_logits=sorted(need.layer_logits),
+            layer_logits=sorted(need.layer_logits), target=need.target,
         )  # fmt: skip
 
     def build(self) -> Need:
         """From the wire."""
-        return Need(self.labels, frozenset(self.hidden), self.hidden_lens, frozenset(self.layer_logits))
+        return Need(self.labels, frozenset(self.hidden), self.hidden_lens, frozenset(self.layer_logits), self.target)
 
 
 class Array(BaseModel):
@@ -127,6 +129,7 @@ class ReadingSpec(BaseModel):
     label_mass: Array | None = None
     hidden: dict[int, Array] = {}
     layer_label_logits: dict[str, Array] = {}
+    target_logprobs: Array | None = None
     reasons: list[str | None]
 
     @classmethod
@@ -137,6 +140,7 @@ class ReadingSpec(BaseModel):
             label_mass=None if reading.label_mass is None else Array.of(reading.label_mass),
             hidden={k: Array.of(v) for k, v in reading.hidden.items()},
             layer_label_logits={k: Array.of(v) for k, v in reading.layer_label_logits.items()},
+            target_logprobs=None if reading.target_logprobs is None else Array.of(reading.target_logprobs),
             reasons=list(reading.reasons),
         )
 
@@ -148,6 +152,7 @@ class ReadingSpec(BaseModel):
             {k: v.tensor() for k, v in self.hidden.items()},
             {k: v.tensor() for k, v in self.layer_label_logits.items()},
             tuple(self.reasons),
+            None if self.target_logprobs is None else self.target_logprobs.tensor(),
         )
 
 

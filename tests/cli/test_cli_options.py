@@ -26,7 +26,13 @@ from latent_rewards.rewards.calibrated import Calibration
 from latent_rewards.rewards.layer_weights import LayerWeights
 
 REWARDED = {("score",), ("evaluate",), ("best-of-n",), ("serve",)}
-JUDGED = REWARDED | {("probe", "train"), ("export", "probe"), ("export", "verifier"), ("export", "labels")}
+JUDGED = REWARDED | {
+    ("probe", "train"),
+    ("panel", "train"),
+    ("export", "probe"),
+    ("export", "verifier"),
+    ("export", "labels"),
+}
 
 
 def leaves(command: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:

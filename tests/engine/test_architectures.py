@@ -25,23 +25,24 @@ DOZEN: dict[str, tuple[str, dict[str, Any], str]] = {
     "llama": ("llama", {}, "shared prefixes"),
     "longrope": ("phi3", LONGROPE | {"original_max_position_embeddings": SHORT}, "apart"),
     "dynamic": ("llama", DYNAMIC | {"max_position_embeddings": SHORT}, "apart"),
-    "window": ("mistral", {"sliding_window": SHORT}, "up to 160 tokens"),
-    "mixed windows": ("gemma2", {"sliding_window": SHORT}, "up to 160 tokens"),
+    "window": ("mistral", {"sliding_window": SHORT}, "shared prefixes"),
+    "mixed windows": ("gemma2", {"sliding_window": SHORT}, "shared prefixes"),
     "window in the mask": (
-        "qwen2_moe", {"use_sliding_window": True, "max_window_layers": 4, "sliding_window": SHORT}, "up to 160 tokens",
+        "qwen2_moe", {"use_sliding_window": True, "max_window_layers": 4, "sliding_window": SHORT}, "shared prefixes",
     ),
-    "window in the mask too": ("phimoe", {"sliding_window": SHORT}, "up to 160 tokens"),
+    "window in the mask too": ("phimoe", {"sliding_window": SHORT}, "shared prefixes"),
     "chunks": (
-        "llama4_text", {"attention_chunk_size": SHORT, "floor_scale": 8192, "num_hidden_layers": 4}, "up to 160 tokens",
+        "llama4_text", {"attention_chunk_size": SHORT, "floor_scale": 8192, "num_hidden_layers": 4}, "shared prefixes",
     ),
     "temperature": (
-        "llama4_text", {"floor_scale": SHORT, "attn_scale": 0.5, "num_hidden_layers": 4}, "up to 159 tokens",
+        "llama4_text", {"floor_scale": SHORT, "attn_scale": 0.5, "num_hidden_layers": 4}, "shared prefixes",
     ),
-    "sinks": ("gpt_oss", {"sliding_window": SHORT}, "whole texts"),
+    "sinks": ("gpt_oss", {"sliding_window": SHORT}, "shared prefixes"),
+    "heads of two sizes": ("deepseek_v3", {}, "shared prefixes"),
     "two attentions a layer": ("diffllama", {}, "more than 2 attentions in 2 layers"),
     "learned positions": ("gpt2", {}, "shared prefixes"),
     "states": ("jamba", {"attn_layer_period": 2, "attn_layer_offset": 1}, "whole texts"),
-    "decoder of its own name": ("modernbert-decoder", {"sliding_window": SHORT}, "tokens"),
+    "decoder of its own name": ("modernbert-decoder", {"sliding_window": SHORT}, "shared prefixes"),
 }  # fmt: skip
 
 

@@ -298,47 +298,11 @@ def test_sharing_can_be_switched_off(llama: Blocks, caplog: pytest.LogCaptureFix
     assert forward.tokens_run == sum(map(len, sequences)) and not warnings_of(caplog)
 
 
-@pytest.mark.parametrize("family", ["mistral", "gemma2"])
-@pytest.mark.parametrize("window", [20, 70])
-def test_texts_longer_than_a_sliding_window_fall_back_with_one_warning(
-    family: str, window: int, caplog: pytest.LogCaptureFixture
-) -> None:
-    config = SHARING[family]()
-    config.sliding_window = window
-    blocks = make_blocks(config)
-    forward = TreeForward(blocks)
-    for seed in (9, 10):
-        texts = [[*t, *random_text(random.Random(seed), 60)] for t in random_trees(seed)]
-        sequences, positions = with_labels(texts)
-        ours = forward.read(sequences, positions, layers=LAYERS)
-        close(ours, read_states(blocks, sequences, positions, layers=LAYERS))
-        _, one_by_one = reference_states(blocks, sequences, positions)
-        assert ours.final is not None
-        torch.testing.assert_close(ours.final, one_by_one.final, rtol=1e-5, atol=5e-5)
-    assert len(warnings_of(caplog)) == 1 and "sliding window" in warnings_of(caplog)[0]
-
-
-def test_texts_that_fit_the_sliding_window_still_share(caplog: pytest.LogCaptureFixture) -> None:
-    config = SHARING["mistral"]()
-    config.sliding_window = 70
-    blocks = make_blocks(config)
-    forward = TreeForward(blocks, min_saving=4)
-    long, short = [random_text(random.Random(0), 80)], [t[:60] for t in random_trees(11, longest=18)]
-    for texts in (short, long, short):
-        sequences, positions = with_labels(texts)
-        forward.tokens_run = 0
-        close(forward.read(sequences, positions), read_states(blocks, sequences, positions))
-        assert (forward.tokens_run < sum(map(len, sequences))) == (texts is short)
-
-
 @pytest.mark.parametrize(
     "config",
     [
         transformers.MambaConfig(vocab_size=VOCAB, hidden_size=32, state_size=4, num_hidden_layers=2),
         transformers.BloomConfig(vocab_size=VOCAB, hidden_size=32, n_layer=2, n_head=4),
-        transformers.GptOssConfig(
-            **SIZES | {"num_hidden_layers": 2}, head_dim=8, num_local_experts=2, num_experts_per_tok=1
-        ),
     ],
     ids=lambda c: c.model_type,
 )

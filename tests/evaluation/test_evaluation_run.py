@@ -19,7 +19,7 @@ from latent_rewards.evaluation.run import EvaluateConfig, evaluate
 from latent_rewards.evaluation.scorers import Column
 from latent_rewards.files.cache import Cache, content_key
 from latent_rewards.judge.hf import Need
-from latent_rewards.rewards.build import REWARDS, build_spec
+from latent_rewards.rewards.build import NAMES, build_spec
 
 ROOT = Path(__file__).parents[2]
 LABEL = """kind: label
@@ -241,7 +241,7 @@ def test_configs_name_what_there_is():
 
     arguments = runpy.run_path(str(ROOT / "recipes" / "evaluate.py"))["Arguments"]
     paths = sorted((ROOT / "configs" / "evaluate").glob("*.yaml"))
-    assert len(paths) == 6
+    assert len(paths) == 8
     for path in paths:
         text = path.read_text()
         assert text.startswith("# ") and f"--config configs/evaluate/{path.name}" in text.splitlines()[0]
@@ -250,7 +250,7 @@ def test_configs_name_what_there_is():
         assert set(args.benchmarks) - local <= set(benchmarks.BENCHMARKS), path
         specs = EvaluateConfig(rewards=args.rewards).specs().values()
         names = {s.partition(":")[0] if isinstance(s, str) else s[0] for s in specs}
-        assert names <= set(REWARDS), path
+        assert names <= set(NAMES), path
 
 
 def test_names_of_rewards(model):

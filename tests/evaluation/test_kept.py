@@ -63,7 +63,7 @@ def test_a_keeping_judge_reads_once(folder, tmp_path):
     np.testing.assert_allclose(kept.score(prompts, completions), plain, atol=1e-5)
     assert judge.rows_read == read + 3
     again = ProbabilityWeightedReward(KeepingJudge(judge, tmp_path / "kept", rank=1))
-    first = kept.score(prompts[:2] + ["Say two"], completions)
+    first = kept.score([*prompts[:2], "Say two"], completions)
     np.testing.assert_array_equal(again.score(prompts, completions), first)
     assert judge.rows_read == read + 3
     both = again.score([*prompts, "Say two"], [*completions, "Three."])

@@ -39,7 +39,8 @@ def test_contract(path: Path) -> None:
 
 
 def test_shipped_prompts_share_their_head() -> None:
-    every = [p for p in map(JudgePrompt.load, FILES) if p.completion and "other" not in p.slots]
+    rating = [p for p in map(JudgePrompt.load, FILES) if p.labels is not None or p.scale is not None]
+    every = [p for p in rating if p.completion and "other" not in p.slots]
     judged = [p for p in every if not p.name.endswith("_hardened")]
     assert len(judged) >= 8 and len({p.system for p in every if p not in judged}) == 2, "each has a fence of its own"
     assert len({p.system for p in judged}) == 1
@@ -97,7 +98,7 @@ def test_own_file(tmp_path: Path) -> None:
         ({"body": '"{{ prompt }} {{ completion }}"', "system": '"{{ prompt }}"'}, "constant"),
         ({"prefill": '"{% if x %}"'}, "constant"),
         ({"optional": "[reference]"}, "do not occur"),
-        ({"kind": "generate", "labels": None}, "needs 'pattern' and 'scale'"),
+        ({"kind": "generate", "labels": None, "scale": "[1, 5]"}, "needs both 'pattern' and 'scale'"),
         ({"kind": "generate", "labels": None, "pattern": "'(\\d'", "scale": "[1, 5]"}, ""),
         ({"kind": "generate", "labels": None, "pattern": "'\\d'", "scale": "[1, 5]"}, "one group"),
         ({"kind": "generate", "labels": None, "pattern": "'(\\d)'", "scale": "[1]"}, ""),
@@ -205,6 +206,7 @@ def test_messages() -> None:
         object(), [1, 2], [{"content": "no role"}], b"bytes",
         [{"role": "user", "content": [{"type": "image"}]}], [{"role": "user", "content": 5}],
         [{"role": "user", "content": [{"type": "text"}]}],
+        [{"role": "user", "content": [{"type": {}, "text": ""}]}], [{"role": "user", "content": [{"type": [1]}]}],
     ],
 )  # fmt: skip
 def test_what_is_neither_text_nor_messages(value: Any) -> None:

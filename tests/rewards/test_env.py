@@ -15,10 +15,12 @@ def test_every_reward_by_environment(clean_env: Any, folder: str) -> None:
     clean_env.setenv("LATENT_REWARDS_JUDGE", folder)
     clean_env.setenv("LATENT_REWARDS_DTYPE", "float32")
     clean_env.setenv("LATENT_REWARDS_DEVICE", "cpu")
-    rewards = {name: getattr(env, name) for name in REWARDS if name != "probe"}
+    rewards = {name: getattr(env, name) for name in REWARDS if name not in ("probe", "panel")}
     assert len(rewards) >= 5
     with pytest.raises((ValueError, FileNotFoundError), match="probe"):
         env.probe  # noqa: B018  # the shipped probe belongs to another judge
+    with pytest.raises(ValueError, match=r"a panel needs path=\.\.\., a folder that"):
+        env.panel  # noqa: B018
     assert len({id(r.judge) for r in rewards.values()}) == 1, "one judge for all"
     assert env.weighted is rewards["weighted"]
     assert isinstance(env.weighted, ProbabilityWeightedReward) and isinstance(env.likert5, LikertReward)
@@ -39,9 +41,10 @@ def test_prompt_by_environment(clean_env: Any, folder: str) -> None:
 def test_a_prompt_by_environment_reaches_every_reward_or_is_refused(clean_env: Any, folder: str) -> None:
     clean_env.setenv("LATENT_REWARDS_JUDGE", folder)
     clean_env.setenv("LATENT_REWARDS_PROMPT", "four_rubric")
-    made = {name: getattr(env, name) for name in REWARDS if name not in ("verifier", "ensemble", "probe")}
+    made = {name: getattr(env, name) for name in REWARDS if name not in ("verifier", "ensemble", "probe", "panel")}
     assert made.pop("rubric_list").prompt.name == "criterion", "it reads its own"
     assert made.pop("pairwise").prompt.name == "pairwise", "and so does what compares"
+    assert made.pop("likelihood").prompt.name == "likelihood_completion", "and so does what has no labels"
     assert len(made) == 7
     assert {r.prompt.name for n, r in made.items() if not n.startswith("likert")} == {"four_rubric"}
     for name in ("verifier", "ensemble"):  # the ensemble holds a verifier

@@ -226,12 +226,14 @@ def test_name_prompt_scale_and_clip_go_together(name: str) -> None:
     prompt = {
         "verifier": "verifier", "likert5": "likert10", "likert10": "likert5", "probe": "weighted",
         "rubric_list": "criterion_scale", "pairwise": "pairwise_criterion", "steps": "step_correct",
+        "likelihood": "likelihood_reference",
+        "panel": "weighted",
     }  # fmt: skip
     options = BASE.get(name, {}) | options_for(name, judge) | {"prompt": prompt.get(name, "four_rubric")}
     reward = build_reward(name, judge, name="mine", scale=0.5, clip=(0.5, 1.5), **options)
     assert reward.__name__ == "mine" and reward.prompt.name == options["prompt"]
     assert reward.scale == 0.5 and reward.clip == (0.5, 1.5) and reward.bounds is not None
-    columns = {"other": ["w"] * 3, "criterion": ["It is short."] * 3}
+    columns = {"other": ["w"] * 3, "criterion": ["It is short."] * 3, "reference": ["v"] * 3}
     scores = reward.score(["p"] * 3, ["x", "y", "z"], **columns)
     assert ((reward.bounds[0] <= scores) & (scores <= reward.bounds[1])).all()
 

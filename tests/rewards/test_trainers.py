@@ -102,7 +102,7 @@ def test_rloo(policy: str, folder: str, tmp_path: Path) -> None:
     assert all(np.isfinite(row["rewards/rw/mean"]) and "rw/label_mass" in row for row in rows)
 
 
-def online_dpo(policy: str, reward: Any, out: Path) -> Any:
+def online_dpo(policy: str, reward: Any, out: Path, **more: Any) -> Any:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
 
@@ -118,6 +118,7 @@ def online_dpo(policy: str, reward: Any, out: Path) -> Any:
         train_dataset=Dataset.from_dict({"prompt": PROMPTS}),
         processing_class=tokenizer,
         reward_processing_classes=None,
+        **more,
     )
 
 

@@ -47,6 +47,9 @@ def test_the_setting_names_the_tokens_that_are_cut(monkeypatch: pytest.MonkeyPat
     assert split_query("q: Eight.[EOT]", "q: ") == "Eight."
     monkeypatch.setenv("LATENT_REWARDS_END_TOKENS", "")
     assert without_end("Eight.<|im_end|>") == "Eight.<|im_end|>"
+    monkeypatch.setenv("LATENT_REWARDS_END_TOKENS", "[EOT]")
+    assert without_end("Eight.<turn|>", ["<turn|>"]) == plain_prompt("Eight.<turn|>", ["<turn|>"]) == "Eight."
+    assert without_end("Eight.[EOT]", ["<turn|>"]) == without_end("Eight.[EOT]", []) == "Eight.[EOT]"
 
 
 @pytest.mark.parametrize(

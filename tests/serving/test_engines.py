@@ -24,6 +24,7 @@ from latent_rewards import (
     CrossLayerReward,
     HFJudge,
     JudgePrompt,
+    LikelihoodReward,
     LikertReward,
     Need,
     ProbabilityWeightedReward,
@@ -56,7 +57,9 @@ def test_label_probabilities_equal_the_judge_s_own(engine: str, judge: HFJudge) 
     double = EngineDouble(judge)
     with running(double) as url:
         remote = connect(url, engine, judge)
-        assert isinstance(remote, Judge) and remote.capabilities == {"labels"}
+        assert isinstance(remote, Judge) and remote.capabilities == {"labels"} | (
+            {"target"} if engine == "vllm" else set()
+        )
         assert remote.name == ("tiny-F16" if engine == "llamacpp" else "tiny")
         shorter = connect(url, engine, judge, max_length=50)
         assert len({remote.fingerprint, shorter.fingerprint, judge.fingerprint}) == 3
@@ -71,6 +74,32 @@ def test_label_probabilities_equal_the_judge_s_own(engine: str, judge: HFJudge) 
         assert reward.score(prompts, completions) == pytest.approx(want_scores, rel=1e-5)
         copy = pickle.loads(pickle.dumps(reward))
         assert copy.score(prompts, completions) == pytest.approx(want_scores, rel=1e-5)
+
+
+def test_targets_equal_the_judge_s_own(judge: HFJudge) -> None:
+    prompt, rows = JudgePrompt.load("likelihood_reference"), [{**row, "reference": "13 <|im_end|>"} for row in ROWS]
+    rows.append({**ROWS[0], "reference": "A prime number is 7."})
+    double = EngineDouble(judge)
+    with running(double) as url:
+        remote = connect(url, "vllm", judge)
+        got, want = (j.read([Request(prompt, rows, Need(target=True))])[0] for j in (remote, judge))
+        torch.testing.assert_close(got.target_logprobs, want.target_logprobs, rtol=0, atol=5e-5, equal_nan=True)
+        ((path, body),) = [r for r in double.requests if isinstance(r[1], dict) and "prompt_logprobs" in r[1]]
+        assert path == "/v1/completions" and body["max_tokens"] == 1 and len(body["prompt"]) == 5, "equal texts once"
+        columns = {"reference": [row["reference"] for row in rows]}
+        texts = [r["prompt"] for r in rows], [r["completion"] for r in rows]
+        scores = [LikelihoodReward(j, of="reference", baseline=True).score(*texts, **columns) for j in (remote, judge)]
+        assert scores[0] == pytest.approx(scores[1], abs=1e-4)
+        short = connect(url, "vllm", judge, max_length=40)
+        (reading,) = short.read([Request(prompt, rows, Need(target=True))])
+        assert bool(reading.target_logprobs.isnan().all()) and "at most" in str(reading.reasons[0])
+    for engine in ("sglang", "llamacpp"):
+        with running(EngineDouble(judge)) as url:
+            other = connect(url, engine, judge)
+            with pytest.raises(ValueError, match=r"needs \['target'\], which judge .* cannot give"):
+                LikelihoodReward(other)
+            with pytest.raises(ValueError, match=r"not asked for the log-probabilities .*or use an HFJudge"):
+                other.read([Request(prompt, rows, Need(target=True))])
 
 
 def test_what_each_engine_is_sent(judge: HFJudge) -> None:
@@ -255,3 +284,10 @@ def test_vllm(embedded: HFJudge, tmp_path: Path, dtype: str, nats: float, mass: 
         if dtype != "float32":
             check_engine(remote, HFJudge("embedded", dtype=dtype, device="cpu"), rows, nats=nats, mass=mass)
         assert remote._backend.chosen_ids, "asked for the labels' own ids"
+        prompt, need = JudgePrompt.load("likelihood_completion"), Need(target=True)
+        told = [row for row in rows if row["completion"].strip()]
+        far, near = (j.read([Request(prompt, told, need)])[0].target_logprobs for j in (remote, embedded))
+        assert far is not None and near is not None
+        gap, mean = (far - near).abs().nan_to_num(), (far.nanmean(1) - near.nanmean(1)).abs()
+        print(f"{dtype}: {len(told)} targets, tokens to {gap.max():.1e} nats, means to {mean.max():.1e}")
+        assert torch.equal(far.isnan(), near.isnan()) and gap.max() < 10 * nats and mean.max() < nats

@@ -7,14 +7,21 @@ import pickle
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx2 as httpx
 import pytest
-from servers import Server, serving, start, stop, wait_ready
+from contracts import FakeJudge
+from servers import Server, in_thread, serving, start, stop, wait_ready
+from typer.testing import CliRunner
 
+from latent_rewards import build_reward
+from latent_rewards.cli.main import app
 from latent_rewards.serving import ServerJudge
 from latent_rewards.serving.client import RewardClient
 from latent_rewards.serving.docs_page import page
+from latent_rewards.serving.service import Service
+from latent_rewards.serving.settings import ROUTES, ServeSettings
 from latent_rewards.serving.transport import JudgeServerError
 
 ROW = {"prompt": "Name a prime.", "completion": "Seven."}
@@ -49,6 +56,49 @@ def test_a_token_in_the_url_where_headers_cannot_be_sent(server: Server) -> None
         assert httpx.post(server.url + "/remote_rm" + query, json=slime).status_code == 401
     wrong = httpx.post(server.url + "/remote_rm?token=secret", json=slime, headers={"authorization": "Bearer wrong"})
     assert wrong.status_code == 401, "a header comes first"
+
+
+def test_named_routes_are_open_and_all_others_are_not(folder: str, tmp_path: Path) -> None:
+    slime = {"prompt": "Name a prime.", "response": "Seven."}
+    query = {"query": ["Name a prime.Seven."], "prompts": ["Name a prime."]}
+    options = ("--reward", "weighted", "--open-route", "/remote_rm", "--open-route", "/info")
+    with serving(folder, tmp_path / "log", *options, LATENT_REWARDS_TOKEN="secret") as server:
+        want = ask(server, {"rows": [ROW]}).json()["rewards"]["weighted"][0]
+        open_one = httpx.post(server.url + "/remote_rm?reward=weighted", json=slime)
+        assert open_one.status_code == 200 and open_one.json() == pytest.approx(want, abs=1e-5)
+        assert httpx.get(server.url + "/info").status_code == 200
+        for path, body in (("/score", {"rows": [ROW]}), ("/get_reward", query), ("/remote_rmx", slime)):
+            assert httpx.post(server.url + path, json=body).status_code == 401
+        assert httpx.get(server.url + "/metrics").status_code == 401
+        for path in ("//remote_rm", "/remote_rm/../score", "/remote_rm/", "/score?x=/remote_rm"):
+            assert httpx.post(server.url + path, json={"rows": [ROW]}).status_code == 401, path
+
+
+def test_a_route_that_is_not_there_cannot_be_open(folder: str) -> None:
+    done = CliRunner().invoke(app, ["serve", "--judge", folder, "--open-route", "remote_rm"])
+    assert done.exit_code == 2 and "no route 'remote_rm'; allowed are /score, " in done.output
+    fixed = {"/health", "/ready"}
+    with in_thread(Service([FakeJudge()], lambda j: {"weighted": build_reward("weighted", j)}, ServeSettings())) as url:  # type: ignore[list-item]
+        assert set(httpx.get(url + "/openapi.json").json()["paths"]) == {*ROUTES} | fixed
+
+
+def test_end_tokens_of_the_policy_as_a_flag(folder: str, tmp_path: Path) -> None:
+    rows = {said: {"prompt": "Name a prime.", "response": said} for said in ("7<turn|>\n[EOT]", "7</s>", "7")}
+    options = ("--reward", "weighted", "--end-tokens", "<turn|> [EOT]")
+    with serving(folder, tmp_path / "log", *options, LATENT_REWARDS_END_TOKENS="</s>") as server:
+        score = {said: httpx.post(server.url + "/remote_rm", json=row).json() for said, row in rows.items()}
+        query = {"query": ["Name a prime.7[EOT]", "Name a prime.7</s>"], "prompts": ["Name a prime."] * 2}
+        rewards = httpx.post(server.url + "/get_reward", json=query).json()["rewards"]
+        kept = ask(server, {"rows": [{"prompt": "Name a prime.", "completion": "7</s>"}]}).json()["rewards"]["weighted"]
+    assert score["7<turn|>\n[EOT]"] == pytest.approx(score["7"], abs=1e-5)
+    assert abs(score["7</s>"] - score["7"]) > 1e-4, "the flag comes before the variable"
+    assert rewards == pytest.approx([score["7"], score["7</s>"]], abs=1e-5) and kept == pytest.approx([score["7</s>"]])
+
+
+@pytest.mark.parametrize("given", ["<eos>", ["a", ""], [" <eos>"]])
+def test_end_tokens_are_a_list_of_texts(given: Any) -> None:
+    with pytest.raises(ValueError, match="end_tokens"):
+        ServeSettings(end_tokens=given)
 
 
 def test_a_line_for_each_request_without_what_was_asked(server: Server) -> None:

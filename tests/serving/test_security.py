@@ -25,6 +25,7 @@ from latent_rewards.files.sources import open_source
 from latent_rewards.judge.prompts import prompt_folder
 from latent_rewards.probes.examples import read_examples
 from latent_rewards.probes.features import Features
+from latent_rewards.probes.panel import Panel
 from latent_rewards.probes.probe import Probe
 from latent_rewards.rewards.calibrated import Calibration
 from latent_rewards.rewards.layer_weights import LayerWeights
@@ -98,6 +99,7 @@ LOADERS: dict[str, tuple[tuple[str, ...], Callable[[Path], Any]]] = {
     "calibration weights": (("calibration.safetensors",), Calibration.load),
     "layers": (("layers.json", "layers.safetensors"), LayerWeights.load),
     "layer weights": (("layers.safetensors",), LayerWeights.load),
+    "panel": (("panel.json",), Panel.load),
     "features": (("features.json", "shard-00000.safetensors"), lambda p: Features(p).states([1])),
     "feature shard": (("shard-00000.safetensors",), lambda p: Features(p).states([1])),
     "prompt": (("mine.yaml",), lambda p: JudgePrompt.load(p / "mine.yaml")),

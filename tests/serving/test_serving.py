@@ -545,6 +545,11 @@ def test_deadlines_and_clients_that_left_free_the_judge() -> None:
         assert judge.started.wait(20)
         late = http.post("/score", json={"rows": [{"prompt": "p", "completion": "late"}], "deadline": 1.0})
         assert late.status_code == 504 and error(late)["type"] == "deadline"
+        slime = {"prompt": "p", "response": "late"}
+        late = http.post("/remote_rm?deadline=1", json=slime)
+        assert late.status_code == 504, "slime's route waits 110 s, unless the URL says otherwise"
+        for wrong in ("0", "-1", "nan", "soon", ""):
+            assert http.post(f"/remote_rm?deadline={wrong}", json=slime).status_code == 422
         judge.go.set()
         assert busy.result(20).status_code == 200
         after = http.post("/score", json={"rows": [{"prompt": "p", "completion": "after"}]})

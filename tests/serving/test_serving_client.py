@@ -73,7 +73,7 @@ def test_every_reward_gives_the_same_bits_as_in_process(name: str, remote: Serve
     far = build_reward(name, remote, **options_for(name, local) | short)
     columns = columns_for(near.prompt, len(ROWS))
     here, there = near.score(PROMPTS, COMPLETIONS, **columns), far.score(PROMPTS, COMPLETIONS, **columns)
-    if name in ("contrastive", "pairwise", "rubric_list"):  # more texts than --max-rows: several requests
+    if name in ("contrastive", "pairwise", "rubric_list", "panel"):  # more texts than --max-rows: several requests
         np.testing.assert_allclose(here, there, atol=1e-4)
     else:
         assert same(here, there)
@@ -88,6 +88,20 @@ def test_all_readings_are_exact(remote: ServerJudge, folder: str) -> None:
     assert torch.equal(far.label_logprobs, near.label_logprobs) and torch.equal(far.label_mass, near.label_mass)
     assert set(far.hidden) == {1, -1} and all(torch.equal(far.hidden[k], near.hidden[k]) for k in far.hidden)
     assert all(torch.equal(far.layer_label_logits[k], near.layer_label_logits[k]) for k in ("raw", "normed"))
+
+
+def test_targets_are_exact_and_their_errors_name_the_row(remote: ServerJudge, folder: str) -> None:
+    prompt, need = JudgePrompt.load("likelihood_reference"), Need(target=True)
+    rows = [{**row, "reference": text} for row, text in zip(ROWS, ("7", "a longer answer", "7"), strict=False)]
+    far, near = (
+        j.read([Request(prompt, rows, need)])[0] for j in (remote, HFJudge(folder, dtype="float32", device="cpu"))
+    )
+    assert far.target_logprobs is not None and near.target_logprobs is not None and far.label_logprobs is None
+    assert same(far.target_logprobs.numpy(), near.target_logprobs.numpy())
+    with pytest.raises(ValueError, match="row 1: 'reference' is empty"):
+        remote.read([Request(prompt, [rows[0], {**rows[1], "reference": " "}], need)])
+    with pytest.raises(ValueError, match="has no target"):
+        remote.check(WEIGHTED, need)
 
 
 def test_own_prompts_travel(remote: ServerJudge, local: HFJudge, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import get_args
 
 from latent_rewards.evaluation.report.html import page
 from latent_rewards.evaluation.report.plots import draw
@@ -64,7 +65,11 @@ def markdown(results: Results) -> str:
     """Tables for a README: one over benchmarks, then one per benchmark, each with the length baseline."""
     run = results["run"]
     out = [f"# {run['judge']}: latent scores and Likert ratings", ""]
-    out += [f"Judge revision `{run['judge_revision']}`. Brackets hold 95 % bootstrap intervals over prompts.", ""]
+    arithmetic = f", in {run['judge_arithmetic']}" if run.get("judge_arithmetic") else ""
+    out += [
+        f"Judge revision `{run['judge_revision']}`{arithmetic}. Brackets hold 95 % bootstrap intervals over prompts.",
+        "",
+    ]
     out += [f"- {sentence}" for sentence in verdict(results)] + [""]
     for kind, summary in results["summary"].items():
         out += [f"## {KINDS[kind]}: mean over {', '.join(summary['benchmarks'])}", ""]
@@ -97,10 +102,16 @@ def _checks(results: Results) -> list[str]:
         kinds = list(next(iter(attacked.values()), {}))
         out += _table(["scorer", *kinds], [[n, *(_cell(x[k]) for k in kinds)] for n, x in attacked.items()])
     if results["consistency"]:
-        keys: list[ConsistencyFigure] = ["local", "first_place", "accuracy_one_order", "accuracy_aware"]
+        keys: tuple[ConsistencyFigure, ...] = get_args(ConsistencyFigure)
         out += ["## Comparisons in both orders", ""]
-        rows = [[n, *(_cell(x[k]) for k in keys)] for n, x in results["consistency"].items()]
+        rows = [[n, *(_cell(x[k]) if k in x else "-" for k in keys)] for n, x in results["consistency"].items()]
         out += _table(["benchmark", *keys], rows)
+        scored = {n: (x["conflict_one_order"], x["conflict"]) for n, x in results["consistency"].items()}
+        out += ["", "Share of pairs that are scored one way and compared the other way, one order and both:", ""]
+        out += _table(
+            ["benchmark", "scorer", "conflict_one_order", "conflict_aware"],
+            [[n, name, _cell(one[name]), _cell(both[name])] for n, (one, both) in scored.items() for name in both],
+        )
     return out
 
 
