@@ -76,7 +76,7 @@ def test_float32_equals_the_plain_forward(family: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("family", ["llama", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "mistral"])
 def test_half_precision_strays_no_further_than_the_padded_forward(family: str, dtype: torch.dtype) -> None:
     """Against double-checked float32 states: flash attention over a tree rounds as a padded batch does."""
     sequences = texts()
