@@ -1,0 +1,114 @@
+"""How well each reading of a judge knows the fact set: the right answer against four wrong ones, by kind of question.
+
+    python -m benchmarks.facts_table --judge Qwen/Qwen2.5-Coder-1.5B-Instruct --work runs/facts
+        --out benchmarks/results/facts-1.5b.json [--each 10]
+
+Writes the JSON and a table beside it. Readings are kept in `--work`, so that a stopped run goes on. `--each` takes the
+first questions of each kind. Likert ratings are drawn from the exact label probabilities under a choice constraint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+
+from latent_rewards import HFJudge, Reward, build_reward
+from latent_rewards.data.facts import Fact, facts
+from latent_rewards.evaluation.kept import KeepingJudge
+from latent_rewards.files.markdown import table
+from latent_rewards.files.outputs import to_json
+from latent_rewards.judge.hf import Judge
+from latent_rewards.stats.bootstrap import mean_estimate
+
+WRONG = ("fact", "prose", "hedge", "filler")
+SCORES: dict[str, dict[str, object]] = {
+    "weighted": {"reward": "weighted"},
+    "weighted, hardened prompt": {"reward": "weighted", "prompt": "weighted_hardened"},
+    "weighted less no task": {"reward": "contrastive", "of": "weighted"},
+    "verifier": {"reward": "verifier"},
+    "verifier less no task": {"reward": "contrastive", "of": "verifier"},
+    "Likert-10, one rating": {"reward": "likert10", "guided": True},
+    "Likert-10, mean of ten": {"reward": "likert10", "guided": True, "n_samples": 10},
+    "Likert-10, greedy": {"reward": "likert10", "guided": True, "temperature": 0},
+    "Likert-5, one rating": {"reward": "likert5", "guided": True},
+    "Likert-5, greedy": {"reward": "likert5", "guided": True, "temperature": 0},
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--judge", required=True)
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--each", type=int, default=0, help="questions of each kind; 0 for all")
+    parser.add_argument("--batch", type=int, default=6, help="questions read at once")
+    parser.add_argument("--work", type=Path, default=Path("runs/facts"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/facts.json"))
+    args = parser.parse_args()
+    by_kind = [list(found) for _, found in groupby(facts(), lambda f: f["kind"])]
+    rows = [f for found in by_kind for f in found[: args.each or None]]
+    plain = HFJudge(args.judge, dtype=args.dtype)
+    judge = KeepingJudge(plain, args.work)
+    scores = {name: read(name, judge, rows, args.batch) for name in SCORES}
+    kinds = np.array([f["kind"] for f in rows])
+    found = {name: figures(s, kinds) for name, s in scores.items()}
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    facts_of_run = {"judge": plain.name, "dtype": str(plain.blocks.dtype), "commit": commit, "questions": len(rows)}
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(to_json(facts_of_run | {"scores": found}, indent=1) + "\n", encoding="utf-8")
+    args.out.with_suffix(".md").write_text(write(found, facts_of_run), encoding="utf-8")
+    print(args.out.with_suffix(".md").read_text())
+
+
+def read(name: str, judge: Judge, rows: list[Fact], batch: int) -> np.ndarray:
+    """(Q, 5) scores: right, then `WRONG`."""
+    options = dict(SCORES[name])
+    reward: Reward = build_reward(str(options.pop("reward")), judge, **options)
+    out = []
+    for start in range(0, len(rows), batch):
+        some = rows[start : start + batch]
+        answers = [text for f in some for text in (f["right"], *(f["wrong"][w] for w in WRONG))]
+        out.append(reward.score([f["question"] for f in some for _ in range(5)], answers).reshape(-1, 5))
+        print(f"{name}: {start + len(some)} of {len(rows)}", flush=True)
+    return np.concatenate(out)
+
+
+def figures(scores: np.ndarray, kinds: np.ndarray) -> dict[str, object]:
+    """Shares of questions; a tie counts half, and at the top one over the number of those that tie."""
+    top = scores == scores.max(1, keepdims=True)
+    first = np.where(top[:, 0], 1 / top.sum(1), 0.0)
+    above = 0.5 + 0.5 * np.sign(scores[:, :1] - scores[:, 1:])
+    questions = np.arange(len(scores))
+    return {
+        "first": mean_estimate(first, questions).to_dict(),
+        "above": {w: mean_estimate(above[:, i], questions).to_dict() for i, w in enumerate(WRONG)},
+        "tied": float((top.sum(1) > 1).mean()),
+        "by_kind": {k: float(first[kinds == k].mean()) for k in dict.fromkeys(kinds)},
+        "means": dict(zip(("right", *WRONG), scores.mean(0).tolist(), strict=True)),
+    }
+
+
+def write(found: dict[str, dict], run: dict[str, object]) -> str:
+    """The table and the one by kind."""
+
+    def share(e: dict[str, float]) -> str:
+        return f"{e['value']:.2f} [{e['low']:.2f}, {e['high']:.2f}]"
+
+    lines = table(
+        ["read as", "right answer first of five", *(f"above {w}" for w in WRONG), "ties at the top"],
+        [[n, share(f["first"]), *(share(f["above"][w]) for w in WRONG), f"{f['tied']:.0%}"] for n, f in found.items()],
+    )
+    kinds = list(next(iter(found.values()))["by_kind"])
+    by_kind = table(
+        ["first, by kind", *kinds], [[n, *(f"{f['by_kind'][k]:.2f}" for k in kinds)] for n, f in found.items()]
+    )
+    told = ", ".join(f"{key} {value}" for key, value in run.items())
+    head = f"`python -m benchmarks.facts_table`: {told}"
+    return "\n".join([head, "", *lines, "", *by_kind, ""])
+
+
+if __name__ == "__main__":
+    main()

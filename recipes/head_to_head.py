@@ -1,0 +1,169 @@
+"""The same judge, read in several ways: which of its rewards teaches a policy to be right? GRPO runs side by side.
+
+What it does: teaches a small policy to answer the fact set right in some part of its answers and otherwise as policies
+fail by themselves (another fact, friendly prose, a hedge); trains it with TRL's GRPOTrainer from that start against one
+reward at a time, with the same questions, seeds and number of judged answers; and counts right answers to held-out
+questions, by a check of strings that no judge has a part in. What the judge has read is kept, so a text is read once
+over all runs; what a step pays is measured apart, with nothing kept. A run that is there is not run again.
+
+    python -m recipes.head_to_head --config configs/head_to_head/qwen2.5_coder_1.5b.yaml [--only weighted --seeds 0]
+
+Expected in `output_dir`: start/ (the policy before), runs/<reward>-<seed>.json, results.json, table.md, curves.png; the
+last three are written anew after every run. Source: GRPO is Shao et al. 2024 (arXiv 2402.03300); latent rewards and
+the Likert baseline are Girrbach et al. 2025 (arXiv 2509.24678).
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.hf_argparser import HfArg
+from trl import TrlParser
+
+from latent_rewards import GuidedLikertReward, HFJudge, Reward, build_reward
+from latent_rewards.data.facts import facts
+from latent_rewards.evaluation.kept import KeepingJudge
+from latent_rewards.files.outputs import write_json
+from latent_rewards.files.runs import PACKAGES, as_options, versions
+from latent_rewards.judge.hf import Judge, Reading
+from latent_rewards.rewards.likert import sample_ratings
+from recipes.head_to_head_policy import messages, sample, teach, train
+from recipes.head_to_head_report import draw, write_table
+
+
+@dataclass
+class HeadToHead:
+    """What is compared; on the command line mappings are quoted YAML."""
+
+    judge: str = HfArg(default="embedded", help="Judge model, or a mapping of `HFJudge` options with the key `model`.")
+    rewards: dict[str, Any] = field(default_factory=dict)  # name -> reward and its options; "gold" is the ceiling
+    only: str = HfArg(default="", help="Names of rewards, with commas; empty for all.")
+    seeds: str = HfArg(default="0,1,2", help="Seeds, with commas.")
+    output_dir: str = HfArg(default="runs/head-to-head", help="Folder of all that is written.")
+    policy: str = HfArg(default="embedded", help="Model that is taught and trained.")
+    shares: dict[str, Any] = field(default_factory=lambda: {"right": 0.5, "fact": 0.2, "prose": 0.15, "hedge": 0.15})
+    known: int = HfArg(default=1, help="Supervised epochs on right answers.")
+    mixed: int = HfArg(default=8, help="Supervised epochs on answers drawn by the shares.")
+    taught_lr: float = HfArg(default=1e-3, help="Learning rate of the supervised steps.")
+    steps: int = HfArg(default=40, help="Steps of GRPO.")
+    prompts: int = HfArg(default=2, help="Questions in a step.")
+    answers: int = HfArg(default=8, help="Answers to each.")
+    answer_tokens: int = HfArg(default=28, help="Longest answer.")
+    lr: float = HfArg(default=5e-4, help="Learning rate of GRPO.")
+    look_every: int = HfArg(default=10, help="Steps between looks at the held-out questions.")
+    held_out_every: int = HfArg(default=1, help="Every so many-th of the held-out questions.")
+    held_out_answers: int = HfArg(default=2, help="Answers to each held-out question.")
+    timed: int = HfArg(default=2, help="Steps' worth of answers on which the judge's seconds are measured; 0 for none.")
+    threads: int = HfArg(default=0, help="CPU threads of torch; 0 for its own choice.")
+
+
+class FreshRatings(GuidedLikertReward):
+    """Ratings drawn anew for every answer of every step, as a judge that is asked again gives them."""
+
+    def ratings(self, reading: Reading, rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
+        """(B, n_samples) ratings; the stream goes on from call to call."""
+        if self.temperature == 0:
+            return super().ratings(reading, rows)
+        assert reading.label_logprobs is not None
+        self._stream = getattr(self, "_stream", None) or np.random.default_rng(self.seed)
+        drawn = self._stream.random((len(rows), self.n_samples))
+        return sample_ratings(reading.label_logprobs.double().numpy(), self.values, drawn, self.temperature)
+
+
+def make_reward(options: Mapping[str, Any], judge: Judge, seed: int) -> Reward | None:
+    """The reward of a run; None for gold. Guided ratings are drawn anew each time."""
+    options = dict(options)
+    kind = str(options.pop("reward"))
+    if kind == "gold":
+        return None
+    if kind in ("likert5", "likert10") and options.pop("guided", False):
+        return FreshRatings(judge, scale_points=5 if kind == "likert5" else 10, seed=seed, **options)
+    return build_reward(kind, judge, **options)
+
+
+def measure_seconds(name: str, judge: HFJudge, start: Path, args: HeadToHead) -> dict[str, float]:
+    """Judge seconds of a step, with nothing kept, on answers that the start gives: the same for all rewards."""
+    reward = make_reward(args.rewards[name], judge, 0)
+    if reward is None or not args.timed:
+        return {"seconds": 0.0, "threads": torch.get_num_threads()}
+    rows = facts("train")[:: len(facts("train")) // (args.prompts * args.timed + 1)][1:][: args.prompts * args.timed]
+    policy = AutoModelForCausalLM.from_pretrained(start, dtype=torch.bfloat16)
+    answers = sample(policy, AutoTokenizer.from_pretrained(start), rows, args.answers, 0, args.answer_tokens)
+    spent = []
+    for first in range(0, len(rows), args.prompts):
+        some = range(first, first + args.prompts)
+        prompts = [messages(rows[i]) for i in some for _ in range(args.answers)]
+        completions = [[{"role": "assistant", "content": t}] for i in some for t in answers[i]]
+        judge.forget()
+        began = time.perf_counter()
+        reward.score(prompts, completions)
+        spent.append(time.perf_counter() - began)
+    return {"seconds": float(np.mean(spent)), "threads": torch.get_num_threads()}
+
+
+def main(args: HeadToHead) -> None:
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    out = Path(args.output_dir)
+    (out / "runs").mkdir(parents=True, exist_ok=True)
+    start = teach(out / "start", args)
+    names = [n for n in args.only.split(",") if n] or list(args.rewards)
+    unknown = set(names) - set(args.rewards)
+    if unknown:
+        raise ValueError(f"only={sorted(unknown)}: known are {sorted(args.rewards)}")
+    loaded: list[tuple[HFJudge, KeepingJudge]] = []
+
+    def judge() -> tuple[HFJudge, KeepingJudge]:
+        if not loaded:
+            plain = HFJudge(**as_options(args.judge, "model"))
+            loaded.append((plain, KeepingJudge(plain, out / "kept")))
+        return loaded[0]
+
+    for seed in [int(s) for s in args.seeds.split(",")]:
+        for name in names:
+            path = out / "runs" / f"{name}-{seed}.json"
+            if not path.is_file():
+                print(f"{name}, seed {seed}", flush=True)
+                reward = make_reward(args.rewards[name], judge()[1], seed)
+                cost = measure_seconds(name, judge()[0], start, args) if seed == 0 else {}
+                began = time.perf_counter()
+                found = train(reward, start, args, seed)
+                write_json(path, {"reward": name, "seed": seed, "wall": time.perf_counter() - began, **cost, **found})
+            report(out, args)
+
+
+def report(out: Path, args: HeadToHead) -> None:
+    """Write results, table and picture from all runs that are there."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    runs = [json.loads(path.read_text()) for path in sorted((out / "runs").glob("*.json"))]
+    settings = asdict(args) | {"judge": as_options(args.judge, "model") | {"model": Path(_model(args)).name}}
+    write_json(out / "results.json", {
+        "settings": {k: v for k, v in settings.items() if k not in ("only", "output_dir")},
+        "commit": commit, "versions": versions(*PACKAGES), "runs": runs,
+    })  # fmt: skip
+    ordered = [name for name in args.rewards if any(r["reward"] == name for r in runs)]
+    write_table(out / "table.md", ordered, runs, steps=args.steps)
+    draw(out / "curves.png", ordered, runs)
+
+
+def _model(args: HeadToHead) -> str:
+    return str(as_options(args.judge, "model")["model"])
+
+
+def run(argv: Sequence[str] | None = None) -> None:
+    """The recipe with a command line."""
+    (args,) = TrlParser(HeadToHead).parse_args_and_config(argv)
+    main(args)
+
+
+if __name__ == "__main__":
+    run()
