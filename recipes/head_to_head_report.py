@@ -46,9 +46,10 @@ def write_table(
 
 
 def draw(path: Path, names: Sequence[str], runs: Sequence[JsonObject], costs: Mapping[str, float]) -> None:
-    """Held-out right answers over steps, and over what the judge has cost by then."""
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True)
+    """Held-out right answers over steps and, where it was measured, over what the judge has cost by then."""
+    timed = any(costs.get(name) for name in names)
+    figure = Figure(figsize=(10 if timed else 7, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True) if timed else (figure.subplots(), None)
     for i, name in enumerate(names):
         found = runs_of(name, runs)
         steps = [look["step"] for look in found[0]["held_out"]]
@@ -59,11 +60,12 @@ def draw(path: Path, names: Sequence[str], runs: Sequence[JsonObject], costs: Ma
         left.plot(steps, curves.mean(0), label=f"{name} ({len(curves)})", marker="o", ms=3, **style)
         if len(curves) > 1:
             left.fill_between(steps, curves.min(0), curves.max(0), alpha=0.15, **{"color": style["color"]})
-        if costs.get(name):
+        if right is not None and costs.get(name):
             right.plot(np.array(steps) * costs[name], curves.mean(0), marker="o", ms=3, **style)
     left.set(xlabel="GRPO step", ylabel="right answers to held-out questions", ylim=(0, 1))
-    right.set(xlabel="CPU seconds of the judge")
-    for axes in (left, right):
-        axes.grid(alpha=0.3)
+    left.grid(alpha=0.3)
+    if right is not None:
+        right.set(xlabel="CPU seconds of the judge")
+        right.grid(alpha=0.3)
     figure.legend(*left.get_legend_handles_labels(), loc="outside right center", frameon=False, title="reward (seeds)")
     figure.savefig(path, dpi=130)
