@@ -53,8 +53,7 @@ class HFJudge(Judge):
             too), "embedded" (SmolLM2-135M-Instruct), or a loaded model (then give `tokenizer`; such a judge cannot be
             pickled).
         revision: hub commit, tag or branch.
-        dtype: "auto" (the checkpoint's; on CPU float32 or bfloat16, which of them this machine is measured to be faster
-            at), or a torch dtype.
+        dtype: "auto" (the checkpoint's; on CPU the faster of float32 and bfloat16, as measured), or a torch dtype.
         device: where it runs; default the accelerator of this rank, else CPU.
         device_map: Accelerate's device map, e.g. "auto" to spread a large judge; then `device` is not used.
         tp_plan: transformers' tensor-parallel plan, e.g. "auto": the judge is spread over the ranks of this run, which
