@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from statistics import NormalDist
 
-
 FEWEST = 30  # rows below which neither the approximation nor an interval is worth much
 
 
