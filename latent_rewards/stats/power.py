@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from statistics import NormalDist
 
+FEWEST = 30  # rows below which neither the approximation nor an interval is worth much
+
 
 def rows_needed(
     value: float, low: float, high: float, n: int, *, power: float = 0.8, level: float = 0.95
@@ -23,7 +25,7 @@ def rows_needed(
         level: coverage of the interval.
 
     Returns:
-        The number of rows; None where there is no difference or no interval to go by.
+        The number of rows, at least `FEWEST`; None where there is no difference or no interval to go by.
 
     Source: the normal approximation of a paired test's sample size, e.g. Cohen 1988, ch. 2.
     """
@@ -31,7 +33,7 @@ def rows_needed(
         return None
     z_level, z_power = NormalDist().inv_cdf((1 + level) / 2), NormalDist().inv_cdf(power)
     half = (high - low) / 2
-    return math.ceil(n * ((z_level + z_power) / z_level * half / abs(value)) ** 2)
+    return max(FEWEST, math.ceil(n * ((z_level + z_power) / z_level * half / abs(value)) ** 2))
 
 
 def about(rows: int) -> str:

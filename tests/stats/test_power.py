@@ -16,6 +16,7 @@ def test_by_hand() -> None:
     assert rows_needed(0.1, 0.0, 0.2, 100) == math.ceil(100 * ((1.959964 + 0.841621) / 1.959964) ** 2) == 205
     assert rows_needed(-0.1, -0.2, 0.0, 100) == 205
     assert rows_needed(0.05, -0.05, 0.15, 100) == 818  # half the difference needs four times the rows
+    assert rows_needed(1 / 3, -1 / 6, 1 / 2, 6) == 30  # six rows look like 13, which nobody should rely on
     assert rows_needed(0.0, -1, 1, 100) is None and rows_needed(0.1, math.nan, math.nan, 100) is None
 
 
