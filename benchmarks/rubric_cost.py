@@ -2,8 +2,9 @@
 
     python -m benchmarks.rubric_cost --repeats 3 [--dtype bfloat16] [--vllm <environment with vllm>/bin/python]
 
-Writes benchmarks/results/rubric-cost.{json,md}. vLLM (CPU, prefix cache on and empty at the start of each list) answers
-the same texts with one token each, in the same run, in an environment of its own.
+Writes benchmarks/results/rubric-cost.{json,md}, of another dtype than float32 rubric-cost-<dtype>. vLLM (CPU, prefix
+cache on and empty at the start of each list) answers the same texts with one token each, in the same run, in an
+environment of its own.
 
 One reply of 400 tokens after a prompt of 200, lists of 1 to 40 criteria of about 12 words, the embedded judge, one
 thread, CPU seconds of this process. The floor: unique tokens (nodes of the prefix tree of all texts) at
@@ -197,8 +198,9 @@ def main() -> None:
         "commit": commit(), "cpu": cpu, "repeats": args.repeats, "prompt_tokens": size[0], "reply_tokens": size[1],
         "dtype": args.dtype, "vllm": vllm_version(args.vllm), "rate": rate, "rate_after": rate_after, "rows": rows,
     }  # fmt: skip
-    (RESULTS / "rubric-cost.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    (RESULTS / "rubric-cost.md").write_text(written(result), encoding="utf-8")
+    stem = "rubric-cost" if args.dtype == "float32" else f"rubric-cost-{args.dtype}"
+    (RESULTS / f"{stem}.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    (RESULTS / f"{stem}.md").write_text(written(result), encoding="utf-8")
     print(written(result))
 
 

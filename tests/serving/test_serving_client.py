@@ -21,7 +21,15 @@ from servers import Server, serving, start, stop, wait_ready
 pytest.importorskip("fastapi")
 pytest.importorskip("prometheus_client")
 
-from latent_rewards import HFJudge, JudgePrompt, Need, build_reward
+from latent_rewards import (
+    EnsembleReward,
+    HFJudge,
+    JudgePrompt,
+    Need,
+    ProbabilityWeightedReward,
+    VerifierReward,
+    build_reward,
+)
 from latent_rewards.judge.hf import Judge
 from latent_rewards.judge.reading import Request
 from latent_rewards.rewards.build import REWARDS
@@ -77,6 +85,14 @@ def test_every_reward_gives_the_same_bits_as_in_process(name: str, remote: Serve
         np.testing.assert_allclose(here, there, atol=1e-4)
     else:
         assert same(here, there)
+
+
+def test_a_jury_of_one_here_and_one_behind_a_server(remote: ServerJudge, folder: str) -> None:
+    near = VerifierReward(HFJudge(folder, dtype="float32", device="cpu"))
+    far = ProbabilityWeightedReward(remote)
+    jury = EnsembleReward([near, far], how="mean", location=[0.5, 5.0], scales=[0.25, 2.0])
+    apart = [(near.score(PROMPTS, COMPLETIONS) - 0.5) / 0.25, (far.score(PROMPTS, COMPLETIONS) - 5.0) / 2.0]
+    np.testing.assert_allclose(jury.score(PROMPTS, COMPLETIONS), np.mean(apart, 0), rtol=1e-5)
 
 
 def test_all_readings_are_exact(remote: ServerJudge, folder: str) -> None:
