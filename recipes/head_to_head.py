@@ -139,7 +139,8 @@ def main(args: HeadToHead) -> None:
                 reward = make_reward(args.rewards[name], judge()[1], seed)
                 began = time.perf_counter()
                 found = train(reward, start, args, seed)
-                write_json(path, {"reward": name, "seed": seed, "wall": time.perf_counter() - began, **found})
+                wall = time.perf_counter() - began
+                write_json(path, {"reward": name, "seed": seed, "commit": commit(), "wall": wall, **found})
             report(out, args)
     costs = json.loads((out / "seconds.json").read_text()) if (out / "seconds.json").is_file() else {}
     for name in names if args.timed else []:
@@ -149,15 +150,19 @@ def main(args: HeadToHead) -> None:
     report(out, args)
 
 
+def commit() -> str:
+    """What is checked out; each run has its own."""
+    return subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+
+
 def report(out: Path, args: HeadToHead) -> None:
     """Write results, table and picture from all runs that are there."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     runs = [json.loads(path.read_text()) for path in sorted((out / "runs").glob("*.json"))]
     costs = json.loads((out / "seconds.json").read_text()) if (out / "seconds.json").is_file() else {}
     settings = asdict(args) | {"judge": as_options(args.judge, "model") | {"model": Path(_model(args)).name}}
     write_json(out / "results.json", {
         "settings": {k: v for k, v in settings.items() if k not in ("only", "output_dir")},
-        "commit": commit, "versions": versions(*PACKAGES), "seconds": costs, "runs": runs,
+        "versions": versions(*PACKAGES), "seconds": costs, "runs": runs,
     })  # fmt: skip
     ordered = [name for name in args.rewards if any(r["reward"] == name for r in runs)]
     write_table(out / "table.md", ordered, runs, costs, steps=args.steps)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 import random
-import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -175,15 +175,17 @@ class HeldOutGold(TrainerCallback):
         print(f"held out, step {step}: " + ", ".join(f"{k} {self.curve[-1][k]:.2f}" for k in FORMS), flush=True)
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
-        self.look(kwargs["model"], 0)  # type: ignore[arg-type]
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *,
+        model: PreTrainedModel, **kwargs: object,
+    ) -> None:  # fmt: skip
+        self.look(model, 0)
 
     def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *,
+        model: PreTrainedModel, **kwargs: object,
+    ) -> None:  # fmt: skip
         if state.global_step % self.args.look_every == 0 or state.global_step == state.max_steps:
-            self.look(kwargs["model"], state.global_step)  # type: ignore[arg-type]
+            self.look(model, state.global_step)
 
 
 class Gold:
@@ -229,5 +231,5 @@ def train(reward: Callable[..., list[float | None]] | None, start: Path, args: H
         "train_gold": [row["rewards/gold/mean"] for row in logs],
         "scores": [row[f"rewards/{name}/mean"] for row in logs],
         "zero_spread": [row["frac_reward_zero_std"] for row in logs],
-        "failed": sum(bool(re.search("nan", str(row[f"rewards/{name}/mean"]))) for row in logs),
+        "failed": sum(math.isnan(row[f"rewards/{name}/mean"]) for row in logs),
     }
