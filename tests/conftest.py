@@ -8,7 +8,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -200,3 +200,12 @@ def clean_env(monkeypatch: pytest.MonkeyPatch) -> Any:
     yield monkeypatch
     for cache in caches:
         cache.cache_clear()
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Torch on one thread while a test runs."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

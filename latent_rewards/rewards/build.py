@@ -156,24 +156,19 @@ def _cross_layer(
     return LayerWeights.load(weights).reward(judge, **options)
 
 
-def _reasoned(
-    judge: Judge | str = "embedded",
-    of: str | Mapping[str, Any] = "weighted",
-    *,
-    prompt: str | Path | JudgePrompt = "weighted_reasoned",
-    **options: Any,
-) -> Reward:
-    return ReasonedReward(_member(judge, of, _inner(options), prompt), **options)
+def _written(kind: Callable[..., Reward], default: str) -> Callable[..., Reward]:
+    """A reward whose judge writes something first; its member's prompt has a slot for that."""
 
+    def make(
+        judge: Judge | str = "embedded",
+        of: str | Mapping[str, Any] = "weighted",
+        *,
+        prompt: str | Path | JudgePrompt = default,
+        **options: Any,
+    ) -> Reward:
+        return kind(_member(judge, of, _inner(options), prompt), **options)
 
-def _revised(
-    judge: Judge | str = "embedded",
-    of: str | Mapping[str, Any] = "weighted",
-    *,
-    prompt: str | Path | JudgePrompt = "weighted_reference",
-    **options: Any,
-) -> Reward:
-    return RevisedReward(_member(judge, of, _inner(options), prompt), **options)
+    return make
 
 
 def _calibrated(
@@ -211,6 +206,7 @@ REWARDS: dict[str, Callable[..., Reward]] = {
 }
 # What is laid around a reward, and by which no file or trainer means a reward by itself.
 AROUND: dict[str, Callable[..., Reward]] = {
-    "reasoned": _reasoned, "calibrated": _calibrated, "revised": _revised,
+    "reasoned": _written(ReasonedReward, "weighted_reasoned"), "calibrated": _calibrated,
+    "revised": _written(RevisedReward, "weighted_reference"),
 }  # fmt: skip
 NAMES = (*REWARDS, *AROUND)

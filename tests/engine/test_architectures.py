@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,6 +15,8 @@ from benchmarks.tiny_models import ARCHITECTURES, EDGE, OPTIONS, VARIANTS, byte_
 from latent_rewards import HFJudge, Need, Request
 from latent_rewards.engine.decoder import find_decoder
 from latent_rewards.engine.sampling import sample_answers
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 SHORT = 160  # tokens: a little more than the prompt of `texts` has
 LONGROPE = {"rope_parameters": {**OPTIONS["phi3"]["rope_parameters"], "original_max_position_embeddings": SHORT}}
@@ -44,14 +45,6 @@ DOZEN: dict[str, tuple[str, dict[str, Any], str]] = {
     "states": ("jamba", {"attn_layer_period": 2, "attn_layer_offset": 1}, "whole texts"),
     "decoder of its own name": ("modernbert-decoder", {"sliding_window": SHORT}, "shared prefixes"),
 }  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def sound(found: dict[str, Any]) -> None:

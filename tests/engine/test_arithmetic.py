@@ -153,7 +153,7 @@ def test_a_judge_takes_it_says_so_and_can_be_told_otherwise(monkeypatch: pytest.
         judge = HFJudge(folder, device="cpu")
         assert judge.blocks.model.dtype == getattr(torch, name) and len(clock.asked) == 1
         assert judge.arithmetic.startswith(f"{name}: a block took") and judge.arithmetic in _flat(judge.describe())
-        assert judge.facts["model"]["dtype"] == [f"torch.{name}"]  # type: ignore[index]
+        assert judge.facts["model"]["dtype"] == [f"torch.{name}"]
         told = HFJudge(folder, device="cpu", dtype="bfloat16")
         assert told.blocks.model.dtype == torch.bfloat16 and len(clock.asked) == 1
         assert told.arithmetic == "bfloat16: as asked for"

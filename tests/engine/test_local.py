@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -24,6 +24,8 @@ from latent_rewards.engine.local import Local, from_marker, is_marker, paths_of,
 from latent_rewards.engine.padded import read_states
 from latent_rewards.engine.tree import TreeForward
 from latent_rewards.engine.tree_plan import CannotShareError, Span, TreePlan, following
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 VOCAB = 97
 SIZES: dict[str, Any] = {
@@ -62,14 +64,6 @@ FAMILIES: dict[str, Callable[[int], Any]] = {
     ),
 }  # fmt: skip
 LAYERS = (0, 1, 3, 4)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def make_blocks(family: str, size: int) -> Blocks:
@@ -222,7 +216,10 @@ def test_one_token_more_or_less_is_found_at_load(
 ) -> None:
     """With true windows far longer than the texts of that check."""
     first, mask = Local.first, Local.mask
-    grown = lambda local: Local(local.kind, local.size + 1)  # noqa: E731
+
+    def grown(local: Local) -> Local:
+        return Local(local.kind, local.size + 1)
+
     monkeypatch.setattr(Local, "first", lambda local, p: first(grown(local), p))
     monkeypatch.setattr(Local, "mask", lambda local, *rest: mask(grown(local), *rest))
     blocks = make_blocks(family, 512)
@@ -321,7 +318,7 @@ def test_one_launch_for_all_paths_equals_the_loop(family: str, monkeypatch: pyte
     """The rows that the accelerator's path gathers, with the kernel written out."""
 
     class Written(FlashCUDA):
-        attend, own = FlashCPU.attend, Kernel.own  # type: ignore[assignment]
+        attend, own = FlashCPU.attend, Kernel.own
 
     launched: list[int] = []
 

@@ -6,7 +6,7 @@ import copy
 import logging
 import random
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -23,6 +23,8 @@ from latent_rewards.engine.padded import read_states
 from latent_rewards.engine.prefix_tree import build_tree
 from latent_rewards.engine.tree import TreeForward
 from latent_rewards.judge.labels import LabelTrie
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 VOCAB = 97
 SIZES: dict[str, Any] = {
@@ -51,14 +53,6 @@ SHARING: dict[str, Callable[[], Any]] = {
 LAYERS = (0, 1, 3, 4)
 # Labels of one to three tokens that branch and nest: the contexts (), (5,), (7,), (7, 2).
 TRIE = LabelTrie(6, ((3,), (5,), (5, 0), (7, 2, 1), (7, 2, 4), (7, 9)), (0, 1, 2, 3, 4, 5))
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def make_blocks(config: Any) -> Blocks:
