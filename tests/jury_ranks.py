@@ -17,7 +17,7 @@ from latent_rewards import EnsembleReward, ProbabilityWeightedReward, VerifierRe
 def ensemble(**options: object) -> EnsembleReward:
     judges = [FakeJudge(), FakeJudge()]
     members = [ProbabilityWeightedReward(judges[0]), VerifierReward(judges[1])]
-    return EnsembleReward(members, how="mean", running=True, **options)  # type: ignore[arg-type]
+    return EnsembleReward(members, how="mean", running=True, **options)
 
 
 def main(out: str) -> None:

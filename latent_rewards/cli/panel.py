@@ -63,6 +63,7 @@ def train(
         from latent_rewards.probes.questions import features_of
 
         logging.basicConfig(level=logging.INFO, format="%(message)s")
+        # Any words may come from a command line; PanelOptions refuses those that it does not know.
         fit = PanelOptions(objective=objective, length=length, folds=folds, seed=seed)  # type: ignore[arg-type]
         questions, taken = _questions(split(prompts), criteria), split(statistics)
         features_of(questions, taken)  # before a large judge is loaded

@@ -72,7 +72,7 @@ def mask_forward(*, mask_function: Callable[..., object], use_vmap: bool = False
 def _temperature(module: torch.nn.Module) -> list[float]:
     """Llama 4's (floor_scale, attn_scale) where a layer has scaled queries by their place in the call, or none."""
     if getattr(module, "attn_temperature_tuning", False) and not getattr(module, "use_rope", True):
-        return [float(x) for x in (module.floor_scale, module.attn_scale)]  # type: ignore[arg-type]
+        return [float(getattr(module, name)) for name in ("floor_scale", "attn_scale")]
     return []
 
 

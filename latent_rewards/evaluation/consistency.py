@@ -100,8 +100,8 @@ def measure(
     if ranked:
         by = np.array([group for _, group in ranked])
         every = np.ones(len(ranked), bool)
-        for name, at in (("one_order", slice(0, 2)), ("aware", slice(2, 4))):
-            out[f"tov_{name}"] = estimate(np.array([violations(y[:, at]) for y, _ in ranked]), every, by)  # type: ignore[literal-required]
+        out["tov_one_order"] = estimate(np.array([violations(y[:, :2]) for y, _ in ranked]), every, by)
+        out["tov_aware"] = estimate(np.array([violations(y[:, 2:]) for y, _ in ranked]), every, by)
     one_order, by = _triples(items, shown)
     both_orders, _ = _triples(items, d)
     if len(by):

@@ -10,7 +10,7 @@ import pytest
 
 from latent_rewards.evaluation.verdict import verdict
 
-Value = tuple[float, float, float]
+Value = tuple[float, float | None, float | None]
 
 
 def figure(value: float, low: float | None, high: float | None, n: int = 60) -> dict[str, Any]:
@@ -71,7 +71,7 @@ AHEAD, LEVEL, BEHIND = (0.2, 0.08, 0.32), (0.1, -0.05, 0.25), (-0.15, -0.28, -0.
          ["less than 0.1 of its probability on the labels (weighted 0.030)"], []),
         (results({"weighted": GOOD, "weighted/argmax": GOOD, "length": LENGTH}, {("weighted", "length"): AHEAD}),
          ["worth using"], ["next"]),
-        (results({"weighted": (1.0, None, None), "length": (1.0, None, None)}, {}),  # type: ignore[dict-item]
+        (results({"weighted": (1.0, None, None), "length": (1.0, None, None)}, {}),
          ["too few items for an interval"], ["worth using"]),
     ],
 )  # fmt: skip
@@ -83,6 +83,6 @@ def test_each_case(given: Any, said: list[str], unsaid: list[str]) -> None:
 
 
 def test_nothing_scored() -> None:
-    given = results({"weighted": (math.nan, None, None), "length": LENGTH}, {})  # type: ignore[dict-item]
+    given = results({"weighted": (math.nan, None, None), "length": LENGTH}, {})
     given["benchmarks"][0]["scorers"]["weighted"]["metrics"]["accuracy"]["value"] = None
     assert verdict(given) == ["mine: no score could be compared on these 60 items."]

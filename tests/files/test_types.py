@@ -48,4 +48,4 @@ def test_candidates_and_criteria_of_one_text() -> None:
     with pytest.raises(TypeError, match="criteria must be a list"):
         compare(FakeJudge(), "p", "one", "two", criteria="It is short.")
     with pytest.raises(TypeError, match="rows must be a list"):
-        RewardClient("http://127.0.0.1:1").score({"prompt": "p", "completion": "c"})  # type: ignore[arg-type]
+        RewardClient("http://127.0.0.1:1").score({"prompt": "p", "completion": "c"})

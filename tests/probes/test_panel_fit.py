@@ -186,7 +186,7 @@ def test_labels_that_nothing_can_be_learnt_from() -> None:
         fit_line(table([1, 2, 3, 4], [1, 0, 1, 0], [0, 0, 1, 1]), PanelOptions())
     for wrong in ({"objective": "hinge"}, {"length": "erase"}, {"strengths": (0.0,)}, {"folds": 1}):
         with pytest.raises(ValueError, match=r"must be one of|need strengths above 0"):
-            PanelOptions(**wrong)  # type: ignore[arg-type]
+            PanelOptions(**wrong)
 
 
 def test_pairs_and_ratings_do_not_mix_and_a_pair_stays_whole() -> None:

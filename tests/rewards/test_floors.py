@@ -66,7 +66,7 @@ def test_an_ensemble_standardises_the_floor_like_any_score_of_that_member(member
 def test_a_guard_and_a_gate_leave_the_floor_alone(member: Any, judge: HFJudge) -> None:
     gate = VerifierReward(judge)
     for options in ({}, {"gate": gate, "gate_below": 2.0}, {"gate": gate, "gate_below": 2.0, "gate_slope": 1.0}):
-        got = GuardedReward(member, floor=-50.0, **options).score(PROMPTS, COMPLETIONS)  # type: ignore[arg-type]
+        got = GuardedReward(member, floor=-50.0, **options).score(PROMPTS, COMPLETIONS)
         assert got[1] == FLOOR and got[0] != FLOOR
     assert np.isnan(GuardedReward(ProbabilityWeightedReward(judge)).score(PROMPTS, COMPLETIONS)[1])
 

@@ -46,7 +46,7 @@ class Other(FakeJudge):
 
     def __init__(self, name: str = "other", **options: Any) -> None:
         super().__init__(**options)
-        self.name = self.fingerprint = name  # type: ignore[misc]
+        self.name = self.fingerprint = name
         self.failure: Exception | None = None
         self.calls: list[int] = []
         self.before: Any = None
@@ -147,7 +147,7 @@ def test_a_judge_that_does_not_answer(failure: Exception, caplog: pytest.LogCapt
         (_, b), ensemble = jury(missing="without", how=how, weights=weights)
         there = alone(ensemble)[[0, 2]]
         b.failure = failure
-        want = combined(there, how, None if weights is None else np.array([1.0, 3.0]))  # type: ignore[arg-type]
+        want = combined(there, how, None if weights is None else np.array([1.0, 3.0]))
         np.testing.assert_allclose(ensemble.score(PROMPTS, COMPLETIONS), want, rtol=1e-12)
 
 
@@ -170,7 +170,7 @@ def test_a_server_that_gives_no_score_itself_counts_as_away(folder: str) -> None
         url = f"http://127.0.0.1:{free.getsockname()[1]}"
     remote = ServerJudge(url, deadline=0.3, on_failure="none")
     remote._info = {"judge": "far", "revision": None, "layers": 2, "width": 8, "capabilities": ["labels"]}
-    remote._backend.check = lambda prompt, need: None  # type: ignore[method-assign]
+    remote._backend.check = lambda prompt, need: None
     near = Other("near")
     members = [ProbabilityWeightedReward(near), ProbabilityWeightedReward(remote)]
     got = EnsembleReward(members, how="mean", missing="without").score(PROMPTS, COMPLETIONS)
@@ -332,10 +332,10 @@ def test_from_options(folder: str, make_judge: Any) -> None:
     assert every.rewards[2].judge is every.rewards[3].judge is reward.rewards[1].judge, "loaded once"
     for judge in ({"model": folder, "server": "http://x"}, {"device": "cpu"}, 3):
         with pytest.raises(ValueError, match=r"a judge (needs|is)"):
-            open_judge(judge)  # type: ignore[arg-type]
+            open_judge(judge)
     with pytest.raises(ValueError, match="unexpected keyword"):
         open_judge({"model": folder, "colour": "red"})
-    assert open_judge(main) is main and open_judge({"server": "http://127.0.0.1:1"}).transport.url.endswith(":1")  # type: ignore[attr-defined]
+    assert open_judge(main) is main and open_judge({"server": "http://127.0.0.1:1"}).transport.url.endswith(":1")
     with pytest.raises(ValueError, match="a list of judges"):
         build_reward("ensemble", main, of=["weighted"], judges="embedded")
 
@@ -368,9 +368,9 @@ def test_a_jury_is_a_judge() -> None:
     a, b = Other("a"), Other("b")
     both = Jury([a, b])
     assert both.name == "a+b" and both.fingerprint != Jury([b, a]).fingerprint
-    b.fingerprint = None  # type: ignore[assignment,misc]
+    b.fingerprint = None
     assert both.fingerprint is None
-    b.capabilities = frozenset({"labels"})  # type: ignore[misc]
+    b.capabilities = frozenset({"labels"})
     assert both.capabilities == {"labels"}
     request = Request(ProbabilityWeightedReward(a).prompt, [], ProbabilityWeightedReward(a).need)
     assert Addressed.to(b, Addressed.to(a, request)).judge is a, "the first address counts"

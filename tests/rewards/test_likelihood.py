@@ -47,11 +47,11 @@ def test_by_hand() -> None:
     }
     assert set(want) == set(readouts.NORMALISED)
     for how, values in want.items():
-        got = readouts.likelihood(logp, how)  # type: ignore[arg-type]
+        got = readouts.likelihood(logp, how)
         np.testing.assert_allclose(got[:2], values, rtol=1e-6)
         assert got.dtype == torch.float64 and bool(got[2].isnan())
         wider = torch.cat([logp, torch.full((3, 50), nan)], 1)
-        assert torch.equal(readouts.likelihood(wider, how)[:2], got[:2]), "to the bit"  # type: ignore[arg-type]
+        assert torch.equal(readouts.likelihood(wider, how)[:2], got[:2]), "to the bit"
 
 
 class Scripted(FakeJudge):
@@ -135,8 +135,8 @@ def test_what_cannot_be_is_told() -> None:
         ({"of": "reference", "aspect": "short"}, "has no {{ aspect }} slot"),
     ):
         with pytest.raises(ValueError, match=what):
-            LikelihoodReward(judge, **options)  # type: ignore[arg-type]
-    judge.capabilities = frozenset({"labels"})  # type: ignore[misc]
+            LikelihoodReward(judge, **options)
+    judge.capabilities = frozenset({"labels"})
     with pytest.raises(
         ValueError, match=r"needs \['target'\], which judge 'fake' cannot give .*use an HFJudge, or our"
     ):
@@ -227,7 +227,7 @@ def test_it_is_read_with_others_in_one_forward(make_judge: Any) -> None:
     judge = make_judge("llama")
     likelihood, weighted = LikelihoodReward(judge), build_reward("weighted", judge)
     rows = likelihood.rows(PROMPTS, REPLIES, {})
-    found = judge.read([*likelihood.requests(rows), *weighted.requests(rows)])  # type: ignore[attr-defined]
+    found = judge.read([*likelihood.requests(rows), *weighted.requests(rows)])
     assert judge.forwards == 1 and found[0].label_logprobs is None and found[1].target_logprobs is None
     alone = make_judge("llama").read([Request(likelihood.prompt, rows, likelihood.need)])
     torch.testing.assert_close(found[0].target_logprobs, alone[0].target_logprobs, rtol=0, atol=5e-5, equal_nan=True)

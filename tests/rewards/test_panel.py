@@ -77,13 +77,13 @@ def test_length_is_that_of_the_text_that_is_judged() -> None:
 def test_another_judge_is_refused_or_told_of(caplog: pytest.LogCaptureFixture) -> None:
     judge = FakeJudge()
     panel = a_panel(judge)
-    judge.revision = "another"  # type: ignore[misc]
+    judge.revision = "another"
     with pytest.raises(
         ValueError, match="has revision another, but the panel was trained on 'fake' with revision fake"
     ):
         PanelReward(judge, panel).score(["p"], ["c"])
     assert np.isfinite(PanelReward(judge, panel, strict=False).score(["p"], ["c"])).all()
-    judge.revision = None  # type: ignore[misc]
+    judge.revision = None
     assert np.isfinite(PanelReward(judge, panel).score(["p"], ["c"])).all() and "cannot be told" in caplog.text
 
 

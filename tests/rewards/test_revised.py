@@ -72,7 +72,7 @@ def test_a_reply_is_revised_once_and_a_given_reference_is_used() -> None:
 
 def test_revisions_are_kept_in_a_folder(tmp_path: Path) -> None:
     judges = Writer(), Writer(), Writer()
-    judges[2].fingerprint = "another"  # type: ignore[misc]
+    judges[2].fingerprint = "another"
     scores = [make(judge, cache=tmp_path / "kept").score(PROMPTS, COMPLETIONS) for judge in judges]
     assert scores[0].tolist() == scores[1].tolist()
     assert [len(judge.written) for judge in judges] == [2, 0, 2], "of this judge alone"
@@ -111,6 +111,6 @@ def test_what_cannot_be_is_told() -> None:
         make(judge, max_new_tokens=0)
     with pytest.raises(ValueError, match="'revise' has no 'pattern' and 'scale'"):
         LikertReward(judge, prompt="revise")
-    judge.capabilities = frozenset({"labels"})  # type: ignore[misc]
+    judge.capabilities = frozenset({"labels"})
     with pytest.raises(ValueError, match="cannot generate, which revisions need"):
         make(judge)

@@ -36,7 +36,7 @@ class BasePairwiseJudge(ABC):
 @pytest.fixture
 def older_trl(monkeypatch: pytest.MonkeyPatch) -> None:
     module = ModuleType("trl.experimental.judges")
-    module.BasePairwiseJudge = BasePairwiseJudge  # type: ignore[attr-defined]
+    module.BasePairwiseJudge = BasePairwiseJudge
     monkeypatch.setitem(sys.modules, "trl.experimental.judges", module)
 
 

@@ -78,7 +78,7 @@ def test_a_route_that_is_not_there_cannot_be_open(folder: str) -> None:
     done = CliRunner().invoke(app, ["serve", "--judge", folder, "--open-route", "remote_rm"])
     assert done.exit_code == 2 and "no route 'remote_rm'; allowed are /score, " in done.output
     fixed = {"/health", "/ready"}
-    with in_thread(Service([FakeJudge()], lambda j: {"weighted": build_reward("weighted", j)}, ServeSettings())) as url:  # type: ignore[list-item]
+    with in_thread(Service([FakeJudge()], lambda j: {"weighted": build_reward("weighted", j)}, ServeSettings())) as url:
         assert set(httpx.get(url + "/openapi.json").json()["paths"]) == {*ROUTES} | fixed
 
 
