@@ -91,6 +91,7 @@ class Shape(NamedTuple):
     linear: int  # weights of the decoder blocks' linears
     layers: int
     width: int  # query heads times head width
+    windows: tuple[int, ...] = ()  # of the layers that see the last tokens alone
 
 
 def judge_shape(model: str) -> Shape:
@@ -110,8 +111,10 @@ def floor_flops(ids: list[list[int]], contexts: list[list[int]], shape: Shape) -
     sequences = [[*row, *max(contexts, key=len)] for row in ids]
     tree = build_tree(sequences, [[] for _ in sequences], min_saving=1)
     tokens = sum(len(n.tokens) for n in tree)
-    attended = sum(p + 1 for n in tree for p in range(n.start, n.end))
-    return 2.0 * shape.linear * tokens + 4.0 * shape.width * shape.layers * attended, tokens
+    seen = np.array([p + 1 for n in tree for p in range(n.start, n.end)])
+    whole = (shape.layers - len(shape.windows)) * int(seen.sum())
+    attended = whole + sum(int(np.minimum(seen, w).sum()) for w in shape.windows)
+    return 2.0 * shape.linear * tokens + 4.0 * shape.width * attended, tokens
 
 
 def start(args: argparse.Namespace, path: Path) -> tuple[dict[str, Worker], dict[str, str]]:

@@ -28,16 +28,18 @@ def run(module: str, *args: str) -> str:
     return out.stdout
 
 
-def test_gpu_benchmark_on_a_toy_shape(tmp_path: Path) -> None:
+def test_gpu_benchmark_on_toy_shapes(tmp_path: Path) -> None:
     out = run("gpu", "--tiny", "--out", str(tmp_path))
     assert "unmeasured" in out and "no GPU" in out
     report = json.loads((tmp_path / "gpu-cpu-tiny.json").read_text())
-    (result,) = report["results"]
-    assert result["shared"] and result["largest_logit_difference_to_plain"] < 1e-4
-    # Two prompts of 24 tokens behind one head of 96, three completions of 10 tokens each.
-    assert (result["pairs"], result["unique_tokens"]) == (6, 96 + 2 * 24 + 6 * 10)
-    assert set(result["contestants"]) == {"generate", "forward", "ours", "ours, half depth"}
-    assert all(c["pairs_per_second"] > 0 for c in result["contestants"].values())
+    assert [r["shape"] for r in report["results"]] == ["toy", "toy with windows", "toy with sinks and experts"]
+    for result in report["results"]:
+        assert result["shared"] and result["largest_logit_difference_to_plain"] < 1e-4
+        assert max(result["error"].values()) < 1e-5
+        # Two prompts of 24 tokens behind one head of 96, three completions of 10 tokens each.
+        assert (result["pairs"], result["unique_tokens"]) == (6, 96 + 2 * 24 + 6 * 10)
+        assert set(result["contestants"]) == {"generate", "forward", "ours", "ours, half depth"}
+        assert all(c["pairs_per_second"] > 0 for c in result["contestants"].values())
 
 
 def test_gpu_benchmark_says_what_is_unmeasured_without_a_gpu(tmp_path: Path) -> None:
@@ -55,6 +57,9 @@ def test_the_floor_by_hand(tmp_path: Path) -> None:
     flops, tokens = throughput.floor_flops([[1, 2, 3], [1, 2, 4], [1, 2, 4]], [[], [9]], shape)
     # The tree: 1, 2, then 3, 9 and 4, 9: six tokens that attend to 1, 2, 3, 4, 3, 4.
     assert (flops, tokens) == (2 * shape.linear * 6 + 4 * 4 * 3 * 17, 6)
+    # A window of two in one of the three layers: there they attend to 1, 2, 2, 2, 2, 2.
+    flops, _ = throughput.floor_flops([[1, 2, 3], [1, 2, 4]], [[], [9]], shape._replace(windows=(2,)))
+    assert flops == 2 * shape.linear * 6 + 4 * 4 * (2 * 17 + 11)
 
 
 def test_expected_rating_of_label_logits() -> None:

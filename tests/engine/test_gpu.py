@@ -33,6 +33,17 @@ FAMILIES: dict[str, Callable[[], Any]] = {
         **SIZES, head_dim=64, sliding_window=4096, attn_logit_softcapping=5.0, final_logit_softcapping=7.0
     ),
     "mistral": lambda: transformers.MistralConfig(**SIZES, sliding_window=64),
+    "gemma3": lambda: transformers.Gemma3TextConfig(
+        **{**SIZES, "num_hidden_layers": 6}, head_dim=64, sliding_window=64
+    ),
+    "llama4": lambda: transformers.Llama4TextConfig(
+        **SIZES, head_dim=64, attention_chunk_size=64, intermediate_size_mlp=512, num_local_experts=2,
+        layer_types=["chunked_attention", "full_attention"] * 2,
+    ),
+    "gpt_oss": lambda: transformers.GptOssConfig(
+        **SIZES, head_dim=64, sliding_window=64, num_local_experts=2, num_experts_per_tok=2,  # no router ties
+        rope_parameters={"rope_type": "default", "rope_theta": 150_000.0},
+    ),
 }  # fmt: skip
 LAYERS = (0, 2, 4)
 
@@ -48,6 +59,9 @@ def exact_float32() -> Iterator[None]:
 def blocks_of(family: str, dtype: torch.dtype) -> Blocks:
     torch.manual_seed(5)
     model = transformers.AutoModelForCausalLM.from_config(FAMILIES[family](), dtype=torch.float32)
+    for name, p in model.named_parameters():
+        if "sinks" in name:
+            torch.nn.init.normal_(p)
     return Blocks(model.to("cuda", dtype).eval().requires_grad_(False))
 
 
@@ -67,7 +81,9 @@ def last(sequences: list[list[int]]) -> list[tuple[int, int]]:
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_float32_equals_the_plain_forward(family: str) -> None:
     blocks, sequences = blocks_of(family, torch.float32), texts()
-    got = TreeForward(blocks).read(sequences, last(sequences), layers=LAYERS)
+    tree = TreeForward(blocks)
+    got = tree.read(sequences, last(sequences), layers=LAYERS)
+    assert tree.usable, tree.sharing
     _, want = reference_states(blocks, sequences, last(sequences), layers=LAYERS)
     assert got.final is not None and want.final is not None
     torch.testing.assert_close(got.final, want.final, atol=1e-4, rtol=1e-4)
@@ -76,7 +92,7 @@ def test_float32_equals_the_plain_forward(family: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("family", ["llama", "qwen3", "mistral"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "mistral", "gemma3", "llama4", "gpt_oss"])
 def test_half_precision_strays_no_further_than_the_padded_forward(family: str, dtype: torch.dtype) -> None:
     """Against double-checked float32 states: flash attention over a tree rounds as a padded batch does."""
     sequences = texts()
