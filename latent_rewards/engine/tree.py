@@ -179,7 +179,7 @@ class TreeForward:
 
     @torch.no_grad()
     def _check_at_load(self) -> None:
-        """Small texts must give what each gives alone; else sharing, or padding, is switched off with a warning."""
+        """Small texts must give what each gives alone; else sharing is switched off with a warning."""
         check = self.ways.check
         if self.usable:
             reason = check.difference(self._read_small)
@@ -189,8 +189,8 @@ class TreeForward:
             self.cache.clear()
             if reason:
                 self.ways.leave("shared", reason)
-        if reason := check.difference(self._read_padded):
-            self.ways.leave("padded", reason)
+        else:
+            self.ways.check_padded()
         self.tokens_run = 0
 
     def _read_small(self, sequences: list[list[int]], positions: list[list[int]], head: int) -> States:
@@ -198,6 +198,3 @@ class TreeForward:
         run, _ = TreeForward._plan(self, group, Wanted((), True), head, None, None)
         run.work(self.blocks)
         return self._taken(run)
-
-    def _read_padded(self, sequences: list[list[int]], positions: list[list[int]], _: int) -> States:
-        return read_states(self.blocks, sequences, positions, batch_tokens=self.batch_tokens)

@@ -9,7 +9,8 @@ from typing import Literal
 
 import torch
 
-from latent_rewards.engine.blocks import Blocks
+from latent_rewards.engine.blocks import Blocks, States
+from latent_rewards.engine.padded import read_states
 from latent_rewards.engine.prefix_cache import PrefixCache
 from latent_rewards.engine.read_check import ReadCheck, refuse_if_random
 from latent_rewards.engine.schedule import Group
@@ -92,10 +93,19 @@ class Ways:
         if way == "shared":
             self.shares, self._why = False, reason
             self._warn(f"{self._name}: shared prefixes do not work here ({reason}); reading without them from now on")
+            self.check_padded()
         else:
             self.pads, self._length_matters = False, True
             refuse_if_random(self.blocks)
             self._warn(f"{self._name}: padded batches do not work here ({reason}); reading each text alone")
+
+    def check_padded(self) -> None:
+        """Small texts in a padded batch must give what each gives alone; asked when padded batches come into use."""
+        if self.pads and (reason := self.check.difference(self._read_padded)):
+            self.leave("padded", reason)
+
+    def _read_padded(self, sequences: list[list[int]], positions: list[list[int]], _: int) -> States:
+        return read_states(self.blocks, sequences, positions, batch_tokens=self.batch_tokens)
 
     def whole_texts(self, group: Group, way: Way) -> Group:
         """What is read of a group without sharing: texts up to each position, where what lies behind it matters."""

@@ -7,6 +7,8 @@ import transformers
 from latent_rewards.engine.blocks import Blocks, States
 from latent_rewards.engine.padded import read_states
 from latent_rewards.engine.read_check import ReadCheck
+from latent_rewards.engine.tree import TreeForward
+from latent_rewards.engine.ways import Ways
 
 
 def blocks(dtype, layers=2):
@@ -49,3 +51,22 @@ def test_a_shallow_model_has_no_excuse():
 def test_float32_has_none_either():
     judge = blocks(torch.float32)
     assert "relative difference" in ReadCheck(judge).difference(reader(judge, 1e-3))
+
+
+def test_padded_batches_are_checked_when_they_come_into_use(monkeypatch):
+    """A judge that shares prefixes never reads them, so loading it pays for no check of them; one that stops, does."""
+    judge, asked, padded = blocks(torch.float32), [], Ways.check_padded
+    monkeypatch.setattr(Ways, "check_padded", lambda self: asked.append(1) or padded(self))
+    tree = TreeForward(judge)
+    assert tree.usable and not asked
+    tree.ways.leave("shared", "a fault")
+    assert len(asked) == 1 and tree.ways.pads
+    assert not TreeForward(judge, share_prefixes=False).usable and len(asked) == 2
+
+
+def test_padded_batches_that_stray_are_left_when_sharing_is(monkeypatch):
+    judge = blocks(torch.float32)
+    tree = TreeForward(judge)
+    monkeypatch.setattr(Ways, "_read_padded", lambda self, *texts: reader(judge, 0.5)(*texts))
+    tree.ways.leave("shared", "a fault")
+    assert not tree.ways.pads and "each alone" in tree.sharing
