@@ -173,7 +173,8 @@ def by_opponents(arrays: Arrays, counts: tuple[int, ...] = (1, 2)) -> list[dict[
         n = int(np.isfinite(arrays["gold"][m]).sum())
         gold, first = arrays["gold"][m, :n].astype(float), arrays["first"][m, :n, :n].astype(float)
         rated, d = arrays[POINTWISE][m, :n].astype(float), (first - first.T) / 2
-        ways = {EVERYBODY: [mean_win_log_odds(d)], POINTWISE: [rated], "length": [arrays["length"][m, :n].astype(float)]}
+        ways = {EVERYBODY: [mean_win_log_odds(d)], POINTWISE: [rated]}
+        ways["length"] = [arrays["length"][m, :n].astype(float)]
         for k in counts:
             ways |= {f"{w}, {k}": [met(d, a) for a in some] for w, some in chosen(rated, k).items()}
         for name, scores in ways.items():
@@ -236,12 +237,12 @@ def page(result: dict[str, Any]) -> str:
 def said(result: dict[str, Any]) -> str:
     """How it was measured."""
     return (
-        f"`{result['command']}`; commit {result['commit']}, {result['judge']}, {result['device']}. All replies of a list "
-        "against each other in both orders. Figures of agreement are of the first three replies of each, as "
+        f"`{result['command']}`; commit {result['commit']}, {result['judge']}, {result['device']}. All replies of a "
+        "list against each other in both orders. Figures of agreement are of the first three replies of each, as "
         "`latent-rewards evaluate --consistency-items` gives them. Spearman is with gold within a list, the mean over "
-        "lists; the pick is gold of the best-scored reply. 'The middle, 2' are the two replies nearest to the median of "
-        "the pointwise ratings, and so on; 'any' is the mean over all choices. 95 % intervals are bootstrap intervals over "
-        "lists, differences paired (of Spearman)."
+        "lists; the pick is gold of the best-scored reply. 'The middle, 2' are the two replies nearest to the median "
+        "of the pointwise ratings, and so on; 'any' is the mean over all choices. 95 % intervals are bootstrap "
+        "intervals over lists, differences paired (of Spearman)."
     )
 
 

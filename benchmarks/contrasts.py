@@ -1,6 +1,6 @@
 """Cheap contrasts: label logits of the last layer less those of an early one, or less a smaller judge's.
 
-    python -m benchmarks.contrasts --readings runs/panel --small runs/panel-small --out benchmarks/results/contrasts-1.5b
+    python -m benchmarks.contrasts --readings runs/panel --small runs/small --out benchmarks/results/contrasts-1.5b
 
 from the files that `panel_sample` keeps for a judge and for a smaller one (arXiv 2510.18196), without either:
 
@@ -64,7 +64,7 @@ def chosen(won: np.ndarray) -> int:
 def measured(
     rows: Rows, tried: dict[tuple[int | None, float], np.ndarray], size: int | None, draws: int, seed: int = 42
 ) -> dict[str, Any]:
-    """The contrast chosen on `size` rows of other sets, on the set left out: accuracy, lead over none, what was chosen."""
+    """The contrast chosen on `size` rows of other sets, measured on the set left out, beside none."""
     names = list(tried)
     won = np.stack([rows.won(s) for s in tried.values()])
     found = np.full(won.shape[1], np.nan)
@@ -155,11 +155,13 @@ def page(result: dict[str, Any]) -> str:
     cells = [[_chosen(r[k]) if k == "chosen" else cell(r[k]) for k in keys] for r in result["rows"]]
     said = (
         f"`{result['command']}`; commit {result['commit']}, {result['judge']}, {result['device']}; smaller judge: "
-        f"{result['small']}. {result['pairs']} pairs of at most {result['chars']} characters of {len(result['sets'])} sets. "
-        f"Layer and weight are chosen on labelled rows of the other sets ({result['draws']} draws), 'the pairs measured' "
-        "is the best one choice in hindsight. 95 % intervals are bootstrap intervals over prompts, leads paired."
+        f"{result['small']}. {result['pairs']} pairs of at most {result['chars']} characters of {len(result['sets'])} "
+        f"sets. Layer and weight are chosen on labelled rows of the other sets ({result['draws']} draws), 'the pairs "
+        "measured' is the best one choice in hindsight. 95 % intervals are bootstrap intervals over prompts, leads "
+        "paired."
     )
-    return "\n".join(["# Contrasts with an early layer and with a smaller judge", "", said, "", *table(list(keys), cells), ""])
+    head = "# Contrasts with an early layer and with a smaller judge"
+    return "\n".join([head, "", said, "", *table(list(keys), cells), ""])
 
 
 def _chosen(found: dict[str, int]) -> str:

@@ -1,4 +1,4 @@
-"""Rows that panels, probes and contrasts are fitted and measured on, from the files of `panel_sample`: no judge needed."""
+"""Rows that panels, probes and contrasts are fitted and measured on, from the files of `panel_sample` alone."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def wins_of(
     """
     out = {name: np.full(len(rows.group), np.nan) for name in fits}
     for number, (train, test) in enumerate(splits(rows, setting)):
-        if size is not None and 2 * len(train) < size or not len(test):
+        if (size is not None and 2 * len(train) < size) or not len(test):
             continue
         made: dict[str, list[np.ndarray]] = {name: [] for name in fits}
         for draw in range(draws if size is not None else 1):

@@ -153,9 +153,9 @@ def page(result: dict[str, Any]) -> str:
         f"{result['pairs']} pairs of at most {result['chars']} characters of {len(result['sets'])} sets, "
         f"{result['unread']} completions left out as unread. Panels are logistic regressions on mean and spread of "
         f"{len(result['questions'])} questions. The best member is chosen on the rows that the panel is fitted on. "
-        f"The probe reads layer {result['layers']} of the same rows. Means over {result['draws']} draws of the labelled "
-        "rows; 95 % intervals are bootstrap intervals over prompts, differences paired. Matched: lengths within a fifth; "
-        "balanced: mean of where the better one is longer and where it is shorter."
+        f"The probe reads layer {result['layers']} of the same rows. Means over {result['draws']} draws of the "
+        "labelled rows; 95 % intervals are bootstrap intervals over prompts, differences paired. Matched: lengths "
+        "within a fifth; balanced: mean of where the better one is longer and where it is shorter."
     )
     lines = ["# A panel of questions", "", said, ""]
     for setting in dict.fromkeys(r["setting"] for r in result["rows"]):

@@ -168,8 +168,8 @@ def page(result: dict[str, Any]) -> str:
     cells = [[_cell(row.get(key)) for key in keys] for row in result["rows"]]
     said = (
         f"`{result['command']}`; commit {result['commit']}, {result['judge']}, {result['device']}. "
-        f"{result['questions']} questions with four solutions each, {result['steps']:.1f} steps a solution. The pick is "
-        "the share of questions in which the best-scored solution is right; AUC is of all solutions, right against "
+        f"{result['questions']} questions with four solutions each, {result['steps']:.1f} steps a solution. The pick "
+        "is the share of questions in which the best-scored solution is right; AUC is of all solutions, right against "
         "wrong. 95 % intervals are bootstrap intervals over questions, differences paired."
     )
     return "\n".join(["# Steps as choosers among four solutions", "", said, "", *table(list(keys), cells), ""])

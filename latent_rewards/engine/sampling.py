@@ -65,8 +65,8 @@ def sample_answers(
 def _whole_states(model: PreTrainedModel) -> Iterator[None]:
     """The LM head gets states that lie side by side in memory.
 
-    Of a prompt it gets a slice, the last position of each text; for such, PyTorch multiplies text by text, and on CPU in
-    bfloat16 copies the head's weight for each: 0.5 GB a text of a judge with 1.5B parameters, and ten times the time.
+    Of a prompt it gets a slice, the last position of each text; of such PyTorch multiplies text by text, and on CPU in
+    bfloat16 copies the head's weight for each: 0.5 GB a text of a judge with 1.5B parameters.
     """
 
     def side_by_side(module: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
