@@ -83,7 +83,9 @@ EXTRA: dict[str, File] = {
     "extra/alpacaeval": File("alpacaeval", "Apache-2.0", 2600, 0, 2500),
     "extra/open_ended": File("open_ended", "Apache-2.0", 96, 0, 4000),
 }
-EVERY = FILES | RATED | EXTRA
+# For panels alone.
+PANEL: dict[str, File] = {"pairwise/ultrafeedback_sample": File("ultrafeedback", "none found", 1000, 0)}
+EVERY = FILES | RATED | EXTRA | PANEL
 
 
 @dataclass
@@ -230,7 +232,7 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument(
         "--cache", type=Path, help="cache of an evaluation with keep_layers, instead of the judge itself"
     )
-    parser.add_argument("--files", nargs="+", default=list(EVERY))
+    parser.add_argument("--files", nargs="+", default=[*FILES, *RATED, *EXTRA])
     return parser
 
 

@@ -388,6 +388,18 @@ def test_generate(make_judge: Any) -> None:
     assert tight.generate(prompt, ROWS, seed=0, **options) == [[None] * 3] * 4
 
 
+def test_the_head_gets_whole_states_while_answers_are_written(make_judge: Any) -> None:
+    """Of a slice of the states PyTorch would multiply text by text, and copy the head's weight for each on CPU."""
+    judge = make_judge("qwen2")
+    head, seen = judge.blocks.model.get_output_embeddings(), []
+    handle = head.register_forward_hook(lambda _, args, out: seen.append((args[0].shape[0], args[0].is_contiguous())))
+    for n, temperature in ((1, 0.0), (2, 1.0)):
+        judge.generate(JudgePrompt.load("likert5"), ROWS, n=n, temperature=temperature, max_new_tokens=3, seed=0)
+    handle.remove()
+    assert len(seen) >= 2 and all(whole for _, whole in seen) and {rows for rows, _ in seen} >= {len(ROWS)}
+    assert not head._forward_pre_hooks, "nothing is left behind"
+
+
 def test_generate_takes_no_settings_from_the_model(make_judge: Any) -> None:
     judge, prompt = make_judge("qwen2"), JudgePrompt.load("likert5")
 

@@ -1,0 +1,74 @@
+"""Readings of a judge in one compressed file, so that tables and fits are made again without it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from latent_rewards import HFJudge
+from latent_rewards.files.atomic import replacing
+
+Arrays = dict[str, np.ndarray]
+
+
+def save(path: Path, about: Mapping[str, Any], arrays: Arrays) -> None:
+    """Write arrays of N rows each and what they are; the file appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temp, temp.open("wb") as file:
+        np.savez_compressed(file, about=np.array(json.dumps(about)), **arrays)
+
+
+def load(path: Path) -> tuple[dict[str, Any], Arrays]:
+    """What `save` wrote."""
+    with np.load(path) as found:
+        arrays = {name: found[name] for name in found.files}
+    return json.loads(str(arrays.pop("about"))), arrays
+
+
+def load_all(paths: Sequence[Path]) -> tuple[dict[str, Any], Arrays]:
+    """Several parts as one, rows in the order of `index`; their seconds and rows are added up.
+
+    Raises:
+        ValueError: no file, parts of different things, or a row that stands in two of them.
+    """
+    if not paths:
+        raise ValueError("no file of readings")
+    parts = [load(path) for path in sorted(paths)]
+    same = [{k: v for k, v in about.items() if k not in ("part", "seconds", "rows")} for about, _ in parts]
+    if any(about != same[0] for about in same):
+        raise ValueError(f"{[p.name for p in sorted(paths)]} hold readings of different things")
+    arrays = join([arrays for _, arrays in parts])
+    if len(np.unique(arrays["index"])) < len(arrays["index"]):
+        raise ValueError(f"{[p.name for p in sorted(paths)]} hold the same rows twice")
+    order = np.argsort(arrays["index"], kind="stable")
+    sums = {key: sum(about[key] for about, _ in parts) for key in ("seconds", "rows")}
+    return same[0] | sums | {"parts": len(parts)}, {name: x[order] for name, x in arrays.items()}
+
+
+def join(parts: Sequence[Arrays]) -> Arrays:
+    """Rows of several sets of the same arrays, one after the other."""
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def part_of(text: str) -> tuple[int, int]:
+    """ "1/4" as the numbers 1 and 4: the second of four parts."""
+    number, _, count = text.partition("/")
+    if not (number.isdigit() and count.isdigit() and int(number) < int(count)):
+        raise ValueError(f"a part is written 0/4 to 3/4, got {text!r}")
+    return int(number), int(count)
+
+
+def circumstances(judge: HFJudge) -> dict[str, Any]:
+    """The judge and what it ran on, for the record; loads it."""
+    device = judge.blocks.device
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return {
+        "judge": judge.name, "revision": judge.revision, "arithmetic": judge.arithmetic, "device": where,
+        "torch": torch.__version__, "transformers": importlib.metadata.version("transformers"),
+    }  # fmt: skip
