@@ -10,7 +10,6 @@ first questions of each kind. Likert ratings are drawn from the exact label prob
 from __future__ import annotations
 
 import argparse
-import subprocess
 from itertools import groupby
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from latent_rewards.data.facts import Fact, facts
 from latent_rewards.evaluation.kept import KeepingJudge
 from latent_rewards.files.markdown import table
 from latent_rewards.files.outputs import to_json
+from latent_rewards.files.runs import commit
 from latent_rewards.judge.hf import Judge
 from latent_rewards.stats.bootstrap import mean_estimate
 
@@ -55,11 +55,10 @@ def main() -> None:
     scores = {name: read(name, judge, rows, args.batch) for name in SCORES}
     kinds = np.array([f["kind"] for f in rows])
     found = {name: figures(s, kinds) for name, s in scores.items()}
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     facts_of_run = {
         "judge": plain.name,
         "dtype": str(plain.blocks.model.dtype),
-        "commit": commit,
+        "commit": commit(),
         "questions": len(rows),
     }
     args.out.parent.mkdir(parents=True, exist_ok=True)
