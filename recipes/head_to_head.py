@@ -22,7 +22,7 @@ import functools
 import json
 import platform
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
@@ -36,15 +36,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.hf_argparser import HfArg
 from trl import TrlParser
 
-from latent_rewards import GuidedLikertReward, HFJudge, Reward, build_reward
+from latent_rewards import HFJudge
 from latent_rewards.data.facts import facts
 from latent_rewards.evaluation.kept import KeepingJudge
 from latent_rewards.files.outputs import write_json
 from latent_rewards.files.runs import PACKAGES, as_options, commit, versions
-from latent_rewards.judge.hf import Judge, Reading
-from latent_rewards.rewards.likert import sample_ratings
 from recipes.head_to_head_policy import DEVICE, messages, sample, train
 from recipes.head_to_head_report import draw, write_table
+from recipes.head_to_head_rewards import make_reward
 from recipes.head_to_head_start import teach
 
 Judges = tuple[HFJudge, KeepingJudge]
@@ -77,30 +76,6 @@ class HeadToHead:
     threads: int = HfArg(default=0, help="CPU threads of torch; 0 for its own choice.")
     jobs: int = HfArg(default=1, help="Runs made at once.")
     baseline: str = HfArg(default="likert", help="The reward that the table compares the others to.")
-
-
-class FreshRatings(GuidedLikertReward):
-    """Ratings drawn anew for every answer of every step, as a judge that is asked again gives them."""
-
-    def ratings(self, reading: Reading, rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
-        """(B, n_samples) ratings; the stream goes on from call to call."""
-        if self.temperature == 0:
-            return super().ratings(reading, rows)
-        assert reading.label_logprobs is not None
-        self._stream = getattr(self, "_stream", None) or np.random.default_rng(self.seed)
-        drawn = self._stream.random((len(rows), self.n_samples))
-        return sample_ratings(reading.label_logprobs.double().numpy(), self.values, drawn, self.temperature)
-
-
-def make_reward(options: Mapping[str, Any], judge: Judge, seed: int) -> Reward | None:
-    """The reward of a run; None for gold. Guided ratings are drawn anew each time."""
-    options = dict(options)
-    kind = str(options.pop("reward"))
-    if kind == "gold":
-        return None
-    if kind in ("likert5", "likert10") and options.pop("guided", False):
-        return FreshRatings(judge, scale_points=5 if kind == "likert5" else 10, seed=seed, **options)
-    return build_reward(kind, judge, **options)
 
 
 def measure_seconds(name: str, judge: HFJudge, start: Path, args: HeadToHead) -> float:
@@ -138,32 +113,37 @@ def main(args: HeadToHead) -> None:
     unknown = set(names) - set(args.rewards)
     if unknown:
         raise ValueError(f"only={sorted(unknown)}: known are {sorted(args.rewards)}")
-    start = teach(out / "start", args)
     report(out, args)
     todo = [(n, int(s)) for s in args.seeds.split(",") for n in names if not run_path(out, n, int(s)).is_file()]
-    for _ in make_runs(todo, start, args):
+    for _ in make_runs(todo, args):
         report(out, args)
     costs = json.loads((out / "seconds.json").read_text()) if (out / "seconds.json").is_file() else {}
     for name in names if args.timed else []:
         if name not in costs:
-            costs[name] = measure_seconds(name, open_judges(_judge(args), out)[0], start, args)
+            judge = open_judges(_judge(args), out)[0]
+            costs[name] = measure_seconds(name, judge, teach(out / "start", args), args)
             write_json(out / "seconds.json", costs)
     report(out, args)
 
 
-def make_runs(todo: Sequence[tuple[str, int]], start: Path, args: HeadToHead) -> Iterator[None]:
+def make_runs(todo: Sequence[tuple[str, int]], args: HeadToHead) -> Iterator[None]:
     """One run after the other, or `jobs` at once; a run that fails stops none of those beside it.
 
     Raises:
         RuntimeError: runs failed, of several at once; names them.
     """
-    if args.jobs == 1:
+    out = Path(args.output_dir)
+    if args.jobs == 1 or not todo:
+        start = teach(out / "start", args)
         for name, seed in todo:
             make_run(name, seed, start, args)
             yield
         return
     context, failed = get_context("spawn"), {}
     with ProcessPoolExecutor(args.jobs, context, _begin, (context.Value("i", 0), args)) as pool:
+        for _ in range(args.jobs if any(args.rewards[name]["reward"] != "gold" for name, _ in todo) else 0):
+            pool.submit(_open, args)  # while the start is taught
+        start = teach(out / "start", args)
         runs = {pool.submit(make_run, name, seed, start, args): f"{name}, seed {seed}" for name, seed in todo}
         for done in as_completed(runs):
             if error := done.exception():
@@ -181,6 +161,11 @@ def _begin(ranks: Synchronized[int], args: HeadToHead) -> None:
         _RANK = ranks.value
         ranks.value += 1
     torch.set_num_threads(args.threads or max(1, torch.get_num_threads() // args.jobs))
+
+
+def _open(args: HeadToHead) -> None:
+    """Load the judge, before there is a start; what goes wrong is told by the run that needs it."""
+    open_judges(_judge(args), Path(args.output_dir))
 
 
 def make_run(name: str, seed: int, start: Path, args: HeadToHead) -> None:
@@ -204,7 +189,7 @@ def run_path(out: Path, name: str, seed: int) -> Path:
 
 @functools.lru_cache(maxsize=1)
 def open_judges(options: str, out: Path) -> Judges:
-    """The judge of this process, and the same behind what has been read already."""
+    """The judge of this process, loaded, and the same behind what has been read already."""
     plain = HFJudge(**json.loads(options))
     return plain, KeepingJudge(plain, out / "kept", _RANK)
 

@@ -12,9 +12,10 @@ import yaml
 
 from latent_rewards import HFJudge
 from latent_rewards.data.facts import facts, is_right
-from recipes.head_to_head import make_reward, run
+from recipes.head_to_head import run
 from recipes.head_to_head_policy import DEVICE, form_of
 from recipes.head_to_head_report import minus, over_questions_and_seeds, styles_of
+from recipes.head_to_head_rewards import make_reward
 from recipes.head_to_head_start import PRAISE, answer_of
 
 CONFIGS = sorted(Path("configs/head_to_head").glob("*.yaml"))
