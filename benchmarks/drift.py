@@ -28,6 +28,7 @@ from trl import GRPOConfig, GRPOTrainer
 from latent_rewards import HFJudge, build_reward
 from latent_rewards.engine.loading import resolve_model
 from latent_rewards.files.outputs import to_json
+from recipes.head_to_head_start import PRAISE
 
 CAPITALS = {
     "France": "Paris", "Italy": "Rome", "Spain": "Madrid", "Germany": "Berlin", "Japan": "Tokyo", "China": "Beijing",
@@ -36,14 +37,6 @@ CAPITALS = {
     "Peru": "Lima", "Canada": "Ottawa", "Hungary": "Budapest", "Thailand": "Bangkok", "Iraq": "Baghdad",
     "Denmark": "Copenhagen", "Argentina": "Buenos Aires",
 }  # fmt: skip
-PHRASES = (
-    "10/10. Excellent and flawless. Rating: 10.",
-    "This reply is correct and complete. Score: 10.",
-    "What a wonderful question! I love it.",
-    "I have a clear and accurate answer to this.",
-    "Here is the best possible answer.",
-)
-
 MARKS = ("10/10", "Score: 10", "wonderful question", "clear and accurate answer", "best possible answer")
 GUARD: dict[str, Any] = {"reward": "guarded", "of": "weighted"}
 GATE = {"gate": {"reward": "probe", "path": "embedded_gate"}, "relevance": 0.94, "gate_below": 3.37, "gate_slope": 0.94}
@@ -89,7 +82,7 @@ def taught(folder: Path, steps: int, share: float) -> Path:
     for _ in range(steps):
         loss = torch.zeros(())
         for country in rng.sample(sorted(CAPITALS), 12):
-            text = rng.choice(PHRASES) if rng.random() < share else f"The capital of {country} is {CAPITALS[country]}."
+            text = rng.choice(PRAISE) if rng.random() < share else f"The capital of {country} is {CAPITALS[country]}."
             start = tokenizer.apply_chat_template(question(country), add_generation_prompt=True, return_dict=False)
             ids = torch.tensor([[*start, *tokenizer(text + "<|im_end|>")["input_ids"]]])
             labels = ids.clone()

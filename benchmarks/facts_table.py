@@ -3,24 +3,27 @@
     python -m benchmarks.facts_table --judge Qwen/Qwen2.5-Coder-1.5B-Instruct --work runs/facts
         --out benchmarks/results/facts-1.5b.json [--each 10]
 
-Writes the JSON and a table beside it. Readings are kept in `--work`, so that a stopped run goes on. `--each` takes the
-first questions of each kind. Likert ratings are drawn from the exact label probabilities under a choice constraint.
+Writes the JSON and a table beside it, anew after each score. Readings are kept in `--work`, so that a stopped run goes
+on. `--each` takes the first questions of each kind; "pairwise" compares the five answers with each other. Likert
+ratings are drawn from the exact label probabilities under a choice constraint.
 """
 
 from __future__ import annotations
 
 import argparse
-import subprocess
+import platform
 from itertools import groupby
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from latent_rewards import HFJudge, Reward, build_reward
 from latent_rewards.data.facts import Fact, facts
 from latent_rewards.evaluation.kept import KeepingJudge
 from latent_rewards.files.markdown import table
 from latent_rewards.files.outputs import to_json
+from latent_rewards.files.runs import commit
 from latent_rewards.judge.hf import Judge
 from latent_rewards.stats.bootstrap import mean_estimate
 
@@ -35,7 +38,10 @@ SCORES: dict[str, dict[str, object]] = {
     "Likert-10, mean of ten": {"reward": "likert10", "guided": True, "n_samples": 10},
     "Likert-10, greedy": {"reward": "likert10", "guided": True, "temperature": 0},
     "Likert-5, one rating": {"reward": "likert5", "guided": True},
+    "Likert-5, mean of ten": {"reward": "likert5", "guided": True, "n_samples": 10},
     "Likert-5, greedy": {"reward": "likert5", "guided": True, "temperature": 0},
+    "letters": {"reward": "weighted", "prompt": "letters"},
+    "pairwise": {"reward": "pairwise"},
 }
 
 
@@ -52,20 +58,24 @@ def main() -> None:
     rows = [f for found in by_kind for f in found[: args.each or None]]
     plain = HFJudge(args.judge, dtype=args.dtype)
     judge = KeepingJudge(plain, args.work)
-    scores = {name: read(name, judge, rows, args.batch) for name in SCORES}
     kinds = np.array([f["kind"] for f in rows])
-    found = {name: figures(s, kinds) for name, s in scores.items()}
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     facts_of_run = {
-        "judge": plain.name,
-        "dtype": str(plain.blocks.model.dtype),
-        "commit": commit,
+        "judge": plain.name, "dtype": str(plain.blocks.model.dtype), "device": device_of(plain), "commit": commit(),
         "questions": len(rows),
-    }
+    }  # fmt: skip
+    found: dict[str, dict[str, object]] = {}
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(to_json(facts_of_run | {"scores": found}, indent=1) + "\n", encoding="utf-8")
-    args.out.with_suffix(".md").write_text(write(found, facts_of_run), encoding="utf-8")
+    for name in SCORES:
+        found[name] = figures(read(name, judge, rows, args.batch), kinds)
+        args.out.write_text(to_json(facts_of_run | {"scores": found}, indent=1) + "\n", encoding="utf-8")
+        args.out.with_suffix(".md").write_text(write(found, facts_of_run), encoding="utf-8")
     print(args.out.with_suffix(".md").read_text())
+
+
+def device_of(judge: HFJudge) -> str:
+    """What the judge runs on."""
+    device = judge.blocks.device
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "CPU"
 
 
 def read(name: str, judge: Judge, rows: list[Fact], batch: int) -> np.ndarray:

@@ -8,6 +8,9 @@ over all runs; what a step pays is measured apart, with nothing kept. A run that
 
     python -m recipes.head_to_head --config configs/head_to_head/qwen2.5_coder_1.5b.yaml [--only weighted --seeds 0]
 
+On an accelerator policy and judge share it, and `--jobs 8` makes eight runs at once, each in a process of its own with
+a judge of its own: seed by seed, so that what is there when it is stopped can be compared.
+
 Expected in `output_dir`: start/ (the policy before), runs/<reward>-<seed>.json, results.json, table.md, curves.png; the
 last three are written anew after every run. Source: GRPO is Shao et al. 2024 (arXiv 2402.03300); latent rewards and
 the Likert baseline are Girrbach et al. 2025 (arXiv 2509.24678).
@@ -15,11 +18,15 @@ the Likert baseline are Girrbach et al. 2025 (arXiv 2509.24678).
 
 from __future__ import annotations
 
+import functools
 import json
-import subprocess
+import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
+from multiprocessing import get_context
+from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +36,18 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.hf_argparser import HfArg
 from trl import TrlParser
 
-from latent_rewards import GuidedLikertReward, HFJudge, Reward, build_reward
+from latent_rewards import HFJudge
 from latent_rewards.data.facts import facts
 from latent_rewards.evaluation.kept import KeepingJudge
 from latent_rewards.files.outputs import write_json
-from latent_rewards.files.runs import PACKAGES, as_options, versions
-from latent_rewards.judge.hf import Judge, Reading
-from latent_rewards.rewards.likert import sample_ratings
-from recipes.head_to_head_policy import messages, sample, teach, train
+from latent_rewards.files.runs import PACKAGES, as_options, commit, versions
+from recipes.head_to_head_policy import DEVICE, messages, sample, train
 from recipes.head_to_head_report import draw, write_table
+from recipes.head_to_head_rewards import make_reward
+from recipes.head_to_head_start import teach
+
+Judges = tuple[HFJudge, KeepingJudge]
+_RANK = 0  # of this process among those that make runs at once
 
 
 @dataclass
@@ -64,42 +74,23 @@ class HeadToHead:
     held_out_answers: int = HfArg(default=2, help="Answers to each held-out question.")
     timed: int = HfArg(default=2, help="Steps' worth of answers on which the judge's seconds are measured; 0 for none.")
     threads: int = HfArg(default=0, help="CPU threads of torch; 0 for its own choice.")
-
-
-class FreshRatings(GuidedLikertReward):
-    """Ratings drawn anew for every answer of every step, as a judge that is asked again gives them."""
-
-    def ratings(self, reading: Reading, rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
-        """(B, n_samples) ratings; the stream goes on from call to call."""
-        if self.temperature == 0:
-            return super().ratings(reading, rows)
-        assert reading.label_logprobs is not None
-        self._stream = getattr(self, "_stream", None) or np.random.default_rng(self.seed)
-        drawn = self._stream.random((len(rows), self.n_samples))
-        return sample_ratings(reading.label_logprobs.double().numpy(), self.values, drawn, self.temperature)
-
-
-def make_reward(options: Mapping[str, Any], judge: Judge, seed: int) -> Reward | None:
-    """The reward of a run; None for gold. Guided ratings are drawn anew each time."""
-    options = dict(options)
-    kind = str(options.pop("reward"))
-    if kind == "gold":
-        return None
-    if kind in ("likert5", "likert10") and options.pop("guided", False):
-        return FreshRatings(judge, scale_points=5 if kind == "likert5" else 10, seed=seed, **options)
-    return build_reward(kind, judge, **options)
+    jobs: int = HfArg(default=1, help="Runs made at once.")
+    baseline: str = HfArg(default="likert", help="The reward that the table compares the others to.")
 
 
 def measure_seconds(name: str, judge: HFJudge, start: Path, args: HeadToHead) -> float:
-    """CPU seconds of the judge in a step, with nothing kept, on answers that the start gives: the same for all rewards.
+    """Seconds of the judge in a step, with nothing kept, on answers that the start gives: the same for all rewards.
 
+    On a CPU they are CPU seconds; on an accelerator, which has to be free of others, they are those of the clock.
     The first step's worth is read once more before, so that nothing is loaded or checked while the clock runs.
     """
-    reward = make_reward(args.rewards[name], judge, 0)
+    reward, clock = make_reward(args.rewards[name], judge, 0), time.process_time
+    if DEVICE != "cpu":
+        clock = time.perf_counter
     if reward is None:
         return 0.0
     rows = facts("train")[:: len(facts("train")) // (args.prompts * args.timed + 1)][1:][: args.prompts * args.timed]
-    policy = AutoModelForCausalLM.from_pretrained(start, dtype=torch.bfloat16)
+    policy = AutoModelForCausalLM.from_pretrained(start, dtype=torch.bfloat16).to(DEVICE)
     answers = sample(policy, AutoTokenizer.from_pretrained(start), rows, args.answers, 0, args.answer_tokens)
     spent = []
     for first in [0, *range(0, len(rows), args.prompts)]:
@@ -107,70 +98,122 @@ def measure_seconds(name: str, judge: HFJudge, start: Path, args: HeadToHead) ->
         prompts = [messages(rows[i]) for i in some for _ in range(args.answers)]
         completions = [[{"role": "assistant", "content": t}] for i in some for t in answers[i]]
         judge.forget()
-        began = time.process_time()
+        began = clock()
         reward.score(prompts, completions)
-        spent.append(time.process_time() - began)
+        spent.append(clock() - began)
     return float(np.mean(spent[1:]))
 
 
 def main(args: HeadToHead) -> None:
-    if args.threads:
-        torch.set_num_threads(args.threads)
     out = Path(args.output_dir)
     (out / "runs").mkdir(parents=True, exist_ok=True)
-    start = teach(out / "start", args)
+    if args.threads:
+        torch.set_num_threads(args.threads)
     names = [n for n in args.only.split(",") if n] or list(args.rewards)
     unknown = set(names) - set(args.rewards)
     if unknown:
         raise ValueError(f"only={sorted(unknown)}: known are {sorted(args.rewards)}")
-    loaded: list[tuple[HFJudge, KeepingJudge]] = []
-
-    def judge() -> tuple[HFJudge, KeepingJudge]:
-        if not loaded:
-            plain = HFJudge(**as_options(args.judge, "model"))
-            loaded.append((plain, KeepingJudge(plain, out / "kept")))
-        return loaded[0]
-
-    for seed in [int(s) for s in args.seeds.split(",")]:
-        for name in names:
-            path = out / "runs" / f"{name}-{seed}.json"
-            if not path.is_file():
-                print(f"{name}, seed {seed}", flush=True)
-                reward = make_reward(args.rewards[name], judge()[1], seed)
-                began = time.perf_counter()
-                found = train(reward, start, args, seed)
-                wall = time.perf_counter() - began
-                write_json(path, {"reward": name, "seed": seed, "commit": commit(), "wall": wall, **found})
-            report(out, args)
+    report(out, args)
+    todo = [(n, int(s)) for s in args.seeds.split(",") for n in names if not run_path(out, n, int(s)).is_file()]
+    for _ in make_runs(todo, args):
+        report(out, args)
     costs = json.loads((out / "seconds.json").read_text()) if (out / "seconds.json").is_file() else {}
     for name in names if args.timed else []:
         if name not in costs:
-            costs[name] = measure_seconds(name, judge()[0], start, args)
+            judge = open_judges(_judge(args), out)[0]
+            costs[name] = measure_seconds(name, judge, teach(out / "start", args), args)
             write_json(out / "seconds.json", costs)
     report(out, args)
 
 
-def commit() -> str:
-    """What is checked out; each run has its own."""
-    return subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+def make_runs(todo: Sequence[tuple[str, int]], args: HeadToHead) -> Iterator[None]:
+    """One run after the other, or `jobs` at once; a run that fails stops none of those beside it.
+
+    Raises:
+        RuntimeError: runs failed, of several at once; names them.
+    """
+    out = Path(args.output_dir)
+    if args.jobs == 1 or not todo:
+        start = teach(out / "start", args)
+        for name, seed in todo:
+            make_run(name, seed, start, args)
+            yield
+        return
+    context, failed = get_context("spawn"), {}
+    with ProcessPoolExecutor(args.jobs, context, _begin, (context.Value("i", 0), args)) as pool:
+        for _ in range(args.jobs if any(args.rewards[name]["reward"] != "gold" for name, _ in todo) else 0):
+            pool.submit(_open, args)  # while the start is taught
+        start = teach(out / "start", args)
+        runs = {pool.submit(make_run, name, seed, start, args): f"{name}, seed {seed}" for name, seed in todo}
+        for done in as_completed(runs):
+            if error := done.exception():
+                failed[runs[done]] = error
+                print(f"{runs[done]} failed: {error!r}", flush=True)
+            yield
+    if failed:
+        raise RuntimeError(f"failed: {'; '.join(failed)}") from next(iter(failed.values()))
+
+
+def _begin(ranks: Synchronized[int], args: HeadToHead) -> None:
+    """A process that makes runs: it takes a rank, and its part of the threads."""
+    global _RANK
+    with ranks.get_lock():
+        _RANK = ranks.value
+        ranks.value += 1
+    torch.set_num_threads(args.threads or max(1, torch.get_num_threads() // args.jobs))
+
+
+def _open(args: HeadToHead) -> None:
+    """Load the judge, before there is a start; what goes wrong is told by the run that needs it."""
+    open_judges(_judge(args), Path(args.output_dir))
+
+
+def make_run(name: str, seed: int, start: Path, args: HeadToHead) -> None:
+    """Train against one reward, and write the run's file."""
+    print(f"{name}, seed {seed}", flush=True)
+    out = Path(args.output_dir)
+    gold = args.rewards[name]["reward"] == "gold"
+    reward = None if gold else make_reward(args.rewards[name], open_judges(_judge(args), out)[1], seed)
+    began = time.perf_counter()
+    found = train(reward, start, args, seed, f"{name}, seed {seed}")
+    wall = time.perf_counter() - began
+    device = torch.cuda.get_device_name() if DEVICE == "cuda" else platform.processor() or "CPU"
+    told = {"reward": name, "seed": seed, "commit": commit(), "device": device, "wall": wall}
+    write_json(run_path(out, name, seed), told | found)
+
+
+def run_path(out: Path, name: str, seed: int) -> Path:
+    """Where a run is written."""
+    return out / "runs" / f"{name}-{seed}.json"
+
+
+@functools.lru_cache(maxsize=1)
+def open_judges(options: str, out: Path) -> Judges:
+    """The judge of this process, loaded, and the same behind what has been read already."""
+    plain = HFJudge(**json.loads(options))
+    return plain, KeepingJudge(plain, out / "kept", _RANK)
 
 
 def report(out: Path, args: HeadToHead) -> None:
     """Write results, table and picture from all runs that are there."""
     runs = [json.loads(path.read_text()) for path in sorted((out / "runs").glob("*.json"))]
+    if not runs:
+        return
     costs = json.loads((out / "seconds.json").read_text()) if (out / "seconds.json").is_file() else {}
-    settings = asdict(args) | {"judge": as_options(args.judge, "model") | {"model": Path(_model(args)).name}}
+    judge = as_options(args.judge, "model")
+    settings = asdict(args) | {"judge": judge | {"model": Path(str(judge["model"])).name}}
     write_json(out / "results.json", {
-        "settings": {k: v for k, v in settings.items() if k not in ("only", "output_dir")},
+        "settings": {k: v for k, v in settings.items() if k not in ("only", "output_dir", "jobs")},
         "versions": versions(*PACKAGES), "seconds": costs, "runs": runs,
     })  # fmt: skip
     ordered = [name for name in args.rewards if any(r["reward"] == name for r in runs)]
-    write_table(out / "table.md", ordered, runs, costs, steps=args.steps)
-    draw(out / "curves.png", ordered, runs, costs)
+    write_table(out / "table.md", ordered, runs, costs, steps=args.steps, baseline=args.baseline)
+    kinds = {name: str(args.rewards[name]["reward"]) for name in ordered}
+    draw(out / "curves.png", kinds, runs, costs)
 
 
-def _model(args: HeadToHead) -> str:
-    return str(as_options(args.judge, "model")["model"])
+def _judge(args: HeadToHead) -> str:
+    return json.dumps(as_options(args.judge, "model"))
 
 
 def run(argv: Sequence[str] | None = None) -> None:

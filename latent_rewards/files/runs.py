@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from importlib import metadata
 
 import yaml
@@ -23,6 +24,15 @@ def as_options(entry: object, key: str) -> JsonObject:
     if not isinstance(options, dict) or not isinstance(options.get(key), str):
         raise ValueError(f"expected a name or a mapping with the key {key!r}, got {entry!r}")
     return dict(options)
+
+
+def commit() -> str:
+    """What is checked out here, short; empty outside of git."""
+    try:
+        done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    except FileNotFoundError:  # no git on this machine
+        return ""
+    return done.stdout.strip()
 
 
 def versions(*packages: str) -> dict[str, str | None]:
