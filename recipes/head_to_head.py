@@ -133,7 +133,9 @@ def make_runs(todo: Sequence[tuple[str, int]], args: HeadToHead) -> Iterator[Non
         RuntimeError: runs failed, of several at once; names them.
     """
     out = Path(args.output_dir)
-    if args.jobs == 1 or not todo:
+    if not todo:
+        return
+    if args.jobs == 1:
         start = teach(out / "start", args)
         for name, seed in todo:
             make_run(name, seed, start, args)
