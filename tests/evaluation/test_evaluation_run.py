@@ -242,7 +242,7 @@ def test_configs_name_what_there_is():
 
     arguments = runpy.run_path(str(ROOT / "recipes" / "evaluate.py"))["Arguments"]
     paths = sorted((ROOT / "configs" / "evaluate").glob("*.yaml"))
-    assert len(paths) == 8
+    assert len(paths) == 12
     for path in paths:
         text = path.read_text()
         assert text.startswith("# ") and f"--config configs/evaluate/{path.name}" in text.splitlines()[0]
