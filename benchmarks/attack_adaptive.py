@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -69,7 +70,8 @@ def main() -> None:
             for k, s in scores.items()
             if k != "honest"
         }
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    git = ["git", "rev-parse", "--short", "HEAD"] if shutil.which("git") else ["true"]
+    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
     found = {"judge": judge.name, "commit": commit, "prompts": len(rows), "success": results}
     args.out.write_text(to_json(found, indent=1) + "\n")
     print(json.dumps(results))

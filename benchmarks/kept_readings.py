@@ -1,9 +1,9 @@
-"""What an evaluation read of each text, taken out of its cache: label log-probabilities, and label logits of every layer.
+"""What an evaluation read of each text, out of its cache: label log-probabilities, and label logits of every layer.
 
     LATENT_REWARDS_DATA=<folder> python -m benchmarks.kept_readings runs/eval-summeval-1.5b --out layers.npz \
         --config configs/evaluate/summeval_1.5b.yaml
 
-So layers can be weighed anew, or contrasted with each other, without the judge. Layer logits are kept in half precision.
+So layers can be weighed anew, or contrasted with each other, without the judge. Layer logits are in half precision.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
     LATENT_REWARDS_DATA=<folder> python -m benchmarks.pairs_probe runs/eval-pairs-1.5b --out probe \
         --config configs/evaluate/pairs_1.5b.yaml
 
-In distribution: five folds over all sets, no prompt on both sides. Out of distribution: trained on all sets but those of
-the pair's own family. Layer and settings are those of `benchmarks.probe_fits`, chosen before on other data. Writes the
-scores of every item (`.npz`: benchmark, id, chosen and rejected) and the accuracies (`.json`).
+In distribution: five folds over all sets, no prompt on both sides. Out of distribution: trained on all sets but those
+of the pair's own family. Settings are those of `benchmarks.probe_fits`, chosen before on other data. Writes the scores
+of every item (`.npz`: benchmark, id, chosen and rejected) and the accuracies (`.json`).
 """
 
 from __future__ import annotations
