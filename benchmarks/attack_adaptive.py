@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -41,18 +42,27 @@ def texts_of(item: Item, other: Item) -> dict[str, str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, default=Path("configs/evaluate/attacks.yaml"))
-    parser.add_argument("--rewards", nargs="+", default=REWARDS)
+    parser.add_argument("--judge", help="instead of the configuration's")
+    parser.add_argument("--rewards", nargs="+", help="default: those of `REWARDS` that the configuration has, else all")
+    parser.add_argument("--items", type=int, help="of each benchmark; default the configuration's")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/attack-adaptive.json"))
     args = parser.parse_args()
-    config = EvaluateConfig(**yaml.safe_load(args.config.read_text()))
-    judge, specs = HFJudge(config.judge), config.specs()
+    given = yaml.safe_load(args.config.read_text())
+    options = given.pop("judge_kwargs", None) or {}
+    config = EvaluateConfig(**given)
+    judge, specs = HFJudge(args.judge or config.judge, **options), config.specs()
+    names = args.rewards or ([n for n in REWARDS if n in specs] if "weighted_relevant" in specs else list(specs))
     rows: list[tuple[Item, dict[str, str]]] = []
     for name in config.benchmarks:
-        items = benchmarks.load(name, config.limit, max_chars=config.max_chars).sample(config.robustness_items).items
+        items = (
+            benchmarks.load(name, config.limit, max_chars=config.max_chars)
+            .sample(args.items or config.robustness_items)
+            .items
+        )
         rows += [(i, texts_of(i, other)) for i, other in zip(items, items[1:] + items[:1], strict=True)]
     prompts, groups = [i.prompt for i, _ in rows], np.array([i.group for i, _ in rows])
     results = {}
-    for name in args.rewards:
+    for name in names:
         reward = build_spec(specs[name], judge, samples=config.samples, temperature=config.temperature)
         scores = {k: reward.score(prompts, [texts[k] for _, texts in rows]) for k in rows[0][1]}
         results[name] = {
@@ -60,8 +70,10 @@ def main() -> None:
             for k, s in scores.items()
             if k != "honest"
         }
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    args.out.write_text(to_json({"commit": commit, "prompts": len(rows), "success": results}, indent=1) + "\n")
+    git = ["git", "rev-parse", "--short", "HEAD"] if shutil.which("git") else ["true"]
+    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
+    found = {"judge": judge.name, "commit": commit, "prompts": len(rows), "success": results}
+    args.out.write_text(to_json(found, indent=1) + "\n")
     print(json.dumps(results))
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _SAME = (
     "output", "cache", "limit", "max_chars", "likert_limit", "samples", "resamples", "robustness_items",
-    "consistency_items", "stability",
+    "consistency_items", "stability", "per_prompt", "part", "read",
 )  # fmt: skip
 
 
@@ -31,6 +31,11 @@ def evaluate(
     cache: Annotated[Path | None, typer.Option(help="Folder of the cache; default OUTPUT/cache.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Most items of a benchmark.")] = None,
     max_chars: Annotated[int | None, typer.Option(min=1, help="Leave out items with longer texts.")] = None,
+    per_prompt: Annotated[int | None, typer.Option(min=1, help="Most items of one prompt.")] = None,
+    part: Annotated[
+        str | None, typer.Option(help="'2/4' reads the second of four parts into the cache, and gives no figures.")
+    ] = None,
+    read: Annotated[bool, typer.Option("--read/--no-read", help="No: figures of what the cache holds.")] = True,
     likert_limit: Annotated[int | None, typer.Option(min=1, help="Most items that Likert judges rate.")] = None,
     samples: Annotated[int, typer.Option(min=1, help="Ratings sampled per response.")] = 10,
     keep_layers: Annotated[str, typer.Option(help="Comma-separated layers whose states go to the cache.")] = "",

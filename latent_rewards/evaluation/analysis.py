@@ -76,7 +76,7 @@ class Analysis:
             "texts": sum(len(i.responses) for i in b.items), "over_limit": b.limited, "left_out": dict(b.left_out),
             "bad_rows": [asdict(r) for r in b.bad], "primary": self.primary,
             "scorers": {name: self._scorer(name) for name in self.columns},
-            "differences": self._differences(), "disagreements": self._disagreements(),
+            "differences": self.differences(self.primary), "disagreements": self._disagreements(),
         }  # fmt: skip
 
     def _estimate(self, metric: Metric, table: Table, groups: np.ndarray) -> Estimate:
@@ -146,19 +146,17 @@ class Analysis:
         means = [np.mean([c[:width] for c in group], axis=0).tolist() for group in (curves, oracle)]
         return {"n": list(range(1, width + 1)), "gold": means[0], "oracle": means[1]}
 
-    def _differences(self) -> list[Difference]:
-        """Paired differences of the primary metric, each on the items that both scorers have."""
-        metric, out = self.metrics[self.primary], []
+    def differences(self, name: str) -> list[Difference]:
+        """Paired differences of a metric, each on the items that both scorers have."""
+        metric, out = self.metrics[name], []
         known: dict[tuple[str, bytes], Estimate] = {}
         for a, b in itertools.combinations(self.columns, 2):
             rows = np.flatnonzero(self.tables[a].complete & self.tables[b].complete)
-            for name in (a, b):
-                if (name, rows.tobytes()) not in known:
-                    known[name, rows.tobytes()] = self._estimate(
-                        metric, self.tables[name].take(rows), self.groups[rows]
-                    )
+            for one in (a, b):
+                if (one, rows.tobytes()) not in known:
+                    known[one, rows.tobytes()] = self._estimate(metric, self.tables[one].take(rows), self.groups[rows])
             d = bootstrap.difference(known[a, rows.tobytes()], known[b, rows.tobytes()])
-            out.append(Difference(first=a, second=b, metric=self.primary, **d.to_dict()))
+            out.append(Difference(first=a, second=b, metric=name, **d.to_dict()))
         return out
 
     def _disagreements(self, count: int = 5) -> list[Disagreement]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from latent_rewards.evaluation import consistency, robustness, scorers, tables
-from latent_rewards.evaluation.benchmarks.rows import Benchmark
+from latent_rewards.evaluation.benchmarks.rows import Benchmark, Item
 from latent_rewards.evaluation.config import EvaluateConfig
 from latent_rewards.evaluation.readings import Readings, Rows
 from latent_rewards.evaluation.results import Consistency, Robustness
@@ -22,6 +23,8 @@ from latent_rewards.rewards.pairwise import PairwiseReward
 
 Rewards = Mapping[str, LatentReward]
 Job = tuple[str, int, Iterator[int]]
+
+SLICE = 8  # batches of texts that are read with all that is asked of them before the next ones
 
 
 def jobs(config: EvaluateConfig, readings: Readings, rewards: Rewards, sets: Sequence[Benchmark]) -> list[Job]:
@@ -36,6 +39,31 @@ def jobs(config: EvaluateConfig, readings: Readings, rewards: Rewards, sets: Seq
         work = readings.fill([(JudgePrompt.load("pairwise"), Need(labels=True))], rows)
         out.append(("compare", len(rows), work))
     return out
+
+
+def slices(sets: Sequence[Benchmark], batch: int) -> Iterator[list[Benchmark]]:
+    """All items in slices of at least `SLICE` batches of texts; a slice holds parts of the benchmarks.
+
+    Items come in the order of their prompts' hashes, whatever benchmark they are of, so any number of slices is a fair
+    sample of all. Those of one prompt stay together: they share it, and are compared with each other.
+    """
+    owners = sorted(
+        (
+            (hashlib.sha256(item.group.encode()).digest(), n, i)
+            for n, b in enumerate(sets)
+            for i, item in enumerate(b.items)
+        )
+    )
+    some: list[list[Item]] = [[] for _ in sets]
+    texts, last = 0, b""
+    for key, n, i in owners:
+        if key != last and texts >= SLICE * batch:
+            yield [replace(b, items=tuple(items)) for b, items in zip(sets, some, strict=True) if items]
+            some, texts = [[] for _ in sets], 0
+        some[n].append(sets[n].items[i])
+        texts, last = texts + len(sets[n].items[i].responses), key
+    if texts:
+        yield [replace(b, items=tuple(items)) for b, items in zip(sets, some, strict=True) if items]
 
 
 def label_work(

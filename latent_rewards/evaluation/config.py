@@ -22,6 +22,10 @@ class EvaluateConfig:
         cache: folder of the cache; one can serve many runs.
         limit: most items of a benchmark.
         max_chars: leave out items with more characters than this in prompt and longest response; counted in the report.
+        per_prompt: most items of one prompt, so that items are independent of each other; counted in the report.
+        part: "2/4" reads the second of four parts into the cache and gives no figures: so jobs without a launcher share
+            a run, each with the same settings and a part of its own.
+        read: False gives the figures of what the cache holds, and reads nothing.
         likert_limit: most items of a benchmark that Likert judges rate (they cost most); a sample of the others.
         samples: ratings a Likert judge samples per response.
         temperature: of that sampling.
@@ -46,6 +50,9 @@ class EvaluateConfig:
     cache: str | None = None
     limit: int | None = None
     max_chars: int | None = None
+    per_prompt: int | None = None
+    part: str | None = None
+    read: bool = True
     likert_limit: int | None = None
     samples: int = 10
     temperature: float = 0.7

@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from latent_rewards.files.cache import Cache, Part, content_key
 from latent_rewards.judge.fingerprint import judge_key, layout_of
-from latent_rewards.judge.hf import Judge, Need, Reading, Request, Row
+from latent_rewards.judge.hf import HFJudge, Judge, Need, Reading, Request, Row
 from latent_rewards.judge.prompts import JudgePrompt
 from latent_rewards.rewards.base import Reward
 from latent_rewards.rewards.likert import LikertReward
@@ -94,7 +94,7 @@ class Readings:
     def fetch(self, prompt: JudgePrompt, rows: Rows, need: Need) -> Reading:
         """A reading of all rows from the cache; NaN for rows that were not read."""
         keys = self._keys(prompt, rows)
-        got = {part: self._stack(keys, part) for part in _parts(need) if part != "reason"}
+        got = {part: self._stack(keys, part, prompt) for part in _parts(need) if part != "reason"}
         reasons = tuple("not read" if r is None else r[0] for r in self.cache.get(keys, "reason"))
         labels = got.get("labels")
         return Reading(
@@ -126,13 +126,20 @@ class Readings:
             self.cache.put([(key, part, known)], stage="stability", texts=len(rows), tokens=0, seconds=seconds)
         return known[0]
 
-    def _stack(self, keys: Sequence[bytes], part: str) -> torch.Tensor:
+    def _stack(self, keys: Sequence[bytes], part: str, prompt: JudgePrompt) -> torch.Tensor:
         values = self.cache.get(keys, part)
-        shape = next((v.shape for v in values if v is not None), (2,))
+        shape = next((v.shape for v in values if v is not None), None) or self._shape(part, prompt)
         if part == "target":  # as many tokens as each text has
             rows = [torch.full((1,), torch.nan) if v is None else torch.from_numpy(np.array(v)) for v in values]
             return pad_sequence(rows, batch_first=True, padding_value=torch.nan)
         return torch.from_numpy(np.stack([np.full(shape, np.nan, np.float32) if v is None else v for v in values]))
+
+    def _shape(self, part: str, prompt: JudgePrompt) -> tuple[int, ...]:
+        """Of a part of which nothing is there."""
+        labels = len(prompt.labels or ())
+        if part.startswith("layers:") and isinstance(self.judge, HFJudge):
+            return (self.judge.n_layers + 1, labels)
+        return (labels + 1,) if part == "labels" else (1,)
 
     def _keys(self, prompt: JudgePrompt, rows: Rows) -> list[bytes]:
         if prompt.hash not in self._layouts:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypedDict
+from typing import Literal, NotRequired, TypedDict
 
 from latent_rewards.files.types import JsonObject, Prompt
 from latent_rewards.stats.bootstrap import Figure
@@ -99,6 +99,15 @@ class KindSummary(TypedDict):
     scorers: dict[str, dict[str, Figure]]
 
 
+class Pooled(TypedDict):
+    """Pairs of several benchmarks as one: figures by scorer and metric, and paired differences of two metrics."""
+
+    benchmarks: list[str]
+    items: int
+    scorers: dict[str, dict[str, Figure]]
+    differences: list[Difference]
+
+
 class Edit(TypedDict):
     """What a harmless edit does: mean change in standard deviations of the scores, and share of orders that flip."""
 
@@ -147,12 +156,13 @@ class Cost(TypedDict):
 
 
 class Results(TypedDict):
-    """A run."""
+    """A run; `pooled` is None without several benchmarks of pairs, and missing in results of earlier versions."""
 
     schema: str
     run: JsonObject
     benchmarks: list[BenchmarkResult]
     summary: dict[str, KindSummary]
+    pooled: NotRequired[Pooled | None]
     stability: dict[str, dict[str, float | None]]
     robustness: dict[str, Robustness]
     consistency: dict[str, Consistency]

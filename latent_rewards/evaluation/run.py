@@ -15,7 +15,7 @@ import torch
 from tqdm.auto import tqdm
 
 from latent_rewards.engine.loading import default_device
-from latent_rewards.evaluation import benchmarks, checks, scorers, summary, tables
+from latent_rewards.evaluation import benchmarks, checks, scorers, scores, summary, tables
 from latent_rewards.evaluation.analysis import Analysis
 from latent_rewards.evaluation.benchmarks.rows import Benchmark
 from latent_rewards.evaluation.config import EvaluateConfig
@@ -50,15 +50,19 @@ def evaluate(config: EvaluateConfig, judge: Judge | None = None) -> Results | No
         judge: a judge of your own, instead of `config.judge`.
 
     Returns:
-        The results as plain data (see `latent_rewards.evaluation.report.write`); None on all processes but the first.
+        The results as plain data (see `latent_rewards.evaluation.report.write`); None on all processes but the first,
+        and where a part alone was read. The scores of all items are beside them, in `scores.jsonl.gz` of `output`.
 
     Raises:
-        ValueError: a reward or a benchmark that cannot be used; before anything is read.
+        ValueError: a reward, a benchmark or a part that cannot be used; before anything is read.
         FileNotFoundError: no such benchmark or prompt.
     """
     started = time.perf_counter()
-    rank, world = _processes()
-    sets = [benchmarks.load(name, config.limit, max_chars=config.max_chars) for name in config.benchmarks]
+    rank, world = _processes() if config.part is None else _part(config.part)
+    sets = [
+        benchmarks.load(name, config.limit, max_chars=config.max_chars, per_prompt=config.per_prompt)
+        for name in config.benchmarks
+    ]
     judge = judge or HFJudge(**({"model": config.judge} if isinstance(config.judge, str) else config.judge))
     rewards = {
         name: build_spec(spec, judge, samples=config.samples, temperature=config.temperature)
@@ -67,9 +71,11 @@ def evaluate(config: EvaluateConfig, judge: Judge | None = None) -> Results | No
     _check_judge(judge, rewards)
     cache = Cache(config.cache or Path(config.output) / "cache", rank)
     readings = Readings(judge, cache, batch=config.batch, rank=rank, world=world)
-    _fill(config, readings, rewards, sets, show=rank == 0)
-    _wait(world)
-    if rank != 0:
+    if config.read:
+        _fill(config, readings, rewards, sets, show=rank == 0)
+    if config.part is None:
+        _wait(world)
+    if rank != 0 or config.part is not None:
         cache.close()
         return None
     analyses = [
@@ -80,12 +86,14 @@ def evaluate(config: EvaluateConfig, judge: Judge | None = None) -> Results | No
         "run": _facts(config, judge, rewards),
         "benchmarks": [a.to_dict() for a in analyses],
         "summary": summary.summarise(analyses),
+        "pooled": summary.pooled(analyses),
         "stability": _stability(config, readings, _smooth(rewards), sets),
         "robustness": checks.robustness_results(config, readings, _latent(rewards), sets),
         "consistency": checks.consistency_results(config, readings, _smooth(rewards), sets),
         "cost": _cost(cache, started),
     }
     cache.close()
+    scores.write(analyses, Path(config.output) / scores.FILE)
     return results
 
 
@@ -107,10 +115,14 @@ def _fill(
     *,
     show: bool,
 ) -> None:
-    """Read and sample all that is missing, with a progress bar over the rows of each stage."""
+    """Read and sample all that is missing, with a progress bar over the rows.
+
+    Slice by slice of the items, each with all that is asked of it, so that a run that is cut off has whole items.
+    """
     jobs: list[checks.Job] = []
-    for wanted, rows in checks.label_work(rewards, sets, config.keep_layers):
-        jobs.append(("read " + "+".join(p.name for p, _ in wanted), len(rows), readings.fill(wanted, rows)))
+    for some in checks.slices(sets, config.batch):
+        for wanted, rows in checks.label_work(rewards, some, config.keep_layers):
+            jobs.append(("read " + "+".join(p.name for p, _ in wanted), len(rows), readings.fill(wanted, rows)))
     for reward in rewards.values():
         if isinstance(reward, LikertReward):
             rows = [r for b in sets for r in tables.texts(b.sample(config.likert_limit).items, reward)]
@@ -119,8 +131,9 @@ def _fill(
                 work = readings.fill_answers(reward, rows, greedy=True)
                 jobs.append((f"greedy {reward.prompt.name}", len(rows), work))
     jobs += checks.jobs(config, readings, _latent(rewards), sets)
-    for name, rows_of, work in jobs:
-        with tqdm(desc=name, total=rows_of, unit="row", disable=not show, mininterval=1.0) as bar:
+    with tqdm(total=sum(n for _, n, _ in jobs), unit="row", disable=not show, mininterval=1.0) as bar:
+        for name, _, work in jobs:
+            bar.set_description(name, refresh=False)
             for done in work:
                 bar.update(done)
 
@@ -130,6 +143,7 @@ def _stability(
 ) -> dict[str, dict[str, float | None]]:
     """See `stability.drift`, with a progress bar over rewards; empty where it was not asked for."""
     wanted = config.stability if config.stability is not None else _parameters(readings.judge) < LARGE
+    wanted = wanted and config.read
     shown = tqdm(rewards.items() if wanted else (), desc="stability", unit="reward", disable=not wanted)
     return {name: drift(reward, readings, sets) for name, reward in shown}
 
@@ -193,6 +207,14 @@ def _processes() -> tuple[int, int]:
 
     state = PartialState(cpu=default_device().type == "cpu")
     return state.process_index, state.num_processes
+
+
+def _part(text: str) -> tuple[int, int]:
+    """Rank and number of parts of "2/4"."""
+    number, _, parts = text.partition("/")
+    if not (number.isdigit() and parts.isdigit() and 1 <= int(number) <= int(parts)):
+        raise ValueError(f"part must be like '2/4', the second of four, got {text!r}")
+    return int(number) - 1, int(parts)
 
 
 def _wait(world: int) -> None:

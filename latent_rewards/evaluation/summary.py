@@ -1,12 +1,16 @@
-"""Over benchmarks: the mean of the comparing metric, of its length control, and of ties, for every scorer."""
+"""Over benchmarks: means of the comparing metric, its length control and ties, and all pairs as one benchmark."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from latent_rewards.evaluation.analysis import Analysis
+from latent_rewards.evaluation.benchmarks.rows import Benchmark
 from latent_rewards.evaluation.metrics import LENGTH_CONTROLLED
-from latent_rewards.evaluation.results import KindSummary
+from latent_rewards.evaluation.results import KindSummary, Pooled
+from latent_rewards.evaluation.scorers import Column
 from latent_rewards.stats.bootstrap import mean_of
 
 
@@ -25,3 +29,27 @@ def summarise(analyses: Sequence[Analysis]) -> dict[str, KindSummary]:
             },
         }
     return out
+
+
+def pooled(analyses: Sequence[Analysis]) -> Pooled | None:
+    """All pairs of all benchmarks as one, each pair weighing the same; None for fewer than two benchmarks of pairs.
+
+    Ratings and lists are not pooled: their gold is on scales of their own.
+    """
+    some = [a for a in analyses if a.benchmark.kind == "pair"]
+    if len(some) < 2:
+        return None
+    items = tuple(item for a in some for item in a.benchmark.items)
+    columns = {
+        name: Column(np.concatenate([a.columns[name].scores for a in some]))
+        for name in some[0].columns
+        if name != "length" and all(name in a.columns for a in some)
+    }
+    a = Analysis(Benchmark("pooled", "pair", items), columns, resamples=some[0].resamples, seed=some[0].seed)
+    metrics = [a.primary, LENGTH_CONTROLLED["pair"]]
+    return {
+        "benchmarks": [b.benchmark.name for b in some],
+        "items": len(items),
+        "scorers": {name: {m: e.to_dict() for m, e in a.estimates[name].items()} for name in a.columns},
+        "differences": [d for m in metrics for d in a.differences(m)],
+    }

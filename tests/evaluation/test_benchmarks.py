@@ -274,3 +274,23 @@ def test_long_texts_are_left_out_and_counted(tmp_path):
         benchmarks.load(f"{path}#few")
     with pytest.raises(ValueError, match="no item of at most 5 characters"):
         benchmarks.load(path, max_chars=5)
+
+
+def test_another_field_as_the_rating_and_few_items_of_a_prompt(tmp_path):
+    rows = [
+        {"id": str(i), "prompt": f"p{i // 4}", "response": f"r{i}", "score": 1.0, "scale": [1, 5],
+         "aspects": {"coherence": i % 5 + 1}}
+        for i in range(12)
+    ]  # fmt: skip
+    path = tmp_path / "rated.jsonl"
+    path.write_text("\n".join(map(json.dumps, [*rows, {**rows[0], "aspects": {}}])))
+    b = benchmarks.load(f"{path}:aspects.coherence")
+    assert [i.gold for i in b.items] == [(i % 5 + 1.0,) for i in range(12)] and b.gold_range == (1, 5)
+    assert [r.reason for r in b.bad] == ["no field 'aspects.coherence'"] and b.name.endswith(":aspects.coherence")
+    few = benchmarks.load(f"{path}:aspects.coherence", per_prompt=1)
+    assert len({i.group for i in few.items}) == len(few.items) == 3
+    assert few.left_out == {"more than 1 of a prompt": 9}
+    assert few.items == benchmarks.load(f"{path}:aspects.coherence", per_prompt=1).items
+    assert benchmarks.load(f"{path}:aspects.coherence#5").limited == 7
+    with pytest.raises(FileNotFoundError):
+        benchmarks.load("nowhere:score")

@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from latent_rewards import HFJudge, Request, build_reward
-from latent_rewards.evaluation import benchmarks, tables
+from latent_rewards.evaluation import benchmarks, checks, scores, summary, tables
 from latent_rewards.evaluation import run as run_module
 from latent_rewards.evaluation.analysis import Analysis
 from latent_rewards.evaluation.readings import Readings, judge_key
 from latent_rewards.evaluation.report import write as report
+from latent_rewards.evaluation.report.write import gaps
 from latent_rewards.evaluation.run import EvaluateConfig, evaluate
 from latent_rewards.evaluation.scorers import Column
 from latent_rewards.files.cache import Cache, content_key
@@ -241,7 +242,7 @@ def test_configs_name_what_there_is():
 
     arguments = runpy.run_path(str(ROOT / "recipes" / "evaluate.py"))["Arguments"]
     paths = sorted((ROOT / "configs" / "evaluate").glob("*.yaml"))
-    assert len(paths) == 8
+    assert len(paths) == 12
     for path in paths:
         text = path.read_text()
         assert text.startswith("# ") and f"--config configs/evaluate/{path.name}" in text.splitlines()[0]
@@ -464,3 +465,98 @@ def test_twenty_kills_and_the_same_result(model, tmp_path):
     told = json.loads(done.stdout.splitlines()[-1])
     assert told["killed"] == 20 and told["sizes"] > 3, told
     assert (tmp_path / "storm.json").read_text() == (tmp_path / "calm.json").read_text()
+
+
+def test_parts_fill_one_cache_and_figures_come_from_it_alone(model, tmp_path):
+    files = write(tmp_path, 40)
+    whole = evaluate(config(model, tmp_path / "whole", files, rewards=reward_options(model, "weighted", "verifier")))
+    options = {"rewards": reward_options(model, "weighted", "verifier"), "batch": 4, "stability": False}
+    for part in ("1/2", "2/2"):
+        assert evaluate(config(model, tmp_path / "parts", files, part=part, **options)) is None
+    assert {p.name for p in (tmp_path / "parts/cache").glob("*.sqlite")} == {"readings-0.sqlite", "readings-1.sqlite"}
+    judge = Refuses(HFJudge(model, device="cpu", dtype="float32"))
+    found = evaluate(config(model, tmp_path / "parts", files, **options), judge)
+    for one, other in zip(whole["benchmarks"], found["benchmarks"], strict=True):
+        for name in ("weighted", "verifier"):
+            figures = [b["scorers"][name]["metrics"][b["primary"]] for b in (one, other)]
+            assert figures[0] == pytest.approx(figures[1], abs=1e-6)
+    for wrong in ("3/2", "0/2", "2", "a/b"):
+        with pytest.raises(ValueError, match="part must be"):
+            evaluate(config(model, tmp_path / "parts", files, part=wrong))
+
+
+def test_a_run_that_was_cut_off_has_whole_items_and_gives_figures_of_them(model, tmp_path):
+    rows = [{"prompt": f"question {i}", "chosen": f"yes {i}", "rejected": f"no {i * i}"} for i in range(60)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    rewards = reward_options(model, "weighted") | {
+        "sure": {"reward": "contrastive", "of": {"reward": "verifier", "prompt": f"{model}/yes_no.yaml"}}
+    }
+    settings = config(model, tmp_path, [str(tmp_path / "pairs.jsonl")], rewards=rewards, batch=2)
+    judge, left = HFJudge(model, device="cpu", dtype="float32"), [24]
+
+    class Tires(Refuses):
+        def read(self, requests):
+            left[0] -= 1
+            if left[0] < 0:
+                raise KeyboardInterrupt
+            return self.judge.read(requests)
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(settings, Tires(judge))
+    settings.read = False
+    results = evaluate(settings, Refuses(judge))
+    pairs = results["benchmarks"][0]["scorers"]
+    n = {name: pairs[name]["metrics"]["accuracy"]["n"] for name in ("weighted", "sure", "length")}
+    assert 0 < n["sure"] <= n["weighted"] < 60 == n["length"]
+    assert n["weighted"] - n["sure"] <= 8, "both have the items of all slices but the last"
+    assert results["stability"] == {}
+
+
+def test_slices_keep_items_of_a_prompt_together_and_hold_all(tmp_path):
+    sets = [benchmarks.load(f) for f in write(tmp_path, 40)]
+    found = list(checks.slices(sets, 1))
+    assert len(found) == 6, "as many as there are prompts, since each has more than eight texts"
+    for some in found:
+        assert {b.kind for b in some} == {"pair", "rating", "list"}
+        assert len({i.group for b in some for i in b.items}) == 1
+    assert sum(len(b.items) for some in found for b in some) == 120
+    assert len(list(checks.slices(sets, 1000))) == 1 and not list(checks.slices([], 1))
+
+
+def test_scores_are_kept_item_by_item(model, tmp_path):
+    files = write(tmp_path)
+    results = evaluate(config(model, tmp_path, files, rewards=reward_options(model, "weighted")))
+    kept = scores.read(tmp_path / scores.FILE)
+    assert [k["benchmark"] for k in kept] == ["pairs"] * 8 + ["ratings"] * 8 + ["lists"] * 8
+    right = [np.sign(np.subtract(*k["scores"]["weighted"])) / 2 + 0.5 for k in kept[:8]]
+    assert np.mean(right) == results["benchmarks"][0]["scorers"]["weighted"]["metrics"]["accuracy"]["value"]
+    assert all(k["scores"]["length"] == k["lengths"] for k in kept)
+    judge = HFJudge(model, device="cpu", dtype="float32")
+    reward = build_reward("weighted", judge, **reward_options(model)["weighted"])
+    items = benchmarks.load(files[2]).items
+    direct = reward.score([items[5].prompt] * 4, list(items[5].responses))
+    np.testing.assert_allclose(kept[21]["scores"]["weighted"], direct, atol=1e-5)
+
+
+def test_all_pairs_as_one_benchmark(tmp_path):
+    rng = np.random.default_rng(0)
+    analyses = []
+    for name, n in (("a", 30), ("b", 10)):
+        rows = [
+            {"id": f"{name}{i}", "prompt": f"{name} {i}", "chosen": "x" * rng.integers(1, 9), "rejected": "y" * 5}
+            for i in range(n)
+        ]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        b = benchmarks.load(tmp_path / f"{name}.jsonl")
+        columns = {"s": Column(rng.normal(size=2 * n)), "t": Column(rng.normal(size=2 * n))}
+        analyses.append(Analysis(b, columns, resamples=100))
+    found = summary.pooled(analyses)
+    each = [a.estimates["s"]["accuracy"].value for a in analyses]
+    assert found["scorers"]["s"]["accuracy"]["value"] == pytest.approx((30 * each[0] + 10 * each[1]) / 40)
+    assert found["items"] == 40 and found["benchmarks"] == ["a", "b"]
+    assert found["scorers"]["length"]["accuracy_length_balanced"]["value"] == 0.5
+    gap = gaps(found["differences"], "accuracy_length_balanced")
+    s, t = (found["scorers"][n]["accuracy_length_balanced"]["value"] for n in "st")
+    assert gap["s", "t"]["value"] == pytest.approx(s - t) and gap["t", "s"]["value"] == pytest.approx(t - s)
+    assert gap["t", "s"]["low"] == -gap["s", "t"]["high"]
+    assert summary.pooled(analyses[:1]) is None

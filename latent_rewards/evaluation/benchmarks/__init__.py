@@ -38,13 +38,17 @@ from latent_rewards.evaluation.benchmarks.rows import BadRow, Benchmark, Item, K
 __all__ = ["BENCHMARKS", "BadRow", "Benchmark", "Item", "Kind", "expand", "load"]
 
 
-def load(spec: str | Path, limit: int | None = None, *, max_chars: int | None = None) -> Benchmark:
+def load(
+    spec: str | Path, limit: int | None = None, *, max_chars: int | None = None, per_prompt: int | None = None
+) -> Benchmark:
     """A benchmark by file, by name under $LATENT_REWARDS_DATA ("pairwise/autoj", "autoj"), or from `BENCHMARKS`.
 
     Args:
-        spec: "hub/name@revision" takes another revision than the pinned or newest one; "name#12" at most 12 items.
+        spec: "hub/name@revision" takes another revision than the pinned or newest one; "name#12" at most 12 items;
+            "name:aspects.coherence" rates by that field of the rows, in place of "score".
         limit: at most so many items, a fixed sample.
         max_chars: leave out items with more characters in prompt and longest response.
+        per_prompt: at most so many items of one prompt.
 
     Raises:
         FileNotFoundError: nothing has that name; lists what there is.
@@ -54,10 +58,13 @@ def load(spec: str | Path, limit: int | None = None, *, max_chars: int | None = 
     if own and not own.isdigit():
         raise ValueError(f"{spec!r}: what follows # must be a number of items")
     limits = [n for n in (limit, int(own) if own else None) if n is not None]
-    return _load(name).shorter_than(max_chars).sample(min(limits, default=None))
+    return _load(name).shorter_than(max_chars).per_prompt(per_prompt).sample(min(limits, default=None))
 
 
 def _load(text: str) -> Benchmark:
+    before, mark, field = text.rpartition(":")
+    if mark and not Path(text).exists() and (path := _file(before)) is not None:
+        return local.load(path, text, gold=field)
     if text.endswith((".jsonl", ".jsonl.gz", ".parquet")) or (Path(text) / "dataset_info.json").is_file():
         return local.load(text)
     name, _, revision = text.partition("@")
@@ -70,6 +77,10 @@ def _load(text: str) -> Benchmark:
             f"under LATENT_REWARDS_DATA ({local.names() or 'not set or empty'})"
         )
     return local.load(path, text)
+
+
+def _file(text: str) -> Path | None:
+    return Path(text) if Path(text).is_file() else local.find(text)
 
 
 def expand(specs: Sequence[str]) -> list[str]:

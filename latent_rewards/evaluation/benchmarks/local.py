@@ -7,17 +7,25 @@ are read as they are, see `latent_rewards.judge.layouts`.
 
 from __future__ import annotations
 
+import functools
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from latent_rewards.evaluation.benchmarks.rows import Benchmark, collect
 from latent_rewards.files.sources import numbered_rows
+from latent_rewards.files.types import Row
 
 _ENDINGS = (".jsonl", ".jsonl.gz", ".parquet")
 
 
-def load(path: str | Path, name: str | None = None) -> Benchmark:
+def load(path: str | Path, name: str | None = None, *, gold: str | None = None) -> Benchmark:
     """A benchmark from one file.
+
+    Args:
+        path: the file.
+        name: for reports; default the file's.
+        gold: field of the rows that holds the rating, in place of "score"; "aspects.coherence" is a field of a field.
 
     Raises:
         FileNotFoundError: no such file.
@@ -28,7 +36,20 @@ def load(path: str | Path, name: str | None = None) -> Benchmark:
         raise FileNotFoundError(f"no benchmark file {path}")
     if path.is_file() and not path.name.endswith(_ENDINGS):
         raise ValueError(f"{path}: a benchmark file ends in one of {', '.join(_ENDINGS)}")
-    return collect(name or _stem(path), numbered_rows(path), source=str(path))
+    if gold is None:
+        return collect(name or _stem(path), numbered_rows(path), source=str(path))
+    rated = functools.partial(_rated, field=gold)
+    return collect(name or _stem(path), numbered_rows(path), kind="rating", convert=rated, source=str(path))
+
+
+def _rated(row: Row, field: str) -> Row:
+    """The row with another field as its score."""
+    value: object = row
+    for key in field.split("."):
+        if not isinstance(value, Mapping) or key not in value:
+            raise ValueError(f"no field {field!r}")
+        value = value[key]
+    return {**row, "score": value}
 
 
 def find(name: str) -> Path | None:

@@ -54,9 +54,24 @@ class Benchmark:
         """At most `limit` items, chosen by a hash of their ids (not the first ones), in the order of the file."""
         if limit is None or len(self.items) <= limit:
             return self
-        order = sorted(range(len(self.items)), key=lambda i: hashlib.sha256(self.items[i].id.encode()).digest())
-        kept = sorted(order[:limit])
+        kept = sorted(self._by_hash()[:limit])
         return replace(self, items=tuple(self.items[i] for i in kept), limited=len(self.items) - limit)
+
+    def per_prompt(self, most: int | None) -> Benchmark:
+        """At most so many items of each prompt, chosen by a hash of their ids; the others count as left out."""
+        if most is None:
+            return self
+        seen: Counter[str] = Counter()
+        kept = []
+        for i in self._by_hash():
+            seen[self.items[i].group] += 1
+            if seen[self.items[i].group] <= most:
+                kept.append(i)
+        reason = {f"more than {most} of a prompt": len(self.items) - len(kept)}
+        return replace(self, items=tuple(self.items[i] for i in sorted(kept)), left_out={**self.left_out, **reason})
+
+    def _by_hash(self) -> list[int]:
+        return sorted(range(len(self.items)), key=lambda i: hashlib.sha256(self.items[i].id.encode()).digest())
 
     def shorter_than(self, characters: int | None) -> Benchmark:
         """Items whose prompt and longest response hold at most so many characters; the others count as left out.

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import get_args
 
 from latent_rewards.evaluation.report.html import page
 from latent_rewards.evaluation.report.plots import draw
-from latent_rewards.evaluation.results import BenchmarkResult, ConsistencyFigure, Results, Scorer
+from latent_rewards.evaluation.results import (
+    BenchmarkResult,
+    ConsistencyFigure,
+    Difference,
+    Pooled,
+    Results,
+    Scorer,
+)
 from latent_rewards.evaluation.verdict import verdict
 from latent_rewards.files.markdown import figure, table
 from latent_rewards.files.outputs import to_json
@@ -17,6 +25,7 @@ from latent_rewards.stats.bootstrap import Figure
 NAMES = {
     "accuracy": "Accuracy (ties half)",
     "accuracy_length_balanced": "Accuracy, length-balanced",
+    "accuracy_length_matched": "Accuracy, lengths within 10 %",
     "spearman": "Spearman",
     "spearman_length_partial": "Spearman, length partialled out",
     "ties": "Ties",
@@ -75,6 +84,8 @@ def markdown(results: Results) -> str:
         out += [f"## {KINDS[kind]}: mean over {', '.join(summary['benchmarks'])}", ""]
         rows = [[name, *(_cell(f[m]) for m in summary["metrics"])] for name, f in summary["scorers"].items()]
         out += _table(["scorer", *(NAMES.get(m, m) for m in summary["metrics"])], rows)
+    if pooled := results.get("pooled"):
+        out += _pooled(pooled)
     for b in results["benchmarks"]:
         out += [f"## {b['name']}", "", _about(b), ""]
         metrics = list(next(iter(b["scorers"].values()))["metrics"])
@@ -91,6 +102,36 @@ def markdown(results: Results) -> str:
     ]
     out += _table(["stage", "texts", "tokens", "seconds", "texts/s"], rows)
     return "\n".join(out)
+
+
+def _pooled(pooled: Pooled) -> list[str]:
+    """All pairs as one, with paired differences to ratings: to one, and to the mean of several."""
+    metrics = ("accuracy", "accuracy_length_balanced", "accuracy_length_matched", "ties")
+    rows = [[name, *(_cell(f[m]) for m in metrics), str(f["accuracy"]["n"])] for name, f in pooled["scorers"].items()]
+    out = [f"## Pairs: all {pooled['items']} of {len(pooled['benchmarks'])} benchmarks as one", ""]
+    out += _table(["scorer", *(NAMES.get(m, m) for m in metrics), "n"], rows)
+    ratings = [n for n in pooled["scorers"] if n.rpartition("/")[2] in ("one", "mean")]
+    for metric in ("accuracy", "accuracy_length_balanced") if ratings else ():
+        found = gaps(pooled["differences"], metric)
+        rows = [[n, *(_signed(found.get((n, r))) for r in ratings)] for n in pooled["scorers"] if n not in ratings]
+        out += [f"Paired differences of {NAMES[metric].lower()}:", ""]
+        out += _table(["scorer minus", *ratings], rows)
+    return out
+
+
+def gaps(differences: Iterable[Difference], metric: str) -> dict[tuple[str, str], Figure]:
+    """(first, second) -> first minus second of a metric, either way round."""
+    out: dict[tuple[str, str], Figure] = {}
+    for d in differences:
+        if d["metric"] == metric:
+            value, low, high = (x and -x for x in (d["value"], d["high"], d["low"]))
+            out[d["first"], d["second"]] = {"value": d["value"], "low": d["low"], "high": d["high"], "n": d["n"]}
+            out[d["second"], d["first"]] = {"value": value, "low": low, "high": high, "n": d["n"]}
+    return out
+
+
+def _signed(f: Figure | None) -> str:
+    return "-" if f is None else figure(f["value"], f["low"], f["high"], sign="+")
 
 
 def _checks(results: Results) -> list[str]:
