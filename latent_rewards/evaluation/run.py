@@ -78,9 +78,9 @@ def evaluate(config: EvaluateConfig, judge: Judge | None = None) -> Results | No
     if rank != 0 or config.part is not None:
         cache.close()
         return None
-    analyses = [
-        Analysis(b, _columns(config, readings, rewards, b), resamples=config.resamples, seed=config.seed) for b in sets
-    ]
+    scored = [(b, _columns(config, readings, rewards, b)) for b in sets]
+    scores.write(scored, Path(config.output) / scores.FILE)
+    analyses = [Analysis(b, columns, resamples=config.resamples, seed=config.seed) for b, columns in scored]
     results: Results = {
         "schema": SCHEMA,
         "run": _facts(config, judge, rewards),
@@ -93,7 +93,6 @@ def evaluate(config: EvaluateConfig, judge: Judge | None = None) -> Results | No
         "cost": _cost(cache, started),
     }
     cache.close()
-    scores.write(analyses, Path(config.output) / scores.FILE)
     return results
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypedDict
 
 import numpy as np
 
-from latent_rewards.evaluation.analysis import Analysis
+from latent_rewards.evaluation import tables
+from latent_rewards.evaluation.benchmarks.rows import Benchmark
+from latent_rewards.evaluation.scorers import Column
 from latent_rewards.files.outputs import to_json
 
 FILE = "scores.jsonl.gz"
@@ -29,21 +31,21 @@ class ItemScores(TypedDict):
     scores: dict[str, list[float | None]]
 
 
-def write(analyses: Sequence[Analysis], path: Path) -> None:
+def write(scored: Sequence[tuple[Benchmark, Mapping[str, Column]]], path: Path) -> None:
     """A line an item, by benchmark; a score that is missing is null. Nine digits: a float32 comes back as it was."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with gzip.open(path, "wt", encoding="utf-8") as file:
-        for analysis in analyses:
-            at = 0
-            for item in analysis.benchmark.items:
+        for benchmark, found in scored:
+            at, columns = 0, {**found, "length": tables.length_column(benchmark)}
+            for item in benchmark.items:
                 span = slice(at, at := at + len(item.responses))
                 line: ItemScores = {
-                    "benchmark": analysis.benchmark.name, "kind": analysis.benchmark.kind, "id": item.id,
+                    "benchmark": benchmark.name, "kind": benchmark.kind, "id": item.id,
                     "group": item.group, "subset": item.subset, "gold": list(item.gold),
                     "lengths": [len(r) for r in item.responses],
                     "scores": {
                         name: [None if np.isnan(s) else float(f"{s:.9g}") for s in column.scores[span]]
-                        for name, column in analysis.columns.items()
+                        for name, column in columns.items()
                     },
                 }  # fmt: skip
                 file.write(to_json(line) + "\n")

@@ -24,6 +24,9 @@ def spearman(x: np.ndarray, y: np.ndarray) -> float:
 def kendall_tau_b(x: np.ndarray, y: np.ndarray) -> float:
     """Kendall's tau-b of two (N,) arrays; NaN when either is constant."""
     # Otherwise the exact p-value, which nobody asked for, is computed too.
+    if len(x) == 2:  # of which scipy's p-value divides by zero
+        sign = float(np.sign(x[1] - x[0]) * np.sign(y[1] - y[0]))
+        return sign or math.nan
     return float(kendalltau(x, y, method="asymptotic").statistic) if len(x) > 1 else math.nan
 
 

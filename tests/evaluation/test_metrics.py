@@ -72,6 +72,12 @@ def test_correlations_equal_scipy(seed, levels):
     assert metrics.rating_pearson(t) == pearson(x, y)
 
 
+def test_kendall_of_two():
+    x = np.array([1.0, 2.0])
+    assert [kendall_tau_b(x, x), kendall_tau_b(x, -x)] == [1.0, -1.0]
+    assert math.isnan(kendall_tau_b(x, np.ones(2)))
+
+
 @pytest.mark.parametrize("f", [pearson, spearman, kendall_tau_b])
 def test_correlation_with_a_constant_is_nan(f):
     assert math.isnan(f(np.ones(4), np.arange(4.0)))
