@@ -100,8 +100,10 @@ def main() -> None:
         for dtype in args.dtypes:
             for way in ("transformers", "ours"):
                 told = subprocess.run(
-                    [sys.executable, "-W", "ignore", "-m", "benchmarks.load_cost", "--judge", args.judge]
-                    + ["--threads", str(args.threads), "--child", way, dtype],
+                    [
+                        *(sys.executable, "-W", "ignore", "-m", "benchmarks.load_cost", "--judge", args.judge),
+                        *("--threads", str(args.threads), "--child", way, dtype),
+                    ],
                     capture_output=True, text=True, check=True,
                 )  # fmt: skip
                 found.setdefault(dtype, {}).setdefault(way, []).append(json.loads(told.stdout.splitlines()[-1]))
