@@ -28,6 +28,7 @@ import numpy as np
 
 from benchmarks.contestants import CONTESTANTS
 from benchmarks.workloads import build, spread
+from latent_rewards.engine.loading import EMBEDDED
 from latent_rewards.engine.prefix_tree import build_tree
 from latent_rewards.files.outputs import to_json
 
@@ -293,6 +294,8 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--threads", type=int, default=1)
     p.add_argument("--rounds", type=int, default=5)
+    p.add_argument("--judge", default=EMBEDDED, help="folder of the judge; default the embedded one")
+    p.add_argument("--vllm-dtype", default="bfloat16", choices=["bfloat16", "float32"])
     p.add_argument("--limit", type=int, help="pairs per workload; default all")
     p.add_argument("--contestants", nargs="+", default=ROWS, choices=ROWS)
     p.add_argument("--plain-share", type=float, default=0.0625, help="share of the pairs for those that share nothing")
@@ -310,8 +313,9 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Build, start, measure, report."""
     args, began = arguments(argv), time.time()
-    path = build(args.runs, limit=args.limit)
-    work = json.loads(path.read_text())
+    path = build(args.runs, limit=args.limit, model=args.judge)
+    work = json.loads(path.read_text()) | {"dtype": args.vllm_dtype}
+    path.write_text(to_json(work))
     truth = reference(path, work, args.reference, args.threads)
     if args.gguf:
         path.write_text(to_json(work | {"gguf": str(args.gguf.resolve())}))
@@ -332,10 +336,11 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         ],
     }  # fmt: skip
     args.out.mkdir(parents=True, exist_ok=True)
-    stem = args.out / f"throughput-{cpu_kind()}-{args.threads}t"
+    of_judge = "" if args.judge == EMBEDDED else f"-{Path(args.judge).name}"
+    name = f"throughput-{cpu_kind()}-{args.threads}t{of_judge}"
     text = json.dumps(report, indent=1, default=lambda x: x.item() if isinstance(x, np.generic) else str(x))
-    stem.with_suffix(".json").write_text(text + "\n")
-    stem.with_suffix(".md").write_text(table(report))
+    (args.out / f"{name}.json").write_text(text + "\n")
+    (args.out / f"{name}.md").write_text(table(report))
     print(table(report))
     return report
 
