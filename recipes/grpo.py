@@ -262,7 +262,7 @@ def main(argv: list[str] | None = None) -> int:
     trainer.save_model()
     trainer.save_state()
     if main_process:
-        rate = judge.rows_read / judge.seconds if judge.seconds else 0.0
+        rate = judge.rows_read / judge.spent.total if judge.rows_read else 0.0
         timing = {"judge_pairs_per_s": rate, "seconds": time.perf_counter() - started}
         report(
             trainer, rewards, baseline, held_rows, [before, after], graded, completions=n, interrupted=interrupted,

@@ -61,7 +61,8 @@ def describe(judge: HFJudge, prompt: JudgePrompt) -> str:
         "thought": encoder.thinking,
         "prompt": f"{prompt.name}: {_labels(judge.trie(prompt), prompt, encoder.tokenizer)}",
     }
-    return "\n".join(_line(k, v) for k, v in {**facts, **_self_check(judge, prompt)}.items())
+    checked = _self_check(judge, prompt)
+    return "\n".join(_line(k, v) for k, v in {**facts, **checked, "time so far": str(judge.spent)}.items())
 
 
 @torch.no_grad()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import operator
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +30,7 @@ from latent_rewards.judge.prompts import JudgePrompt
 from latent_rewards.judge.readers import Readers
 from latent_rewards.judge.reading import Judge, Lens, Need, Reading, Request, Row
 from latent_rewards.judge.requests import in_halves
+from latent_rewards.judge.spent import Spent
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -41,7 +41,7 @@ __all__ = ["HFJudge", "Judge", "Lens", "Need", "Reading", "Request", "Row"]
 
 _SESSION_STATE = {
     "_lock", "_encoder", "_blocks", "_forward", "_tries", "_checked", "_told", "_memory", "_revision", "_facts",
-    "readers", "forwards", "rows_read", "seconds",
+    "readers", "forwards", "rows_read", "spent",
 }  # fmt: skip
 
 
@@ -134,7 +134,7 @@ class HFJudge(Judge):
         self._facts: dict[str, object] | None = None
         self.forwards = 0
         self.rows_read = 0
-        self.seconds = 0.0
+        self.spent = Spent()
 
     def __getstate__(self) -> dict[str, object]:
         if self._given is not None:
@@ -292,7 +292,8 @@ class HFJudge(Judge):
             ValueError: a row lacks a slot, or is too long with `on_overflow="error"`; the message has the row number.
             torch.OutOfMemoryError: a row alone is too much; more of them are read in halves.
         """
-        encoded = [self._encode(r.prompt, r.rows) for r in requests]
+        with self.spent.on("encoding"):
+            encoded = [self._encode(r.prompt, r.rows) for r in requests]
         keys = [content_key(r.prompt, e) for r, (e, _) in zip(requests, encoded, strict=True)]
         with self._lock:
             known, todo = self._memory.look(keys, [r.need for r in requests])
@@ -376,25 +377,24 @@ class HFJudge(Judge):
         """One forward over all parts, or several where memory does not last."""
         if not parts:
             return []
-        started, n = time.perf_counter(), max(len(part.reasons) for part in parts)
-        pieces = in_halves(functools.partial(self._forward_of, parts), n, self.name)
-        self.seconds += time.perf_counter() - started
+        longest = max(len(part.reasons) for part in parts)
+        pieces = in_halves(functools.partial(self._forward_of, parts), longest, self.name)
         self.rows_read += sum(len(part.reasons) for part in parts)
         return pieces[0] if len(pieces) == 1 else [Reading.join(same) for same in zip(*pieces, strict=True)]
 
     def _forward_of(self, whole: list[Part], first: int, end: int) -> list[Reading]:
         parts = [part.rows(first, end) for part in whole]
         work = plan(parts, self.blocks.n_layers)
-        states = States()
+        states, forward, device = States(), self.forward, self.blocks.device
         if work.sequences:
             self.forwards += 1
             wanted: dict[str, Any] = {"layers": work.layers, "final": work.final}
-            if isinstance(self.forward, InvariantForward):
-                wanted["cuts"] = work.cuts
-            else:
-                wanted |= {"head": work.head, "keepable": [at[1] + SLACK for at in work.cuts]}
-            states = self.forward.read(work.sequences, work.positions, **wanted)
-        return [
-            part.reading(self.blocks, slice_of(states, *span), alone=self.batch_invariant)
-            for part, span in zip(parts, work.spans, strict=True)
-        ]
+            shared = {"head": work.head, "keepable": [at[1] + SLACK for at in work.cuts]}
+            wanted |= {"cuts": work.cuts} if isinstance(forward, InvariantForward) else shared
+            with self.spent.on("forward", device):
+                states = forward.read(work.sequences, work.positions, **wanted)
+        with self.spent.on("readout", device):
+            return [
+                part.reading(self.blocks, slice_of(states, *span), alone=self.batch_invariant)
+                for part, span in zip(parts, work.spans, strict=True)
+            ]

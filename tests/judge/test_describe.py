@@ -1,14 +1,16 @@
 """The load report says what is used; a judge that is about to say something else than a label is told, once."""
 
 import logging
+import pickle
+from types import SimpleNamespace
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
-from latent_rewards import HFJudge, JudgePrompt, ProbabilityWeightedReward, Request
+from latent_rewards import HFJudge, JudgePrompt, Need, ProbabilityWeightedReward, Request
 from latent_rewards.cli.main import app
-from latent_rewards.judge import describe
+from latent_rewards.judge import describe, spent
 from latent_rewards.judge.reading import Reading
 
 ROW = {"prompt": "Name a prime.", "completion": "7"}
@@ -103,3 +105,17 @@ def test_the_self_check_compares_the_texts_that_were_read(make_judge):
     ))  # fmt: skip
     judge = make_judge("llama", max_length=n - 4, on_overflow="truncate")
     assert float(lines(judge.describe("verifier"))["plain forward"].split()[2]) < 1e-4
+
+
+def test_what_a_judge_spends_is_split(make_judge, monkeypatch):
+    judge, clock = make_judge("llama"), iter(range(1000))
+    prompt, rows = JudgePrompt.load("weighted"), [{"prompt": "Name a prime.", "completion": c} for c in ("7", "9")]
+    assert judge.forward.usable  # loading is not counted
+    monkeypatch.setattr(spent, "time", SimpleNamespace(perf_counter=lambda: float(next(clock))))
+    judge.read([Request(prompt, rows, Need(labels=True))])
+    assert (judge.spent.encoding, judge.spent.forward, judge.spent.readout) == (1, 1, 1)
+    judge.read([Request(prompt, rows, Need(labels=True))])  # remembered: encoded, no more
+    assert (judge.spent.encoding, judge.spent.forward, judge.spent.readout) == (2, 1, 1)
+    assert str(judge.spent) == "encoding 2.00 s (50%), forward 1.00 s (25%), readout 1.00 s (25%)"
+    assert lines(judge.describe(prompt))["time so far"].startswith("encoding 3.00 s") and judge.spent.forward == 2
+    assert pickle.loads(pickle.dumps(HFJudge("somewhere"))).spent.total == 0
