@@ -166,8 +166,10 @@ def _metrics(results: Results) -> figure.Figure:
     return figure
 
 
-def _histograms(results: Results) -> figure.Figure:
+def _histograms(results: Results) -> figure.Figure | None:
     pooled = pool_histograms(results)
+    if not pooled:  # nothing was read
+        return None
     figure, axes = _panels(len(pooled), 4, 2.6, 1.7)
     tint = colours(pooled)
     for ax, (name, h) in zip(axes, pooled.items(), strict=True):
