@@ -33,10 +33,8 @@ RESULTS = Path(__file__).parent / "results"
 
 def measure(judge: HFJudge, g: int, steps: int, tokens: int) -> dict[str, Any]:
     """Seconds of the median step and of the judge in it."""
-    rows = Dataset.from_list(
-        [{"prompt": [{"role": "user", "content": r["prompt"]}]} for r in open_ended()[: steps + 1]]
-    )
-    before = (judge.spent.encoding, judge.spent.forward, judge.spent.readout)
+    asked = [[{"role": "user", "content": row["prompt"]}] for row in open_ended()[: steps + 1]]
+    rows, before = Dataset.from_dict({"prompt": asked}), replace(judge.spent)
     with tempfile.TemporaryDirectory() as folder:
         trainer = GRPOTrainer(
             model=resolve_model("embedded"), reward_funcs=ProbabilityWeightedReward(judge), train_dataset=rows,
@@ -50,10 +48,7 @@ def measure(judge: HFJudge, g: int, steps: int, tokens: int) -> dict[str, Any]:
         )  # fmt: skip
         trainer.train()
     logs = [row for row in trainer.state.log_history if "step_time" in row][1:]
-    after = (judge.spent.encoding, judge.spent.forward, judge.spent.readout)
-    parts = dict(
-        zip(("encoding", "forward", "readout"), (a - b for a, b in zip(after, before, strict=True)), strict=True)
-    )
+    parts = {name: getattr(judge.spent, name) - s for name, s in asdict(before).items()}
     step = statistics.median(row["step_time"] for row in logs)
     judged = statistics.median(row["weighted/seconds"] for row in logs)
     return {

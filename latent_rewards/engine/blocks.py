@@ -158,6 +158,25 @@ def catch_inner(blocks: Blocks, layers: Sequence[int], pick: Callable[[Tensor], 
             handle.remove()
 
 
+class Stop(Exception):
+    """Leaves the decoder once the deepest wanted layer has run."""
+
+
+@contextlib.contextmanager
+def stop_after(blocks: Blocks, layer: int) -> Iterator[None]:
+    """While active, the decoder raises `Stop` after so many blocks; hooks that were there before have run."""
+
+    def stop(*_: object) -> None:
+        raise Stop
+
+    module: nn.Module = blocks.layers[max(layer, 1) - 1]
+    handle = module.register_forward_hook(stop)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
 def _not_finite(model: PreTrainedModel) -> str:
     """What to say of a judge whose logits are not numbers."""
     dtype = next(model.parameters()).dtype

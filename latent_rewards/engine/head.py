@@ -73,9 +73,10 @@ class Head:
         name, unit = type(self.model).__name__, self._unit(states)
         if self.why_own is None and self.weight.shape[-1] != states.shape[-1]:
             self.why_own = f"its rows are {self.weight.shape[-1]} wide, the decoder's states {states.shape[-1]}"
-        rows = self.rows(states) if self.why_own is None else None
+        some = _some_of(logits.shape[-1])
+        logits, rows = logits[:, some], self.rows(states, some.tolist()) if self.why_own is None else None
         try:
-            own: Tensor | None = self.own(states)
+            own: Tensor | None = self.own(states)[:, some]
         except _BYPASS_ERRORS as err:
             logger.debug("%s: its head does not run alone (%s)", name, err)
             own = None
@@ -90,7 +91,8 @@ class Head:
         if rows is not None:
             loudest = (3e4 / states.abs().max().float().clamp(min=1e-6)).item()
             loud = states * min(max(4.0, _LOUD / max(rows.abs().max().item(), 1e-6)), loudest)
-            if not (same_logits(rows, own, unit) and same_logits(self.rows(loud), self.own(loud), unit)):
+            loud_rows, loud_own = self.rows(loud, some.tolist()), self.own(loud)[:, some]
+            if not (same_logits(rows, own, unit) and same_logits(loud_rows, loud_own, unit)):
                 self.why_own = "its logits are more than the rows of its LM head times the state"
         if self.why_own is not None:
             logger.warning("%s: its own head is used (%s)", name, self.why_own)
@@ -178,6 +180,14 @@ class Head:
         weight = getattr(self.module, "weight", None)
         types = [states.dtype, weight.dtype if isinstance(weight, Tensor) else states.dtype]
         return max(torch.finfo(t).eps / 2 for t in types if t.is_floating_point)
+
+
+def _some_of(vocab: int, *, ends: int = 1024, between: int = 16_384) -> Tensor:
+    """Token ids to compare logits at: the first, the last, and some between them, or all of a small vocabulary."""
+    if vocab <= 2 * ends + between:
+        return torch.arange(vocab)
+    inner = torch.arange(ends, vocab - ends, (vocab - 2 * ends) // between)
+    return torch.cat([torch.arange(ends), inner, torch.arange(vocab - ends, vocab)])
 
 
 def same_logits(ours: Tensor, theirs: Tensor, unit: float) -> bool:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from latent_rewards.engine.attention import NAME, attention_forward, mask_forward
-from latent_rewards.engine.blocks import Blocks, States, catch_inner
+from latent_rewards.engine.blocks import Blocks, States, Stop, catch_inner, stop_after
 from latent_rewards.engine.schedule import Wanted
 from latent_rewards.engine.tree_plan import CannotShareError, CaughtKeysError, TreePlan, following
 
@@ -68,13 +68,13 @@ def packed(blocks: Blocks, pack: Pack, wanted: Wanted, *, few_rows: bool) -> Ite
         return hidden[0] if few and hidden.shape[1] == len(where) else hidden[0, where.to(hidden.device)]
 
     rows = _last_layer_for(blocks, depth, plan, where) if few else contextlib.nullcontext()
-    stop = contextlib.nullcontext() if wanted.final else _stop_after(blocks, depth)
+    stop = contextlib.nullcontext() if wanted.final else stop_after(blocks, depth)
     blocks.rope.reset()
     with _tree_attention(blocks), following(plan), catch_inner(blocks, wanted.layers, pick) as inner, stop, rows:
         call.states.inner = inner
         try:
             yield call
-        except _Stop:
+        except Stop:
             return
     if plan.layer != blocks.n_layers:
         raise CannotShareError(
@@ -82,23 +82,6 @@ def packed(blocks: Blocks, pack: Pack, wanted: Wanted, *, few_rows: bool) -> Ite
         )
     if wanted.final and call.hidden is not None:
         call.states.final = pick(call.hidden)
-
-
-class _Stop(Exception):
-    """Leaves the decoder once the deepest wanted layer has run."""
-
-
-@contextlib.contextmanager
-def _stop_after(blocks: Blocks, layer: int) -> Iterator[None]:
-    def stop(*_: object) -> None:
-        raise _Stop
-
-    module: nn.Module = blocks.layers[max(layer, 1) - 1]
-    handle = module.register_forward_hook(stop)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 @contextlib.contextmanager
@@ -138,7 +121,7 @@ class _FewRows(nn.Module):
         if plan.caught is None:
             raise CannotShareError("one of its layers does not use transformers' attention interface")
         if not len(self.rows):
-            raise _Stop
+            raise Stop
         plan.rows = self.rows.tolist()
         return block(*(_rows_of(x, self.rows, n) for x in (hidden, *args)),
                           **{k: _rows_of(x, self.rows, n) for k, x in kwargs.items()})  # fmt: skip

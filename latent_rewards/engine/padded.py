@@ -1,12 +1,13 @@
-"""The plain padded forward: whole texts, nothing shared."""
+"""The plain padded forward: whole texts, nothing shared, no layer deeper than asked for."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 
 import torch
 
-from latent_rewards.engine.blocks import Blocks, States, catch_inner
+from latent_rewards.engine.blocks import Blocks, States, Stop, catch_inner, stop_after
 
 
 @torch.no_grad()
@@ -76,6 +77,14 @@ def _forward(
     padded = {} if min(map(len, rows)) == width else {"attention_mask": mask}
     r_P = torch.tensor([w[0] for w in where], device=blocks.device)
     p_P = torch.tensor([w[1] for w in where], device=blocks.device)
-    with catch_inner(blocks, layers, lambda hidden: hidden[r_P.to(hidden.device), p_P.to(hidden.device)]) as inner:
-        last = blocks.decode(input_ids=ids, **padded)
-    return States(last[r_P.to(last.device), p_P.to(last.device)] if final else None, inner)
+    stop = contextlib.nullcontext() if final else stop_after(blocks, max(layers, default=0))
+
+    def pick(hidden: torch.Tensor) -> torch.Tensor:
+        return hidden[r_P.to(hidden.device), p_P.to(hidden.device)]
+
+    with catch_inner(blocks, layers, pick) as inner, stop:
+        try:
+            last = blocks.decode(input_ids=ids, **padded)
+        except Stop:
+            return States(None, inner)
+    return States(pick(last) if final else None, inner)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from latent_rewards.engine.schedule import Group, Wanted
 from latent_rewards.engine.tree_plan import CannotShareError
 
 _MOST = 0.3  # relative difference of states that no rounding explains
+_NUMBERS = ("layer_idx", "layer_id", "layer_number", "idx")
 _TELLING = ("window", "chunk", "block", "original_max", "scale", "topk", "local", "stride")
 
 
@@ -21,17 +22,23 @@ class ReadCheck:
     """Compares states with those of the model's plain forward of one text.
 
     At load with texts of 49 tokens, and windows and chunks of 16 where the model has longer ones, so that these show,
-    too; later, whenever a text is read that is more than twice as long as any so far or
-    crosses a number of the config that may change what the model does (a window, a chunk), with that text.
+    too, through as many layers as it takes to meet each kind of layer twice; later through all of them, whenever a text
+    is read that is more than twice as long as any so far or crosses a number of the config that may change what the
+    model does (a window, a chunk), with that text.
 
     Args:
         blocks: the judge.
+
+    Attributes:
+        at_load: the states that are compared at load.
     """
 
     def __init__(self, blocks: Blocks) -> None:
         self.blocks = blocks
         self._telling = sorted(set(_telling_numbers(blocks.config.to_dict())))
         self._longest = {"shared": 49, "padded": 49}
+        depth = _telling_depth(blocks.layers)
+        self.at_load = Wanted((), True) if depth == blocks.n_layers else Wanted((depth,), False)
 
     def fault(self, way: str, group: Group, states: States, layers: Sequence[int]) -> str:
         """What is wrong with states just read, if it is time to look; empty if nothing is.
@@ -58,7 +65,10 @@ class ReadCheck:
         return reason and f"{reason} on a text of {n} tokens"
 
     def difference(self, read: Callable[[list[list[int]], list[list[int]], int], States]) -> str:
-        """What keeps `read(sequences, positions, head)` of small texts from giving what each gives alone."""
+        """What keeps `read(sequences, positions, head)` of small texts from giving what each gives alone.
+
+        It gives the states that `at_load` wants.
+        """
         vocab = self.blocks.config.vocab_size
         head = [(7 * i + 3) % vocab for i in range(24)]
         sequences = [
@@ -69,7 +79,7 @@ class ReadCheck:
         sequences.append(head + sequences[0][30:32])
         positions = [[len(s) - 1] for s in sequences]
         alone = [0, 5, 6]
-        texts, at, wanted = [sequences[i] for i in alone], [positions[i] for i in alone], Wanted((), True)
+        texts, at, wanted = [sequences[i] for i in alone], [positions[i] for i in alone], self.at_load
         try:
             with _short_reach(self.blocks):
                 ours = _deepest(read(sequences, positions, len(head)))
@@ -172,6 +182,29 @@ def _deepest(states: States) -> Tensor:
 
 def _relative(ours: Tensor, plain: Tensor) -> float:
     return float((ours.float() - plain.float()).norm() / plain.float().norm())
+
+
+def _telling_depth(layers: Iterable[torch.nn.Module]) -> int:
+    """How many of the first layers hold each kind twice, or as often as there are."""
+    met: dict[str, int] = {}
+    depth = 0
+    for i, layer in enumerate(layers):
+        kind = _kind(layer)
+        met[kind] = met.get(kind, 0) + 1
+        depth = i + 1 if met[kind] <= 2 else depth
+    return depth
+
+
+def _kind(layer: torch.nn.Module) -> str:
+    """Modules of a layer, shapes of their weights, and their settings but for the layer's number."""
+    parts: list[object] = [(name, tuple(p.shape)) for name, p in layer.named_parameters()]
+    for name, module in layer.named_modules():
+        own = {
+            k: v for k, v in vars(module).items()
+            if isinstance(v, bool | int | float | str | None) and not k.startswith("_") and k not in _NUMBERS
+        }  # fmt: skip
+        parts.append((name, type(module).__qualname__, sorted(own.items())))
+    return repr(parts)
 
 
 def _telling_numbers(config: Mapping[str, object]) -> Iterator[int]:

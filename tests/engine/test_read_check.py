@@ -7,6 +7,7 @@ import transformers
 from latent_rewards.engine.blocks import Blocks, States
 from latent_rewards.engine.padded import read_states
 from latent_rewards.engine.read_check import ReadCheck
+from latent_rewards.engine.schedule import Group, Wanted
 from latent_rewards.engine.tree import TreeForward
 from latent_rewards.engine.ways import Ways
 
@@ -27,20 +28,72 @@ def deep():
 
 
 def strayed(states, size):
-    noise = torch.randn(states.final.shape, generator=torch.Generator().manual_seed(1))
-    return States((states.final.float() * (1 + size * noise)).to(states.final.dtype), {})
+    ((layer, x),) = states.inner.items()
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+    return States(None, {layer: (x.float() * (1 + size * noise)).to(x.dtype)})
 
 
 def reader(judge, size):
-    return lambda sequences, positions, head: strayed(read_states(judge, sequences, positions), size)
+    """Reads what the check at load compares, the states after two layers, and lets them stray."""
+    return lambda sequences, positions, head: strayed(
+        read_states(judge, sequences, positions, layers=(2,), final=False), size
+    )
 
 
 @pytest.mark.parametrize("size, told", [(0.0, False), (0.06, False), (0.25, True), (2.0, True)])
 def test_a_difference_is_held_against_rounding(deep, size, told):
-    judge = deep
-    reason = ReadCheck(judge).difference(reader(judge, size))
+    text = [(7 * i + 3) % 97 for i in range(120)]
+    group = Group(0, [text], [[119]], [0], [0])
+    final = read_states(deep, [text], [[119]]).final
+    noise = torch.randn(final.shape, generator=torch.Generator().manual_seed(1))
+    states = States((final.float() * (1 + size * noise)).to(final.dtype), {})
+    reason = ReadCheck(deep).fault("shared", group, states, ())
     assert bool(reason) is told
     assert not told or "where rounding explains" in reason
+
+
+def test_two_layers_in_a_deep_model_has_no_excuse_yet(deep):
+    check = ReadCheck(deep)
+    assert check.at_load.layers == (2,) and not check.at_load.final
+    assert not check.difference(reader(deep, 0.0)) and check.difference(reader(deep, 0.06))
+
+
+SMALL = {
+    "vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "head_dim": 8, "bos_token_id": None, "eos_token_id": None, "pad_token_id": None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("depth, config", [
+    (2, transformers.LlamaConfig(**SMALL, num_hidden_layers=7)),
+    (12, transformers.Gemma3TextConfig(**SMALL, num_hidden_layers=18, sliding_window=16)),  # every sixth sees all
+    (4, transformers.GptOssConfig(**SMALL, num_hidden_layers=8, sliding_window=16, num_local_experts=2)),
+    (8, transformers.Llama4TextConfig(  # chunks but for every fourth, experts in every second
+        **SMALL, num_hidden_layers=12, num_local_experts=2, interleave_moe_layer_step=2, intermediate_size_mlp=48,
+    )),
+    (3, transformers.Qwen2MoeConfig(  # the first without experts: there is no second of it
+        **SMALL, num_hidden_layers=6, num_experts=2, mlp_only_layers=[0], moe_intermediate_size=16,
+        shared_expert_intermediate_size=16,
+    )),
+])  # fmt: skip
+def test_the_check_at_load_meets_each_kind_of_layer_twice(depth, config):
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    assert ReadCheck(Blocks(model.eval())).at_load == Wanted((depth,), False)
+
+
+def test_a_fault_deeper_than_the_check_at_load_shows_with_the_first_text(caplog):
+    judge = blocks(torch.float32, 6)
+    alone = 130  # packs are of other lengths
+    judge.layers[4].register_forward_hook(lambda _m, _a, out: out if out.shape[1] == alone else out * 2)
+    tree = TreeForward(judge)
+    assert tree.usable
+    head = [(7 * i + 3) % 97 for i in range(100)]
+    texts = [[*head, *[(11 * i + b) % 97 for i in range(30)]] for b in range(4)]
+    at = [[len(text) - 1] for text in texts]
+    got = tree.read(texts, at)
+    assert not tree.usable and "shared prefixes do not work here" in caplog.text
+    want = read_states(judge, texts, at, batch_tokens=1)
+    torch.testing.assert_close(got.final, want.final, atol=1e-4, rtol=1e-4)
 
 
 def test_a_shallow_model_has_no_excuse():
