@@ -22,23 +22,18 @@ class ReadCheck:
     """Compares states with those of the model's plain forward of one text.
 
     At load with texts of 49 tokens, and windows and chunks of 16 where the model has longer ones, so that these show,
-    too, through as many layers as it takes to meet each kind of layer twice; later through all of them, whenever a text
-    is read that is more than twice as long as any so far or crosses a number of the config that may change what the
-    model does (a window, a chunk), with that text.
+    too, and the model cut to as many layers as it takes to meet each kind of layer twice; later with all of them,
+    whenever a text is read that is more than twice as long as any so far or crosses a number of the config that may
+    change what the model does (a window, a chunk), with that text.
 
     Args:
         blocks: the judge.
-
-    Attributes:
-        at_load: the states that are compared at load.
     """
 
     def __init__(self, blocks: Blocks) -> None:
         self.blocks = blocks
         self._telling = sorted(set(_telling_numbers(blocks.config.to_dict())))
         self._longest = {"shared": 49, "padded": 49}
-        depth = _telling_depth(blocks.layers)
-        self.at_load = Wanted((), True) if depth == blocks.n_layers else Wanted((depth,), False)
 
     def fault(self, way: str, group: Group, states: States, layers: Sequence[int]) -> str:
         """What is wrong with states just read, if it is time to look; empty if nothing is.
@@ -67,8 +62,16 @@ class ReadCheck:
     def difference(self, read: Callable[[list[list[int]], list[list[int]], int], States]) -> str:
         """What keeps `read(sequences, positions, head)` of small texts from giving what each gives alone.
 
-        It gives the states that `at_load` wants.
+        If anything is wrong with a model that is cut, which some are not made for, all layers are asked.
         """
+        depth = telling_depth(self.blocks.layers)
+        if depth < self.blocks.n_layers:
+            with _cut(self.blocks, depth):
+                if not self._difference_of_small(read):
+                    return ""
+        return self._difference_of_small(read)
+
+    def _difference_of_small(self, read: Callable[[list[list[int]], list[list[int]], int], States]) -> str:
         vocab = self.blocks.config.vocab_size
         head = [(7 * i + 3) % vocab for i in range(24)]
         sequences = [
@@ -79,7 +82,7 @@ class ReadCheck:
         sequences.append(head + sequences[0][30:32])
         positions = [[len(s) - 1] for s in sequences]
         alone = [0, 5, 6]
-        texts, at, wanted = [sequences[i] for i in alone], [positions[i] for i in alone], self.at_load
+        texts, at, wanted = [sequences[i] for i in alone], [positions[i] for i in alone], Wanted((), True)
         try:
             with _short_reach(self.blocks):
                 ours = _deepest(read(sequences, positions, len(head)))
@@ -184,7 +187,7 @@ def _relative(ours: Tensor, plain: Tensor) -> float:
     return float((ours.float() - plain.float()).norm() / plain.float().norm())
 
 
-def _telling_depth(layers: Iterable[torch.nn.Module]) -> int:
+def telling_depth(layers: Iterable[torch.nn.Module]) -> int:
     """How many of the first layers hold each kind twice, or as often as there are."""
     met: dict[str, int] = {}
     depth = 0
@@ -193,6 +196,18 @@ def _telling_depth(layers: Iterable[torch.nn.Module]) -> int:
         met[kind] = met.get(kind, 0) + 1
         depth = i + 1 if met[kind] <= 2 else depth
     return depth
+
+
+@contextlib.contextmanager
+def _cut(blocks: Blocks, depth: int) -> Iterator[None]:
+    """While active, the model ends after its first layers, with the norm and all else behind them as before."""
+    layers = blocks.layers
+    before = layers._modules
+    layers._modules = dict(list(before.items())[:depth])
+    try:
+        yield
+    finally:
+        layers._modules = before
 
 
 def _kind(layer: torch.nn.Module) -> str:

@@ -195,6 +195,6 @@ class TreeForward:
 
     def _read_small(self, sequences: list[list[int]], positions: list[list[int]], head: int) -> States:
         group = Group(0, list(sequences), positions, list(range(len(sequences))), [])
-        run, _ = TreeForward._plan(self, group, self.ways.check.at_load, head, None, None)
+        run, _ = TreeForward._plan(self, group, Wanted((), True), head, None, None)
         run.work(self.blocks)
         return self._taken(run)

@@ -105,9 +105,7 @@ class Ways:
             self.leave("padded", reason)
 
     def _read_padded(self, sequences: list[list[int]], positions: list[list[int]], _: int) -> States:
-        layers, final = self.check.at_load.layers, self.check.at_load.final
-        most = self.batch_tokens
-        return read_states(self.blocks, sequences, positions, layers=layers, final=final, batch_tokens=most)
+        return read_states(self.blocks, sequences, positions, batch_tokens=self.batch_tokens)
 
     def whole_texts(self, group: Group, way: Way) -> Group:
         """What is read of a group without sharing: texts up to each position, where what lies behind it matters."""

@@ -6,8 +6,7 @@ import transformers
 
 from latent_rewards.engine.blocks import Blocks, States
 from latent_rewards.engine.padded import read_states
-from latent_rewards.engine.read_check import ReadCheck
-from latent_rewards.engine.schedule import Group, Wanted
+from latent_rewards.engine.read_check import ReadCheck, telling_depth
 from latent_rewards.engine.tree import TreeForward
 from latent_rewards.engine.ways import Ways
 
@@ -28,34 +27,42 @@ def deep():
 
 
 def strayed(states, size):
-    ((layer, x),) = states.inner.items()
-    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
-    return States(None, {layer: (x.float() * (1 + size * noise)).to(x.dtype)})
+    noise = torch.randn(states.final.shape, generator=torch.Generator().manual_seed(1))
+    return States((states.final.float() * (1 + size * noise)).to(states.final.dtype), {})
 
 
 def reader(judge, size):
-    """Reads what the check at load compares, the states after two layers, and lets them stray."""
-    return lambda sequences, positions, head: strayed(
-        read_states(judge, sequences, positions, layers=(2,), final=False), size
-    )
+    return lambda sequences, positions, head: strayed(read_states(judge, sequences, positions), size)
 
 
 @pytest.mark.parametrize("size, told", [(0.0, False), (0.06, False), (0.25, True), (2.0, True)])
 def test_a_difference_is_held_against_rounding(deep, size, told):
-    text = [(7 * i + 3) % 97 for i in range(120)]
-    group = Group(0, [text], [[119]], [0], [0])
-    final = read_states(deep, [text], [[119]]).final
-    noise = torch.randn(final.shape, generator=torch.Generator().manual_seed(1))
-    states = States((final.float() * (1 + size * noise)).to(final.dtype), {})
-    reason = ReadCheck(deep).fault("shared", group, states, ())
+    judge = deep
+    reason = ReadCheck(judge).difference(reader(judge, size))
     assert bool(reason) is told
     assert not told or "where rounding explains" in reason
 
 
-def test_two_layers_in_a_deep_model_has_no_excuse_yet(deep):
-    check = ReadCheck(deep)
-    assert check.at_load.layers == (2,) and not check.at_load.final
-    assert not check.difference(reader(deep, 0.0)) and check.difference(reader(deep, 0.06))
+def test_all_layers_are_asked_only_if_the_first_differ(deep, monkeypatch):
+    depths = []
+    read = reader(deep, 0.0)
+    count = lambda *texts: depths.append(len(deep.layers)) or read(*texts)  # noqa: E731
+    assert not ReadCheck(deep).difference(count) and depths == [2]
+    assert len(deep.layers) == 64
+    read = reader(deep, 0.25)
+    assert ReadCheck(deep).difference(count) and depths == [2, 2, 64]
+
+
+def test_what_comes_after_the_layers_is_part_of_the_check():
+    """GPT-2 reshapes the last layer's states to all tokens of the text, so that layer cannot run for few rows."""
+    config = transformers.GPT2Config(vocab_size=97, n_embd=32, n_layer=6, n_head=4, bos_token_id=None, eos_token_id=None)
+    judge = Blocks(transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval())
+    tree = TreeForward(judge)
+    assert tree.usable and not tree.few_rows
+    texts = [[*range(60), *[(11 * i + b) % 97 for i in range(30)]] for b in range(4)]
+    at = [[len(text) - 1] for text in texts]
+    got, want = tree.read(texts, at), read_states(judge, texts, at, batch_tokens=1)
+    torch.testing.assert_close(got.final, want.final, atol=1e-4, rtol=1e-4)
 
 
 SMALL = {
@@ -78,7 +85,7 @@ SMALL = {
 ])  # fmt: skip
 def test_the_check_at_load_meets_each_kind_of_layer_twice(depth, config):
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    assert ReadCheck(Blocks(model.eval())).at_load == Wanted((depth,), False)
+    assert telling_depth(Blocks(model.eval()).layers) == depth
 
 
 def test_a_fault_deeper_than_the_check_at_load_shows_with_the_first_text(caplog):
