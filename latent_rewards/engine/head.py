@@ -71,9 +71,8 @@ class Head:
             ValueError: neither way gives the model's logits.
         """
         name, unit = type(self.model).__name__, self._unit(states)
-        if self.why_own is None and self.weight.shape[-1] != states.shape[-1]:
-            self.why_own = f"its rows are {self.weight.shape[-1]} wide, the decoder's states {states.shape[-1]}"
-        some = _some_of(logits.shape[-1])
+        self.why_own = self.why_own or self._why_not_shape(states, logits)
+        some, whole = _some_of(logits.shape[-1]), logits
         logits, rows = logits[:, some], self.rows(states, some.tolist()) if self.why_own is None else None
         try:
             own: Tensor | None = self.own(states)[:, some]
@@ -81,7 +80,7 @@ class Head:
             logger.debug("%s: its head does not run alone (%s)", name, err)
             own = None
         if own is None or not same_logits(own, logits, unit):
-            if rows is None or not same_logits(rows, logits, unit):
+            if rows is None or not (same_logits(rows, logits, unit) and self._no_row_apart(states, whole, unit)):
                 raise ValueError(
                     f"{name}: its logits do not follow from the decoder's last states "
                     f"({self.why_own or 'rows of the LM head do not give them'}), so this judge cannot be read; a "
@@ -92,10 +91,27 @@ class Head:
             loudest = (3e4 / states.abs().max().float().clamp(min=1e-6)).item()
             loud = states * min(max(4.0, _LOUD / max(rows.abs().max().item(), 1e-6)), loudest)
             loud_rows, loud_own = self.rows(loud, some.tolist()), self.own(loud)[:, some]
-            if not (same_logits(rows, own, unit) and same_logits(loud_rows, loud_own, unit)):
+            same = same_logits(rows, own, unit) and same_logits(loud_rows, loud_own, unit)
+            if not (same and self._no_row_apart(states, whole, unit)):
                 self.why_own = "its logits are more than the rows of its LM head times the state"
         if self.why_own is not None:
             logger.warning("%s: its own head is used (%s)", name, self.why_own)
+
+    def _why_not_shape(self, states: Tensor, logits: Tensor) -> str | None:
+        """Why the head's rows cannot be those of the logits, by their number and width; None where they can."""
+        rows, width = self.weight.shape
+        if width != states.shape[-1]:
+            return f"its rows are {width} wide, the decoder's states {states.shape[-1]}"
+        return None if rows == logits.shape[-1] else f"it has {rows} rows, its model {logits.shape[-1]} logits"
+
+    def _no_row_apart(self, states: Tensor, logits: Tensor, unit: float) -> bool:
+        """Whether no token's logit is something else than its row gives, masked for one: all rows, in their own type.
+
+        The rows in float32 tell more, but of a large vocabulary they are a sample (`_some_of`).
+        """
+        bias = None if self.bias is None else self.bias.to(self.weight)
+        ours = shape_logits(self.config, nn.functional.linear(states.to(self.weight), self.weight, bias).float())
+        return bool((logits.to(ours.device) - ours).abs().max() <= 2e-5 + 32 * unit * ours.abs().max())
 
     def logits(self, states: Tensor, ids: Sequence[int] | None = None) -> Tensor:
         """(P, len(ids)) logits, float32; (P, V) where `ids` is None."""

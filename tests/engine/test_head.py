@@ -196,6 +196,34 @@ def test_a_cap_that_small_logits_do_not_show(tokenizers: Any) -> None:
         torch.testing.assert_close(blocks.log_normaliser(loud), torch.logsumexp(logits, -1))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_large_vocabulary_hides_no_token_that_is_masked(dtype: torch.dtype) -> None:
+    """Rows are compared at a sample of tokens; one between them, or a width that is cut, must show all the same."""
+
+    class Masks(transformers.LlamaForCausalLM):
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            out = super().forward(*args, **kwargs)
+            out.logits = self.change(out.logits)
+            return out
+
+    def masked(logits: torch.Tensor) -> torch.Tensor:
+        return logits.index_fill(-1, torch.tensor([40_001]), torch.finfo(logits.dtype).min)
+
+    def cut(logits: torch.Tensor) -> torch.Tensor:
+        return logits[..., :-64]
+
+    torch.manual_seed(5)
+    model = Masks(transformers.LlamaConfig(vocab_size=80_000, **SIZES)).to(dtype).eval().requires_grad_(False)
+    assert 40_001 not in head_module._some_of(80_000)
+    for change, plain in ((lambda logits: logits, True), (masked, False), (cut, False)):
+        model.change = change
+        blocks, states = Blocks(model), torch.randn(3, 32).to(dtype)
+        blocks.self_check()
+        assert blocks.plain_head is plain
+        want = torch.logsumexp(change(model.lm_head(states)).float(), -1)
+        torch.testing.assert_close(blocks.log_normaliser(states), want, atol=1e-4 if plain else 1e-6, rtol=1e-3)
+
+
 def test_hooks_of_the_decoder_act_once(make_model: Any, tokenizers: Any) -> None:
     model = make_model("llama", tokenizers["digits"]).eval()
     model.model.register_forward_hook(lambda m, a, out: type(out)(last_hidden_state=out.last_hidden_state * 2))
