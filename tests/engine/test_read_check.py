@@ -55,7 +55,9 @@ def test_all_layers_are_asked_only_if_the_first_differ(deep, monkeypatch):
 
 def test_what_comes_after_the_layers_is_part_of_the_check():
     """GPT-2 reshapes the last layer's states to all tokens of the text, so that layer cannot run for few rows."""
-    config = transformers.GPT2Config(vocab_size=97, n_embd=32, n_layer=6, n_head=4, bos_token_id=None, eos_token_id=None)
+    config = transformers.GPT2Config(
+        vocab_size=97, n_embd=32, n_layer=6, n_head=4, bos_token_id=None, eos_token_id=None
+    )
     judge = Blocks(transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval())
     tree = TreeForward(judge)
     assert tree.usable and not tree.few_rows
