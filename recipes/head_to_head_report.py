@@ -27,7 +27,8 @@ def over_questions_and_seeds(values: np.ndarray, *, resamples: int = 2000) -> In
 
     Each draw takes questions, and of them seeds, with replacement: value = sum_s sum_q w_s v_q x_sq. Few seeds drawn
     from themselves spread too little, by (S - 1) / S in variance, so the weights w_s are stretched about 1 / S by the
-    root of its inverse. With one seed the interval is over questions alone.
+    root of its inverse. With one seed the interval is over questions alone. Where seeds differ most, it holds the truth
+    less often than it says: 76 % with two, 88 % with three.
 
     Args:
         values: (S, Q), one row a seed.

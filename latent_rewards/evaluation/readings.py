@@ -30,7 +30,8 @@ class Readings:
         cache: where readings are kept.
         batch: texts in one batch. Batches are cut from the whole list of texts, so a killed and resumed run reads
             the same batches as an undisturbed one, and gets bit-identical numbers.
-        rank: this process; it reads every `world`-th batch.
+        rank: this process; it reads every `world`-th batch, counted over all that is asked for, since one slice of a
+            run may have fewer batches than there are processes.
         world: number of processes.
     """
 
@@ -38,6 +39,7 @@ class Readings:
         self.judge, self.cache, self.batch, self.rank, self.world = judge, cache, batch, rank, world
         self.judge_key = judge_key(judge)
         self._layouts: dict[str, str] = {}
+        self._turn = 0
 
     def fill(self, work: Sequence[tuple[JudgePrompt, Need]], rows: Rows) -> Iterator[int]:
         """Read what is missing, all prompts of a batch in one forward; yields the number of texts after each batch."""
@@ -148,8 +150,9 @@ class Readings:
 
     def _batches(self, rows: Rows) -> Iterator[list[Mapping[str, object]]]:
         texts = list({content_key("", "", row): row for row in rows}.values())
-        for number, start in enumerate(range(0, len(texts), self.batch)):
-            if number % self.world == self.rank:
+        for start in range(0, len(texts), self.batch):
+            mine, self._turn = self._turn % self.world == self.rank, self._turn + 1
+            if mine:
                 yield texts[start : start + self.batch]
 
     def _tokens(self, prompt: JudgePrompt, rows: Rows) -> int:

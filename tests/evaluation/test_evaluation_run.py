@@ -485,6 +485,23 @@ def test_parts_fill_one_cache_and_figures_come_from_it_alone(model, tmp_path):
             evaluate(config(model, tmp_path / "parts", files, part=wrong))
 
 
+def test_parts_have_as_much_to_read_however_many_there_are(tmp_path):
+    from tests.contracts import FakeJudge
+
+    rows = [{"prompt": f"question {i}", "chosen": f"yes {i}", "rejected": f"no {i}"} for i in range(200)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    sets, read = [benchmarks.load(tmp_path / "pairs.jsonl")], []
+    for rank in range(12):
+        judge = FakeJudge()
+        readings = Readings(judge, Cache(tmp_path / "cache", rank), batch=4, rank=rank, world=12)
+        for some in checks.slices(sets, 4):
+            for wanted, texts in checks.label_work({"weighted": build_reward("weighted", judge)}, some):
+                read.append((rank, sum(readings.fill(wanted, texts))))
+        readings.cache.close()
+    shares = [sum(n for own, n in read if own == rank) for rank in range(12)]
+    assert sum(shares) == 400 and max(shares) - min(shares) <= 4, "a slice of nine batches has less than one for each"
+
+
 def test_a_run_that_was_cut_off_has_whole_items_and_gives_figures_of_them(model, tmp_path):
     rows = [{"prompt": f"question {i}", "chosen": f"yes {i}", "rejected": f"no {i * i}"} for i in range(60)]
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
