@@ -139,8 +139,10 @@ class Readings:
     def _shape(self, part: str, prompt: JudgePrompt) -> tuple[int, ...]:
         """Of a part of which nothing is there."""
         labels = len(prompt.labels or ())
-        if part.startswith("layers:") and isinstance(self.judge, HFJudge):
+        if isinstance(self.judge, HFJudge) and part.startswith("layers:"):
             return (self.judge.n_layers + 1, labels)
+        if isinstance(self.judge, HFJudge) and part.startswith("hidden:"):
+            return (self.judge.blocks.config.hidden_size,)
         return (labels + 1,) if part == "labels" else (1,)
 
     def _keys(self, prompt: JudgePrompt, rows: Rows) -> list[bytes]:

@@ -339,6 +339,19 @@ def test_states_are_kept_for_probes_that_come_later(model, tmp_path):
     assert results["cost"]["stages"]["read weighted"]["texts"] == len({json.dumps(r, sort_keys=True) for r in rows})
 
 
+def test_what_was_not_read_has_the_shape_of_what_is(model, tmp_path):
+    """A probe asks for the width of its states, also where a run was cut off before any of a benchmark was read."""
+    judge, rows = HFJudge(model, device="cpu", dtype="float32"), [{"prompt": "q", "completion": str(i)} for i in (1, 2)]
+    prompt = build_reward("weighted", judge, **reward_options(model)["weighted"]).prompt
+    need = Need(labels=True, hidden=frozenset({1}), layer_logits=frozenset({"normed"}))
+    kept, read = Readings(judge, Cache(tmp_path)).fetch(prompt, rows, need), judge.read([Request(prompt, rows, need)])[0]
+    for empty, full in (
+        (kept.label_logprobs, read.label_logprobs), (kept.hidden[1], read.hidden[1]),
+        (kept.layer_label_logits["normed"], read.layer_label_logits["normed"]),
+    ):  # fmt: skip
+        assert empty.shape == full.shape and empty.isnan().all()
+
+
 def test_two_processes_share_the_batches_and_the_cache(model, tmp_path):
     judge = HFJudge(model, device="cpu", dtype="float32")
     rows = [{"prompt": "q", "completion": str(i)} for i in range(20)]
