@@ -344,7 +344,8 @@ def test_what_was_not_read_has_the_shape_of_what_is(model, tmp_path):
     judge, rows = HFJudge(model, device="cpu", dtype="float32"), [{"prompt": "q", "completion": str(i)} for i in (1, 2)]
     prompt = build_reward("weighted", judge, **reward_options(model)["weighted"]).prompt
     need = Need(labels=True, hidden=frozenset({1}), layer_logits=frozenset({"normed"}))
-    kept, read = Readings(judge, Cache(tmp_path)).fetch(prompt, rows, need), judge.read([Request(prompt, rows, need)])[0]
+    kept = Readings(judge, Cache(tmp_path)).fetch(prompt, rows, need)
+    (read,) = judge.read([Request(prompt, rows, need)])
     for empty, full in (
         (kept.label_logprobs, read.label_logprobs), (kept.hidden[1], read.hidden[1]),
         (kept.layer_label_logits["normed"], read.layer_label_logits["normed"]),
