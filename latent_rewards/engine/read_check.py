@@ -22,9 +22,9 @@ class ReadCheck:
     """Compares states with those of the model's plain forward of one text.
 
     At load with texts of 49 tokens, and windows and chunks of 16 where the model has longer ones, so that these show,
-    too, and the model cut to as many layers as it takes to meet each kind of layer twice; later with all of them,
-    whenever a text is read that is more than twice as long as any so far or crosses a number of the config that may
-    change what the model does (a window, a chunk), with that text.
+    too, and the model cut to as many layers as it takes to meet each kind of layer twice; later with all that are read,
+    whenever a text is read through more of them than any so far, is more than twice as long, or crosses a number of the
+    config that may change what the model does (a window, a chunk), with that text.
 
     Args:
         blocks: the judge.
@@ -34,6 +34,9 @@ class ReadCheck:
         self.blocks = blocks
         self._telling = sorted(set(_telling_numbers(blocks.config.to_dict())))
         self._longest = {"shared": 49, "padded": 49}
+        depth = telling_depth(blocks.layers)
+        # Of a text alone, which no other text is packed with, and of several.
+        self._deepest = {(way, several): depth for way in self._longest for several in (False, True)}
 
     def fault(self, way: str, group: Group, states: States, layers: Sequence[int]) -> str:
         """What is wrong with states just read, if it is time to look; empty if nothing is.
@@ -45,10 +48,12 @@ class ReadCheck:
             layers: inner layers read.
         """
         i = group.longest
-        n, known = len(group.sequences[i]), self._longest[way]
-        if not group.targets or (n <= 2 * known and not any(known <= t < n for t in self._telling)):
+        n, known, several = len(group.sequences[i]), self._longest[way], len(group.sequences) > 1
+        depth = Wanted(tuple(layers), states.final is not None).depth(self.blocks.n_layers)
+        longer = n > 2 * known or any(known <= t < n for t in self._telling)
+        if not group.targets or not (longer or depth > self._deepest[way, several]):
             return ""
-        if way == "padded" and len(group.sequences) == 1:
+        if way == "padded" and not several:
             return ""  # nothing was padded
         at = group.positions[i][-1:]
         row = sum(map(len, group.positions[: i + 1])) - 1
@@ -56,6 +61,7 @@ class ReadCheck:
         wanted = Wanted(tuple(inner), states.final is not None)
         plain = self._alone([group.sequences[i]], [at], wanted)
         self._longest[way] = max(n, known)
+        self._deepest[way, several] = max(depth, self._deepest[way, several])
         reason = self._difference(_deepest(states)[row : row + 1], plain, [group.sequences[i]], [at], wanted)
         return reason and f"{reason} on a text of {n} tokens"
 

@@ -90,19 +90,37 @@ def test_the_check_at_load_meets_each_kind_of_layer_twice(depth, config):
     assert telling_depth(Blocks(model.eval()).layers) == depth
 
 
-def test_a_fault_deeper_than_the_check_at_load_shows_with_the_first_text(caplog):
+def short_texts():
+    """Texts of 60 tokens, hardly longer than those that are read at load."""
+    texts = [[*[(7 * i + 3) % 97 for i in range(40)], *[(11 * i + 5 * b) % 97 for i in range(20)]] for b in range(4)]
+    return texts, [[len(text) - 1] for text in texts]
+
+
+@pytest.mark.parametrize("before", ["nothing", "its first layers", "a text alone"])
+def test_a_fault_deeper_than_the_check_at_load_shows_with_the_first_texts(before, caplog):
+    texts, at = short_texts()
     judge = blocks(torch.float32, 6)
-    alone = 130  # packs are of other lengths
+    alone = 60  # packs are of other lengths
     judge.layers[4].register_forward_hook(lambda _m, _a, out: out if out.shape[1] == alone else out * 2)
     tree = TreeForward(judge)
+    if before == "its first layers":
+        tree.read(texts, at, layers=(2,), final=False)
+    if before == "a text alone":
+        tree.read(texts[:1], at[:1])
     assert tree.usable
-    head = [(7 * i + 3) % 97 for i in range(100)]
-    texts = [[*head, *[(11 * i + b) % 97 for i in range(30)]] for b in range(4)]
-    at = [[len(text) - 1] for text in texts]
     got = tree.read(texts, at)
     assert not tree.usable and "shared prefixes do not work here" in caplog.text
     want = read_states(judge, texts, at, batch_tokens=1)
     torch.testing.assert_close(got.final, want.final, atol=1e-4, rtol=1e-4)
+
+
+def test_texts_that_get_neither_longer_nor_deeper_cost_no_check(monkeypatch):
+    tree, asked, alone = TreeForward(blocks(torch.float32, 6)), [], ReadCheck._alone
+    monkeypatch.setattr(ReadCheck, "_alone", lambda self, *texts: asked.append(1) or alone(self, *texts))
+    texts, at = short_texts()
+    for _ in range(3):
+        tree.read(texts, at)
+    assert len(asked) == 1
 
 
 def test_a_shallow_model_has_no_excuse():

@@ -99,6 +99,12 @@ def close(ours: States, plain: States, atol: float = 5e-5) -> None:
         torch.testing.assert_close(rows, plain.inner[layer], rtol=1e-5, atol=atol)
 
 
+def warm_up(forward: TreeForward, sequences: Sequence[Sequence[int]]) -> None:
+    """Read other texts of these lengths, the first of which are compared with a plain forward."""
+    others = [[(i + 1) % VOCAB for i in s] for s in sequences]
+    forward.read(others, [[len(s) - 1] for s in others])
+
+
 def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [r.message for r in caplog.records if r.levelno >= logging.WARNING]
 
@@ -192,6 +198,7 @@ def test_the_deepest_block_runs_for_the_rows_that_are_read(llama: Blocks, deepes
     sequences = [[*head, c, *random_text(rng, 20)] for c in range(3)]
     positions = [[len(s) - 1, 80] for s in sequences]
     forward, ran = TreeForward(llama), []
+    warm_up(forward, sequences)
     handles = [
         block.mlp.register_forward_pre_hook(lambda _, args, i=i: ran.append((i, args[0].shape[1])))
         for i, block in enumerate(llama.layers, 1)
@@ -363,6 +370,8 @@ def test_memory_that_never_suffices_is_an_error(llama: Blocks) -> None:
 def test_batches_pack_to_the_budget(llama: Blocks) -> None:
     sequences, positions = with_labels(random_trees(14, prompts=5, completions=5))
     forward = TreeForward(llama, batch_tokens=128, min_saving=4)
+    warm_up(forward, sequences)
+    forward.tokens_run = 0
     seen: list[int] = []
     handle = llama.layers[0].register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[:2].numel()))
     try:
