@@ -18,12 +18,10 @@ import hashlib
 import itertools
 import logging
 import os
-import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
 from benchmarks import readings_file
 from benchmarks.probe_sample import read_jsonl
@@ -56,8 +54,6 @@ FILES = {
 }  # fmt: skip
 WIDTH = max(f.width for f in FILES.values())
 POINTWISE, EVERYBODY = "weighted", "everybody"
-
-logger = logging.getLogger(__name__)
 
 
 def lists(folder: Path, share: float = 1.0) -> list[dict[str, Any]]:
@@ -111,23 +107,8 @@ def read(judge: HFJudge, rows: list[dict[str, Any]], index: np.ndarray) -> Array
 
 def collect(args: argparse.Namespace) -> Path:
     """Read the lists of a part; the file of its readings."""
-    torch.set_num_threads(args.threads)
-    number, count = readings_file.part_of(args.part)
-    judge = HFJudge(args.judge, dtype=args.dtype, batch_tokens=args.batch_tokens)
     rows = lists(Path(os.environ["LATENT_REWARDS_DATA"]), args.share)
-    index = np.arange(number, len(rows), count)
-    path = args.root / f"anchors-{judge.name}-{number}of{count}.npz"
-    about = {"part": args.part, "lists": len(rows), **readings_file.circumstances(judge)}
-    parts: list[Arrays] = []
-    seconds = 0.0
-    for start in range(0, len(index), args.shard):
-        some, began = index[start : start + args.shard], time.perf_counter()
-        parts.append(read(judge, [rows[i] for i in some], some))
-        seconds += time.perf_counter() - began
-        done = start + len(some)
-        readings_file.save(path, about | {"seconds": seconds, "rows": done}, readings_file.join(parts))
-        logger.info("%s: %d of %d lists, %.1f s", path.name, done, len(index), seconds)
-    return path
+    return readings_file.read_in_shards(args, "anchors", rows, read)
 
 
 def consistency(arrays: Arrays) -> dict[str, Any]:

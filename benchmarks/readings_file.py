@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import json
-from collections.abc import Mapping, Sequence
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from latent_rewards import HFJudge
 from latent_rewards.files.atomic import replacing
 
 Arrays = dict[str, np.ndarray]
+logger = logging.getLogger(__name__)
 
 
 def save(path: Path, about: Mapping[str, Any], arrays: Arrays) -> None:
@@ -62,6 +66,38 @@ def part_of(text: str) -> tuple[int, int]:
     if not (number.isdigit() and count.isdigit() and int(number) < int(count)):
         raise ValueError(f"a part is written 0/4 to 3/4, got {text!r}")
     return int(number), int(count)
+
+
+def read_in_shards(
+    args: argparse.Namespace, kind: str, rows: Sequence[Any], read: Callable[[HFJudge, list[Any], np.ndarray], Arrays]
+) -> Path:
+    """Read every so many-th row with the judge of a command line, and save what is there after each shard.
+
+    Args:
+        args: of the command line: judge, dtype, batch_tokens, threads, part, root, shard.
+        kind: what is read, the beginning of the file's name.
+        rows: of all parts.
+        read: gives the arrays of some rows and their places among all.
+
+    Returns:
+        The file.
+    """
+    torch.set_num_threads(args.threads)
+    number, count = part_of(args.part)
+    judge = HFJudge(args.judge, dtype=args.dtype, batch_tokens=args.batch_tokens)
+    index = np.arange(number, len(rows), count)
+    path: Path = args.root / f"{kind}-{judge.name}-{number}of{count}.npz"
+    about = {"part": args.part, "of": len(rows), **circumstances(judge)}
+    parts: list[Arrays] = []
+    seconds = 0.0
+    for start in range(0, len(index), args.shard):
+        some, began = index[start : start + args.shard], time.perf_counter()
+        parts.append(read(judge, [rows[i] for i in some], some))
+        seconds += time.perf_counter() - began
+        done = sum(len(part["index"]) for part in parts)
+        save(path, about | {"seconds": seconds, "rows": done}, join(parts))
+        logger.info("%s: %d of %d, %.1f s", path.name, start + len(some), len(index), seconds)
+    return path
 
 
 def circumstances(judge: HFJudge) -> dict[str, Any]:

@@ -15,7 +15,6 @@ import argparse
 import hashlib
 import logging
 import os
-import time
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +36,6 @@ FILE = "listwise/gsm8k_solutions"
 STEPS, WHOLE = ("progress", "step_correct"), ("weighted", "verifier")
 MOST_STEPS = 24  # no solution of the file has more
 RANDOM, LONGEST = "random", "longest"
-
-logger = logging.getLogger(__name__)
 
 
 def questions(folder: Path, most: int | None) -> list[dict[str, Any]]:
@@ -82,28 +79,13 @@ def read(judge: HFJudge, rows: list[dict[str, Any]], index: np.ndarray) -> Array
 
 def collect(args: argparse.Namespace) -> Path:
     """Read the questions of a part; the file of its readings."""
-    torch.set_num_threads(args.threads)
-    number, count = readings_file.part_of(args.part)
-    judge = HFJudge(args.judge, dtype=args.dtype, batch_tokens=args.batch_tokens)
     rows = questions(Path(os.environ["LATENT_REWARDS_DATA"]), args.questions)
-    index = np.arange(number, len(rows), count)
-    path = args.root / f"steps-{judge.name}-{number}of{count}.npz"
-    about = {"part": args.part, "questions": len(rows), **readings_file.circumstances(judge)}
-    parts: list[Arrays] = []
-    seconds = 0.0
-    for start in range(0, len(index), args.shard):
-        some, began = index[start : start + args.shard], time.perf_counter()
-        parts.append(read(judge, [rows[i] for i in some], some))
-        seconds += time.perf_counter() - began
-        done = sum(len(part["index"]) for part in parts)
-        readings_file.save(path, about | {"seconds": seconds, "rows": done}, readings_file.join(parts))
-        logger.info("%s: %d of %d questions, %.1f s", path.name, start + len(some), len(index), seconds)
-    return path
+    return readings_file.read_in_shards(args, "steps", rows, read)
 
 
 def scores(arrays: Arrays) -> dict[str, np.ndarray]:
     """(N,) scores of every way to read a solution, higher is better."""
-    values = {name: JudgePrompt.load(name).labels.values for name in (*STEPS, *WHOLE)}  # type: ignore[union-attr]
+    values = {name: JudgePrompt.load(name).labels.values for name in (*STEPS, *WHOLE)}
     out = {LONGEST: arrays["length"].astype(float)}
     for name in WHOLE:
         of = readouts.log_odds if name == "verifier" else readouts.expected_rating

@@ -181,14 +181,14 @@ QUESTIONS = [
 
 def test_steps_that_are_kept_give_the_scores_of_the_reward() -> None:
     judge = FakeJudge()
-    arrays = step_choice.read(judge, QUESTIONS, np.array([0, 2, 4]))  # type: ignore[arg-type]
+    arrays = step_choice.read(judge, QUESTIONS, np.array([0, 2, 4]))
     assert arrays["steps"].tolist() == [3, 1, 2] * 3 and arrays["list"].tolist() == [0] * 3 + [2] * 3 + [4] * 3
     found = step_choice.scores(arrays)
     prompts = [q["prompt"] for q in QUESTIONS for _ in range(3)]
     replies = [r for q in QUESTIONS for r in q["responses"]]
     for name in step_choice.STEPS:
         for how in ("last", "min", "mean", "product", "rise"):
-            reward = StepReward(judge, prompt=name, split="lines", aggregate=how)  # type: ignore[arg-type]
+            reward = StepReward(judge, prompt=name, split="lines", aggregate=how)
             np.testing.assert_allclose(found[f"{name}, {how}"], reward.score(prompts, replies), rtol=1e-5, atol=1e-6)
     whole = ProbabilityWeightedReward(judge).score(prompts, replies)
     np.testing.assert_allclose(found["weighted"], whole, rtol=1e-5)
@@ -215,7 +215,7 @@ def test_lists_give_what_the_pairwise_reward_gives() -> None:
         {"id": "l", "prompt": "p", "source": "s", "responses": [f"reply {i}" for i in range(5)], "gold": [*range(5)]},
         {"id": "m", "prompt": "q", "source": "s", "responses": [f"other {i}" for i in range(3)], "gold": [1, 0, 0]},
     ]  # fmt: skip
-    arrays = anchors.read(judge, lists, np.array([0, 1]))  # type: ignore[arg-type]
+    arrays = anchors.read(judge, lists, np.array([0, 1]))
     first, rated = arrays["first"][0, :5, :5].astype(float), arrays["weighted"][0, :5].astype(float)
     d, replies = (first - first.T) / 2, lists[0]["responses"]
     everybody = PairwiseReward(judge).score(["p"] * 5, replies)
