@@ -116,6 +116,18 @@ def pairwise_judge_base() -> type:
     return base
 
 
+def keep_gradients_finite() -> None:
+    """For training in this process: attention without cuDNN, where its backward gives NaN.
+
+    So it does on Hopper cards from torch 2.11 on, with a mask and 64 tokens more than a multiple of 128
+    (pytorch#196678, trl#7181); one such batch makes all weights NaN. PyTorch's other kernels take its place.
+    """
+    import torch
+
+    if (release("torch") or (0, 0)) >= (2, 11):
+        torch.backends.cuda.enable_cudnn_sdp(False)
+
+
 @functools.cache
 def warn_if_untested() -> None:
     """Say once a process which of the installed versions lie outside the tested range."""

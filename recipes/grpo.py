@@ -38,6 +38,7 @@ from trl.data_utils import is_conversational
 from trl.models import unwrap_model_for_generation
 
 from latent_rewards import HFJudge, Reward, build_reward
+from latent_rewards.compat import keep_gradients_finite
 from latent_rewards.data import open_ended
 from latent_rewards.data.prompts import load_prompts
 from latent_rewards.engine.loading import EMBEDDED, resolve_model
@@ -227,6 +228,7 @@ def main(argv: list[str] | None = None) -> int:
     # TRL 1.16 still sets the old name by default.
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)
     options, training, model = make_parser().parse_args_and_config(argv)
+    keep_gradients_finite()
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     where = options.dataset_name, options.dataset_config, options.dataset_split
