@@ -46,6 +46,7 @@ from latent_rewards.files.outputs import write_json
 from latent_rewards.files.runs import as_options
 from latent_rewards.files.types import JsonObject
 from recipes.grpo_report import (
+    NEXT,
     HeldOut,
     draw_curves,
     draw_histograms,
@@ -201,7 +202,8 @@ def report(
     rate = f"{timing['judge_pairs_per_s']:.1f}" if timing["judge_pairs_per_s"] else "-"
     print(
         f"\n{table}\n\njudge: {rate} pairs/s; whole run {timing['seconds']:.0f} s"
-        f"\nfiles: {folder}/  (table.txt, results.json, held_out.jsonl, run.json and two PNG files)",
+        f"\nfiles: {folder}/  (table.txt, results.json, held_out.jsonl, run.json and two PNG files)"
+        + (f"\n{NEXT}" if embedded else ""),
         flush=True,
     )
 
