@@ -1,7 +1,7 @@
 """How well each reading of a judge knows the fact set: the right answer against four wrong ones, by kind of question.
 
     python -m benchmarks.facts_table --judge Qwen/Qwen2.5-Coder-1.5B-Instruct --work runs/facts
-        --out benchmarks/results/facts-1.5b.json [--each 10]
+        --out benchmarks/results/facts-1.5b.json [--each 10] [--scores weighted pairwise]
 
 Writes the JSON and a table beside it, anew after each score. Readings are kept in `--work`, so that a stopped run goes
 on. `--each` takes the first questions of each kind; "pairwise" compares the five answers with each other. Likert
@@ -33,6 +33,10 @@ WRONG = ("fact", "prose", "hedge", "filler")
 SCORES: dict[str, dict[str, object]] = {
     "weighted": {"reward": "weighted"},
     "weighted, hardened prompt": {"reward": "weighted", "prompt": "weighted_hardened"},
+    "weighted, asked as Likert-10": {
+        "reward": "weighted",
+        "prompt": "likert10_guided",
+    },  # so that the words are the same
     "weighted less no task": {"reward": "contrastive", "of": "weighted"},
     "verifier": {"reward": "verifier"},
     "verifier less no task": {"reward": "contrastive", "of": "verifier"},
@@ -53,6 +57,7 @@ def main() -> None:
     parser.add_argument("--judge", required=True)
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--each", type=int, default=0, help="questions of each kind; 0 for all")
+    parser.add_argument("--scores", nargs="*", default=list(SCORES), choices=list(SCORES))
     parser.add_argument("--batch", type=int, default=6, help="questions read at once")
     parser.add_argument("--work", type=Path, default=Path("runs/facts"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/facts.json"))
@@ -69,7 +74,7 @@ def main() -> None:
     found: dict[str, dict[str, object]] = {}
     tops: dict[str, np.ndarray] = {}
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    for name in SCORES:
+    for name in args.scores:
         scores = read(name, judge, rows, args.batch)
         found[name], tops[name] = figures(scores, kinds), first_of(scores)
         for way, less in differences(tops).items():
