@@ -5,14 +5,16 @@
 
 Needs no judge: the scores are those that `evaluate` kept beside its report, `--probe` is of `benchmarks.pairs_probe`,
 and `--readings` is what `benchmarks.kept_readings` took out of the cache. Only pairs that every way has read are
-counted, so that all differences are paired; `--without pairwise/rm_bench:safety-refuse` also pools them without some
-sets or subsets. "one rating drawn" is what ratings drawn from the probabilities behind `weighted` would give
-(temperature 0.7), in expectation: the same words and the same forward, read by sampling.
+counted, so that all differences are paired. `--first 1280` counts the first in the order of reading alone, since the
+last slice of a run that was cut off holds some sets more than others; `--without pairwise/rm_bench:safety-refuse` pools
+them also without some sets or subsets. "one rating drawn" is what ratings drawn from the probabilities behind
+`weighted` would give (temperature 0.7), in expectation: the same words and the same forward, read by sampling.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="path without ending")
     parser.add_argument("--probe", type=Path)
     parser.add_argument("--readings", type=Path)
+    parser.add_argument("--first", type=int, help="so many pairs, in the order in which they were read")
     parser.add_argument("--without", nargs="*", default=[], help="'set' or 'set:beginning of a subset'")
     parser.add_argument("--commit", default="", help="of the code that read the pairs")
     parser.add_argument("--resamples", type=int, default=1000)
@@ -48,12 +51,19 @@ def main() -> None:
     for path in (args.probe, args.readings):
         if path:
             ways |= {name: lined_up(rows, path, won) for name, won in extra(path).items()}
+    if args.first:
+        ways = {name: np.where(turn(rows) < args.first, won, np.nan) for name, won in ways.items()}
     run = report.load(args.run)["run"]
     told = {k: run[k] for k in ("judge", "judge_revision", "judge_arithmetic", "machine")} | {"commit": args.commit}
     found = told | measure(rows, ways, args.without, args.resamples)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     Path(f"{args.out}.json").write_text(to_json(found, indent=1) + "\n", encoding="utf-8")
     Path(f"{args.out}.md").write_text(markdown(found), encoding="utf-8")
+
+
+def turn(rows: Sequence[ItemScores]) -> np.ndarray:
+    """(N,) place of each pair in the order of reading: that of a hash of its prompt, whatever set it is of."""
+    return np.argsort(np.argsort([hashlib.sha256(r["group"].encode()).hexdigest() for r in rows], kind="stable"))
 
 
 def wins_of(rows: Sequence[ItemScores], name: str) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import sys
 
@@ -76,3 +77,13 @@ def test_a_drawn_rating_by_hand() -> None:
     with np.errstate(divide="ignore"):
         found = pairs_table.drawn(np.log(p), temperature=1)
     np.testing.assert_allclose(found, [0.5, 0.75 + 0.25 / 2, 0.25 / 2])
+
+
+def test_the_first_are_counted_in_the_order_of_reading(run, monkeypatch) -> None:
+    monkeypatch.setattr(
+        sys, "argv", ["pairs_table", str(run), "--out", str(run / "out"), "--resamples", "20", "--first", "3"]
+    )
+    pairs_table.main()
+    hashes = [hashlib.sha256(str(i).encode()).digest() for i in range(5)]
+    first = [i for i in range(5) if sorted(hashes).index(hashes[i]) < 3 and i != 4]  # the last was not read whole
+    assert json.loads((run / "out.json").read_text())["read"] == len(first)
