@@ -133,10 +133,12 @@ def _fill(
                 jobs.append((f"greedy {reward.prompt.name}", len(rows), work))
     jobs += checks.jobs(config, readings, _latent(rewards), sets)
     with tqdm(total=sum(n for _, n, _ in jobs), unit="row", disable=not show, mininterval=1.0) as bar:
-        for name, _, work in jobs:
+        for name, left, work in jobs:
             bar.set_description(name, refresh=False)
             for done in work:
                 bar.update(done)
+                left -= done
+            bar.update(left)  # texts that came before, or are another process's
 
 
 def _stability(

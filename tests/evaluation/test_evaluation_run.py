@@ -1,5 +1,6 @@
 import json
 import random
+import re
 import runpy
 import subprocess
 import sys
@@ -479,6 +480,15 @@ def test_twenty_kills_and_the_same_result(model, tmp_path):
     told = json.loads(done.stdout.splitlines()[-1])
     assert told["killed"] == 20 and told["sizes"] > 3, told
     assert (tmp_path / "storm.json").read_text() == (tmp_path / "calm.json").read_text()
+
+
+def test_progress_ends_at_all_rows_also_where_texts_come_again(model, tmp_path, capsys):
+    rows = [{"prompt": f"question {i}", "response": "seven", "score": i % 5 + 1, "scale": [1, 5]} for i in range(8)]
+    file = tmp_path / "ratings.jsonl"
+    file.write_text("\n".join(map(json.dumps, [*rows, *rows])))
+    evaluate(config(model, tmp_path / "out", [str(file)], rewards=reward_options(model, "weighted"), stability=False))
+    shown = capsys.readouterr().err
+    assert re.findall(r"(\d+)/(\d+) \[", shown)[-1] == ("16", "16"), shown[-300:]
 
 
 def test_parts_fill_one_cache_and_figures_come_from_it_alone(model, tmp_path):
