@@ -25,13 +25,12 @@ import numpy as np
 
 from benchmarks import readings_file
 from benchmarks.probe_sample import read_jsonl
-from benchmarks.readings_file import Arrays
+from benchmarks.readings_file import Arrays, cell
 from benchmarks.throughput import command, commit
 from latent_rewards import HFJudge, JudgePrompt, Need, Request, readouts
 from latent_rewards.evaluation.benchmarks.rows import Benchmark, Item
 from latent_rewards.evaluation.consistency import measure, pairs
 from latent_rewards.files.markdown import table
-from latent_rewards.files.outputs import to_json
 from latent_rewards.judge.prompts import to_text
 from latent_rewards.rewards.games import in_both_orders
 from latent_rewards.stats.bootstrap import difference, mean_estimate
@@ -211,7 +210,7 @@ def page(result: dict[str, Any]) -> str:
     lines += [*table(["figure", *heads], cells), "", "## Whom to meet", ""]
     for source, rows in result["opponents"].items():
         keys = list(dict.fromkeys(key for row in rows for key in row))
-        lines += [f"{source}:", "", *table(keys, [[_cell(row.get(k)) for k in keys] for row in rows]), ""]
+        lines += [f"{source}:", "", *table(keys, [[cell(row.get(k)) for k in keys] for row in rows]), ""]
     return "\n".join(lines)
 
 
@@ -234,20 +233,12 @@ def _figure(found: Any) -> str:
     return f"{found['value']:.3f} [{low}, {high}] {found['n']}"
 
 
-def _cell(value: Any) -> str:
-    if isinstance(value, (list, tuple)):
-        return f"{value[0]:.3f} [{value[1]:.3f}, {value[2]:.3f}]"
-    return "" if value is None else str(value)
-
-
 def tabulate(folder: Path, out: Path, judge: str | None) -> None:
     """Figures of the readings in a folder."""
     about, arrays = readings_file.load_all(sorted(folder.glob("anchors-*.npz")))
     head = {"command": command("anchors"), "commit": commit(), "judge": judge or about["judge"]}
     result = about | head | figures(arrays)
-    out.with_name(f"{out.name}.json").write_text(to_json(result, indent=1), encoding="utf-8")
-    out.with_name(f"{out.name}.md").write_text(text := page(result), encoding="utf-8")
-    print(text)
+    readings_file.write(out, result, page(result))
 
 
 def main() -> None:

@@ -18,18 +18,18 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import readings_file
 from benchmarks.panel_rows import LEFT_OUT, OWN, SEEN, SIZES, Fit, Rows, balanced, estimates, lead, load_rows, wins_of
 from benchmarks.probe_fits import DEFAULT, RECIPES
+from benchmarks.readings_file import cell
 from benchmarks.throughput import command, commit
 from latent_rewards.files.markdown import table
-from latent_rewards.files.outputs import to_json
 from latent_rewards.probes.fit import Data, FitOptions, fit_head
 from latent_rewards.probes.networks import state_scores
 from latent_rewards.probes.panel_fit import Objective, PanelOptions, fit_line
 
 PANEL, RIDGE, BEST, MEAN, LENGTH = "panel", "panel, ridge", "best member", "mean of all questions", "length"
 RESIDUAL, PROBE, PLAIN_PROBE = "panel, length residual", "probe", "probe, no guards"
-OVER = (BEST, MEAN, "weighted", "verifier", PROBE, PLAIN_PROBE, LENGTH)
 
 
 def panel_fit(rows: Rows, objective: Objective, **options: Any) -> Fit:
@@ -173,13 +173,6 @@ def page(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def cell(value: Any) -> str:
-    """A figure as tables show it."""
-    if isinstance(value, (list, tuple)):
-        return f"{value[0]:.3f} [{value[1]:.3f}, {value[2]:.3f}]"
-    return f"{value:.3f}" if isinstance(value, float) else "" if value is None else str(value)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--readings", type=Path, default=Path("runs/panel"))
@@ -195,9 +188,7 @@ def main() -> None:
         "sets": sorted(set(rows.source.tolist())), "draws": args.draws, "weights": weights(rows),
     }  # fmt: skip
     result |= results(rows, name, args.draws, tuple(args.settings))
-    args.out.with_name(f"{args.out.name}.json").write_text(to_json(result, indent=1), encoding="utf-8")
-    args.out.with_name(f"{args.out.name}.md").write_text(text := page(result), encoding="utf-8")
-    print(text)
+    readings_file.write(args.out, result, page(result))
 
 
 if __name__ == "__main__":

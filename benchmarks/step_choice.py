@@ -23,11 +23,10 @@ import torch
 
 from benchmarks import readings_file
 from benchmarks.probe_sample import read_jsonl
-from benchmarks.readings_file import Arrays
+from benchmarks.readings_file import Arrays, cell
 from benchmarks.throughput import command, commit
 from latent_rewards import HFJudge, JudgePrompt, Need, Request, StepReward, readouts
 from latent_rewards.files.markdown import table
-from latent_rewards.files.outputs import to_json
 from latent_rewards.rewards.steps import _AGGREGATES as AGGREGATES
 from latent_rewards.stats.bootstrap import Estimate, difference, mean_estimate, statistic_estimate
 from latent_rewards.stats.ranking import expected_gold_of_best
@@ -147,7 +146,7 @@ def _auc(score: np.ndarray, gold: np.ndarray, group: np.ndarray) -> Estimate:
 def page(result: dict[str, Any]) -> str:
     """The table."""
     keys = ("scorer", "n", "pick", "over random", "over weighted", "over verifier", "auc")
-    cells = [[_cell(row.get(key)) for key in keys] for row in result["rows"]]
+    cells = [[cell(row.get(key)) for key in keys] for row in result["rows"]]
     said = (
         f"`{result['command']}`; commit {result['commit']}, {result['judge']}, {result['device']}. "
         f"{result['questions']} questions with four solutions each, {result['steps']:.1f} steps a solution. The pick "
@@ -157,12 +156,6 @@ def page(result: dict[str, Any]) -> str:
     return "\n".join(["# Steps as choosers among four solutions", "", said, "", *table(list(keys), cells), ""])
 
 
-def _cell(value: Any) -> str:
-    if isinstance(value, (list, tuple)):
-        return f"{value[0]:.3f} [{value[1]:.3f}, {value[2]:.3f}]"
-    return "" if value is None else str(value)
-
-
 def tabulate(folder: Path, out: Path, judge: str | None) -> None:
     """Figures of the readings in a folder."""
     about, arrays = readings_file.load_all(sorted(folder.glob("steps-*.npz")))
@@ -170,9 +163,7 @@ def tabulate(folder: Path, out: Path, judge: str | None) -> None:
         "command": command("step_choice"), "commit": commit(), "judge": judge or about["judge"],
         "questions": len(np.unique(arrays["list"])), "steps": float(arrays["steps"].mean()), "rows": figures(arrays),
     }  # fmt: skip
-    out.with_name(f"{out.name}.json").write_text(to_json(result, indent=1), encoding="utf-8")
-    out.with_name(f"{out.name}.md").write_text(text := page(result), encoding="utf-8")
-    print(text)
+    readings_file.write(out, result, page(result))
 
 
 def main() -> None:
