@@ -13,6 +13,7 @@ import argparse
 import dataclasses
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from latent_rewards.probes.panel_fit import Objective, PanelOptions, fit_line
 
 PANEL, RIDGE, BEST, MEAN, LENGTH = "panel", "panel, ridge", "best member", "mean of all questions", "length"
 RESIDUAL, PROBE, PLAIN_PROBE = "panel, length residual", "probe", "probe, no guards"
+COLOURS = {PANEL: "#2a78d6", BEST: "#e07b00", MEAN: "#2e9e5b", PROBE: "#8a4fc7", LENGTH: "#888888"}
 
 
 def panel_fit(rows: Rows, objective: Objective, **options: Any) -> Fit:
@@ -173,6 +175,36 @@ def page(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Accuracy over the number of labelled rows, a picture for each setting."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot as plt
+
+    settings = list(dict.fromkeys(r["setting"] for r in rows))
+    with plt.rc_context({"axes.spines.top": False, "axes.spines.right": False, "font.size": 9}):
+        figure, axes = plt.subplots(1, len(settings), figsize=(3.2 * len(settings), 3.2), sharey=True, squeeze=False)
+        for axis, setting in zip(axes[0], settings, strict=True):
+            sizes = list(dict.fromkeys(r["fitted_on"] for r in rows if r["setting"] == setting))
+            for k, (scorer, colour) in enumerate(COLOURS.items()):
+                own = [r["accuracy"] for r in rows if r["setting"] == setting and r["scorer"] == scorer]
+                if not own:
+                    continue
+                value, low, high = np.array(own).T
+                at = np.arange(len(own)) + 0.07 * (k - (len(COLOURS) - 1) / 2)
+                bars = np.stack([value - low, high - value])
+                axis.errorbar(at, value, bars, fmt="o-", color=colour, lw=1.5, ms=4, elinewidth=1, label=scorer)
+            axis.axhline(0.5, color="#444444", lw=0.8, ls=":")
+            axis.set_xticks(range(len(sizes)), [str(s) for s in sizes])
+            axis.set(title=setting, xlabel="labelled rows fitted on")
+            axis.grid(axis="y", alpha=0.3)
+        axes[0, 0].set_ylabel("better reply scores higher")
+        axes[0, -1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        figure.savefig(path, dpi=150, bbox_inches="tight")
+        plt.close(figure)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--readings", type=Path, default=Path("runs/panel"))
@@ -189,6 +221,7 @@ def main() -> None:
     }  # fmt: skip
     result |= results(rows, name, args.draws, tuple(args.settings))
     readings_file.write(args.out, result, page(result))
+    draw(result["rows"], args.out.with_name(f"{args.out.name}.png"))
 
 
 if __name__ == "__main__":
