@@ -52,6 +52,7 @@ FILES = {
     "gsm8k_solutions": File(200, 4, 1500), "rmb_bon": File(100, 4, 1500),
 }  # fmt: skip
 WIDTH = max(f.width for f in FILES.values())
+LONG = 6  # replies of a list in which to choose whom to meet
 POINTWISE, EVERYBODY = "weighted", "everybody"
 
 
@@ -145,13 +146,17 @@ def met(d: np.ndarray, anchors: tuple[int, ...]) -> np.ndarray:
 
 
 def by_opponents(arrays: Arrays, counts: tuple[int, ...] = (1, 2)) -> list[dict[str, Any]]:
-    """What a score is worth by whom the replies meet: rank correlation with gold, gold of the pick; paired."""
+    """What a score is worth by whom the replies meet: rank correlation with gold, gold of the pick; paired.
+
+    Gold of the pick is the share of the way from the list's worst reply to its best: files have scales of their own.
+    """
     rows = []
     names = [EVERYBODY, *(f"{way}, {k}" for k in counts for way in chosen(np.zeros(3), 1)), POINTWISE, "length"]
     values: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
     for m in range(len(arrays["index"])):
         n = int(np.isfinite(arrays["gold"][m]).sum())
         gold, first = arrays["gold"][m, :n].astype(float), arrays["first"][m, :n, :n].astype(float)
+        gold = (gold - gold.min()) / (np.ptp(gold) or np.nan)
         rated, d = arrays[POINTWISE][m, :n].astype(float), (first - first.T) / 2
         ways = {EVERYBODY: [mean_win_log_odds(d)], POINTWISE: [rated]}
         ways["length"] = [arrays["length"][m, :n].astype(float)]
@@ -187,11 +192,9 @@ def figures(arrays: Arrays) -> dict[str, Any]:
         rows = np.ones(len(arrays["index"]), bool) if source == "all" else arrays["source"] == source
         own = {k: v[rows] for k, v in arrays.items()}
         out["consistency"][source] = {"lists": int(rows.sum()), **consistency(own)}
-        if source == "all":
-            rows = np.isfinite(arrays["gold"]).sum(1) >= 6
-            own = {k: v[rows] for k, v in arrays.items()}
-        if np.isfinite(own["gold"]).sum(1).min(initial=99) >= 4 and len(own["index"]):
-            out["opponents"][source if source != "all" else "all of six replies or more"] = by_opponents(own)
+        rows &= np.isfinite(arrays["gold"]).sum(1) >= LONG
+        if rows.any():
+            out["opponents"][source] = by_opponents({k: v[rows] for k, v in arrays.items()})
     return out
 
 
@@ -220,7 +223,8 @@ def said(result: dict[str, Any]) -> str:
         f"`{result['command']}`; commit {result['commit']}, {result['judge']}, {result['device']}. All replies of a "
         "list against each other in both orders. Figures of agreement are of the first three replies of each, as "
         "`latent-rewards evaluate --consistency-items` gives them. Spearman is with gold within a list, the mean over "
-        "lists; the pick is gold of the best-scored reply. 'The middle, 2' are the two replies nearest to the median "
+        "lists of six replies or more; the pick is where gold of the best-scored reply stands between the list's "
+        "lowest (0) and highest (1). 'The middle, 2' are the two replies nearest to the median "
         "of the pointwise ratings, and so on; 'any' is the mean over all choices. 95 % intervals are bootstrap "
         "intervals over lists, differences paired (of Spearman)."
     )
