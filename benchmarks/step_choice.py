@@ -122,20 +122,26 @@ def auc(score: np.ndarray, gold: np.ndarray) -> float:
 
 
 def figures(arrays: Arrays) -> list[dict[str, Any]]:
-    """A row for each way: gold of its pick, less that of `weighted` and of `verifier` and of chance, and AUC."""
+    """A row for each way: gold of its pick, less chance, `weighted` and `verifier`; AUC, and less `verifier`'s."""
     numbers = np.unique(arrays["list"])
     chance = np.array([arrays["gold"][arrays["list"] == i].mean() for i in numbers])
     base = mean_estimate(chance, numbers)
     found = scores(arrays)
     made = {name: mean_estimate(picks(s, arrays), numbers) for name, s in found.items()}
     rows = [{"scorer": RANDOM, "pick": base[:3], "n": base.n}]
+    areas: dict[str, Estimate] = {}
     for name, score in found.items():
         own = made[name]
         row: dict[str, Any] = {"scorer": name, "pick": own[:3], "n": own.n, "over random": difference(own, base)[:3]}
         row |= {f"over {w}": difference(own, made[w])[:3] for w in WHOLE if w != name}
         known = np.flatnonzero(~np.isnan(score))
-        row["auc"] = _auc(score[known], arrays["gold"][known], arrays["list"][known])[:3]
+        areas[name] = _auc(score[known], arrays["gold"][known], arrays["list"][known])
+        row["auc"] = areas[name][:3]
         rows.append(row)
+    for row in rows[1:]:  # paired where all that both scored is the same
+        own, other = areas[row["scorer"]], areas["verifier"]
+        if row["scorer"] != "verifier" and own.n == other.n:
+            row["auc over verifier"] = difference(own, other)[:3]
     return rows
 
 
@@ -145,7 +151,7 @@ def _auc(score: np.ndarray, gold: np.ndarray, group: np.ndarray) -> Estimate:
 
 def page(result: dict[str, Any]) -> str:
     """The table."""
-    keys = ("scorer", "n", "pick", "over random", "over weighted", "over verifier", "auc")
+    keys = ("scorer", "n", "pick", "over random", "over weighted", "over verifier", "auc", "auc over verifier")
     cells = [[cell(row.get(key)) for key in keys] for row in result["rows"]]
     said = (
         f"`{result['command']}`; commit {result['commit']}, {result['judge']}, {result['device']}. "
