@@ -22,13 +22,13 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from benchmarks.facts_table import SCORES, device_of
+from benchmarks.facts_table import SCORES, cell, device_of
 from latent_rewards import HFJudge, build_reward
 from latent_rewards.data.facts import facts, is_right
 from latent_rewards.engine.loading import resolve_model
 from latent_rewards.evaluation import benchmarks
 from latent_rewards.evaluation.kept import KeepingJudge
-from latent_rewards.files.markdown import figure, table
+from latent_rewards.files.markdown import table
 from latent_rewards.files.outputs import write_json
 from latent_rewards.files.runs import commit
 from latent_rewards.files.types import JsonObject
@@ -167,18 +167,14 @@ def markdown(told: Mapping[str, object], sets: Mapping[str, JsonObject]) -> str:
         body = [
             [
                 way,
-                _figure(f["gold"]),
-                *(_figure(f["minus"].get(o), "+") for o in AGAINST),
+                cell(f["gold"]),
+                *(cell(f["minus"].get(o), "+") for o in AGAINST),
                 "-" if f["tied"] is None else f"{f['tied']:.0%}",
             ]
             for way, f in found["picks"].items()
         ]
         lines += ["", *table(head, body), ""]
     return "\n".join(lines)
-
-
-def _figure(found: Mapping[str, Any] | None, sign: str = "") -> str:
-    return figure(found["value"], found["low"], found["high"], sign=sign) if found else ""
 
 
 if __name__ == "__main__":

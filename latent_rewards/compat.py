@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import threading
 from collections.abc import Container
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -17,6 +18,9 @@ logger = logging.getLogger(__name__)
 
 # Package -> first and last version that the contract tests passed with; what lies outside is used with a warning.
 TESTED = {"torch": ("2.11", "2.13"), "transformers": ("4.57", "5.23"), "trl": ("1.0", "1.16")}
+# While `from_pretrained` runs, transformers 5 has the tying of weights off for the whole process, and puts back what it
+# found. Of two at once, the last to end puts back "off", and no model that shares its head can be loaded after that.
+ONE_LOAD = threading.RLock()
 NEEDS_JUDGE = "a judge in this process needs torch and transformers: pip install 'latent-rewards[judge]'"
 
 
@@ -110,6 +114,18 @@ def pairwise_judge_base() -> type:
         raise ImportError(f"{found}: give its trainers reward_funcs=[PairwiseReward(judge)] instead") from err
     base: type = BasePairwiseJudge
     return base
+
+
+def keep_gradients_finite() -> None:
+    """For training in this process: attention without cuDNN, where its backward gives NaN.
+
+    So it does on Hopper cards from torch 2.11 on, with a mask and 64 tokens more than a multiple of 128
+    (pytorch#196678, trl#7181); one such batch makes all weights NaN. PyTorch's other kernels take its place.
+    """
+    import torch
+
+    if (release("torch") or (0, 0)) >= (2, 11):
+        torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 @functools.cache

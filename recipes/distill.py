@@ -36,6 +36,7 @@ from trl import ModelConfig, SFTConfig, SFTTrainer, TrlParser, get_peft_config
 from trl.experimental.gkd import GKDConfig
 
 from latent_rewards import HFJudge, Reward, build_reward
+from latent_rewards.compat import keep_gradients_finite
 from latent_rewards.distillation.choice_rows import choice_report, choice_rows, write_rows
 from latent_rewards.distillation.options import LossOptions
 from latent_rewards.distillation.teacher_choice import TeacherChoice, choose_teachers, loss_weights
@@ -281,6 +282,7 @@ def finish(args: DistillArguments, out: Path, m: Material, before: dict[int, Mea
 def main(argv: list[str] | None = None) -> int:
     """Run the recipe."""
     args, training, model = make_parser().parse_args_and_config(argv)
+    keep_gradients_finite()
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     if is_deepspeed_zero3_enabled():

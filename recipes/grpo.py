@@ -38,6 +38,7 @@ from trl.data_utils import is_conversational
 from trl.models import unwrap_model_for_generation
 
 from latent_rewards import HFJudge, Reward, build_reward
+from latent_rewards.compat import keep_gradients_finite
 from latent_rewards.data import open_ended
 from latent_rewards.data.prompts import load_prompts
 from latent_rewards.engine.loading import EMBEDDED, resolve_model
@@ -45,6 +46,7 @@ from latent_rewards.files.outputs import write_json
 from latent_rewards.files.runs import as_options
 from latent_rewards.files.types import JsonObject
 from recipes.grpo_report import (
+    NEXT,
     HeldOut,
     draw_curves,
     draw_histograms,
@@ -200,7 +202,8 @@ def report(
     rate = f"{timing['judge_pairs_per_s']:.1f}" if timing["judge_pairs_per_s"] else "-"
     print(
         f"\n{table}\n\njudge: {rate} pairs/s; whole run {timing['seconds']:.0f} s"
-        f"\nfiles: {folder}/  (table.txt, results.json, held_out.jsonl, run.json and two PNG files)",
+        f"\nfiles: {folder}/  (table.txt, results.json, held_out.jsonl, run.json and two PNG files)"
+        + (f"\n{NEXT}" if embedded else ""),
         flush=True,
     )
 
@@ -227,6 +230,7 @@ def main(argv: list[str] | None = None) -> int:
     # TRL 1.16 still sets the old name by default.
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)
     options, training, model = make_parser().parse_args_and_config(argv)
+    keep_gradients_finite()
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     where = options.dataset_name, options.dataset_config, options.dataset_split

@@ -26,6 +26,11 @@ EMBEDDED_NOTE = (
     "the kinds of answers it was trained on (benchmarks/results/probes-embedded.md).\n"
     "This run shows the mechanics, not a better policy. The README says which judges to use for real."
 )
+NEXT = """
+Next, with a judge of yours in place of Qwen/Qwen3-8B and rows of yours in pairs.jsonl (prompt, chosen, rejected):
+  latent-rewards score --judge Qwen/Qwen3-8B --describe                what this judge can be read for, on one screen
+  latent-rewards evaluate --judge Qwen/Qwen3-8B --benchmarks pairs.jsonl         whether it is worth using on your rows
+  python -m recipes.grpo --config configs/grpo/single_gpu.yaml --judge Qwen/Qwen3-8B             train against it"""
 
 
 @dataclass

@@ -23,6 +23,7 @@ from transformers import (
 )
 from trl import GRPOConfig, GRPOTrainer
 
+from latent_rewards.compat import keep_gradients_finite
 from latent_rewards.data.facts import Fact, facts, is_right
 from latent_rewards.files.types import JsonObject
 
@@ -135,6 +136,7 @@ def train(
     reward: Callable[..., list[float | None]] | None, start: Path, args: HeadToHead, seed: int, title: str
 ) -> JsonObject:
     """One GRPO run from the start against one reward (None: against gold), and what it went through."""
+    keep_gradients_finite()
     rng, questions = random.Random(seed), facts("train")
     drawn = [f for _ in range(args.steps) for f in rng.sample(questions, args.prompts)]
     rows = Dataset.from_dict({"prompt": [messages(f) for f in drawn], "id": [f["id"] for f in drawn]})

@@ -46,8 +46,18 @@ def over_questions_and_seeds(values: np.ndarray, *, resamples: int = 2000) -> In
 
 
 def ends(found: Sequence[JsonObject]) -> np.ndarray:
-    """(S, Q) share of right answers to each held-out question at the end."""
-    return np.array([run["held_out"][-1]["by_question"] for run in found])
+    """(S, Q) share of right answers to each held-out question at the end.
+
+    Raises:
+        ValueError: the runs answered other numbers of questions.
+    """
+    shares = [run["held_out"][-1]["by_question"] for run in found]
+    if len(counts := {len(s) for s in shares}) > 1:
+        raise ValueError(
+            f"runs of {found[0]['reward']} answered {sorted(counts)} held-out questions: another held_out_every needs "
+            "an output_dir of its own"
+        )
+    return np.array(shares)
 
 
 def minus(name: str, other: str, runs: Sequence[JsonObject]) -> Interval:

@@ -11,6 +11,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
+from latent_rewards.compat import keep_gradients_finite
 from latent_rewards.data.facts import Fact, facts, is_right
 from latent_rewards.engine.loading import resolve_model
 from recipes.head_to_head_policy import DEVICE, messages
@@ -35,6 +36,7 @@ def teach(folder: Path, args: HeadToHead) -> Path:
     """
     if (folder / "config.json").is_file():
         return folder
+    keep_gradients_finite()
     torch.manual_seed(0)
     rng, source = random.Random(0), resolve_model(args.policy)
     tokenizer = AutoTokenizer.from_pretrained(source)
@@ -52,7 +54,7 @@ def teach(folder: Path, args: HeadToHead) -> Path:
             logits = model(**batch, logits_to_keep=labels.shape[1] + 1).logits[:, :-1]
         loss = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten())
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        torch.nn.utils.clip_grad_norm_(weights, 1.0, error_if_nonfinite=True)
         optimizer.step()
         optimizer.zero_grad()
         steps.step()

@@ -188,6 +188,17 @@ def fresh_names() -> None:
     rewards_module._live.clear()
 
 
+_tie_weights = transformers.PreTrainedModel.tie_weights
+
+
+@pytest.fixture(autouse=True)
+def tying() -> Any:
+    """No test leaves the tying of weights off, as loads in two threads may (`compat.ONE_LOAD`)."""
+    yield
+    left, transformers.PreTrainedModel.tie_weights = transformers.PreTrainedModel.tie_weights, _tie_weights
+    assert left is _tie_weights, "two models were loaded at once in this test or just before it"
+
+
 @pytest.fixture
 def clean_env(monkeypatch: pytest.MonkeyPatch) -> Any:
     """No LATENT_REWARDS_* variables but the cache, and nothing remembered by `latent_rewards.env`."""

@@ -79,7 +79,7 @@ def _convert(source: Path, folder: Path) -> None:
         logger.warning("converting the embedded judge once (about 20 s) into %s", folder)
         temp = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
         try:
-            with no_deepspeed():
+            with no_deepspeed(), compat.ONE_LOAD:
                 model = AutoModelForCausalLM.from_pretrained(
                     source.parent,
                     gguf_file=source.name,

@@ -72,9 +72,10 @@ def load_causal_lm(
     if dtype_of is not None:
         options = {**options, "dtype": dtype_of(config)}
     try:
-        model, info = auto_class(config, name).from_pretrained(
-            name, output_loading_info=True, ignore_mismatched_sizes=True, **options
-        )
+        with compat.ONE_LOAD:
+            model, info = auto_class(config, name).from_pretrained(
+                name, output_loading_info=True, ignore_mismatched_sizes=True, **options
+            )
     except SafetensorError as err:
         raise ValueError(
             f"{_broken(name)} cannot be read ({err}): it is cut short or no weights; fetch it anew"

@@ -58,6 +58,8 @@ def evaluate(config: EvaluateConfig, judge: Judge | None = None) -> Results | No
         FileNotFoundError: no such benchmark or prompt.
     """
     started = time.perf_counter()
+    if config.part is not None and not config.read:
+        raise ValueError(f"part {config.part!r} is a part to read, and nothing is to be read: leave out one of the two")
     rank, world = _processes() if config.part is None else _part(config.part)
     sets = [
         benchmarks.load(name, config.limit, max_chars=config.max_chars, per_prompt=config.per_prompt)

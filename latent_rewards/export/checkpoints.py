@@ -13,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from latent_rewards.compat import ONE_LOAD
 from latent_rewards.engine import loading
 from latent_rewards.engine.blocks import Blocks
 from latent_rewards.engine.pretrained import auto_class
@@ -154,5 +155,5 @@ def _skeleton(folder: Path, *, trust_remote_code: bool) -> Any:
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    with torch.device("meta"):
+    with torch.device("meta"), ONE_LOAD:
         return auto_class(config, str(folder)).from_config(config, trust_remote_code=trust_remote_code)

@@ -73,7 +73,10 @@ def test_facts_table(folder, tmp_path, monkeypatch):
     found = json.loads(out.read_text())
     assert found["questions"] == 9 and list(found["scores"]) == list(facts_table.SCORES)
     assert all(0 <= f["first"]["value"] <= 1 for f in found["scores"].values())
-    assert out.with_suffix(".md").read_text().count("\n| ") >= 2 * len(facts_table.SCORES)
+    assert out.with_suffix(".md").read_text().count("\n| ") >= 3 * len(facts_table.SCORES)
+    one, less = found["scores"]["Likert-10, one rating"], found["scores"]["pairwise"]["minus"]["Likert-10, one rating"]
+    assert less["n"] == 9 and "Likert-10, one rating" not in one["minus"]
+    assert less["value"] == pytest.approx(found["scores"]["pairwise"]["first"]["value"] - one["first"]["value"])
 
 
 @pytest.mark.parametrize(("scores", "first", "above"), [([3, 1, 1, 1, 1], 1, 1), ([2, 2, 2, 2, 2], 0.2, 0.5)])

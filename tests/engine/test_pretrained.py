@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from test_head import distance
 
 from latent_rewards import HFJudge, JudgePrompt
+from latent_rewards.engine.pretrained import load_causal_lm
 
 VERIFIER = JudgePrompt.load("verifier")
 TEXT: dict[str, Any] = dict(
@@ -175,6 +178,31 @@ def test_files_that_are_cut_short(folder: str, tmp_path: Path) -> None:
     for content in (whole[:-1000], whole[:50], b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"):
         file.write_bytes(content)
         refused(copy, r"model.safetensors cannot be read .*it is cut short or no weights; fetch it anew")
+
+
+def test_two_loads_at_once_leave_the_tying_of_weights_on(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two threads, of which the first to begin to build its model is the first to end: as two judges of a jury may."""
+    base = transformers.PreTrainedModel
+    tie, build = base.tie_weights, transformers.Qwen2ForCausalLM.__init__
+    monkeypatch.setattr(base, "tie_weights", tie)  # put back, whatever happens
+    building = threading.Event()
+
+    def slowly(self: Any, config: Any) -> None:
+        first = not building.is_set()
+        building.set()
+        time.sleep(0.1 if first else 0.4)
+        build(self, config)
+
+    monkeypatch.setattr(transformers.Qwen2ForCausalLM, "__init__", slowly)
+    models: list[Any] = []
+    threads = [threading.Thread(target=lambda: models.append(load_causal_lm(policy, {}))) for _ in range(2)]
+    threads[0].start()
+    building.wait(10)
+    threads[1].start()
+    for thread in threads:
+        thread.join()
+    assert base.tie_weights is tie
+    assert [m.lm_head.weight is m.model.embed_tokens.weight for m in models] == [True, True]
 
 
 def test_a_folder_without_tokenizer(folder: str, tmp_path: Path) -> None:

@@ -497,6 +497,8 @@ def test_parts_fill_one_cache_and_figures_come_from_it_alone(model, tmp_path):
     for wrong in ("3/2", "0/2", "2", "a/b"):
         with pytest.raises(ValueError, match="part must be"):
             evaluate(config(model, tmp_path / "parts", files, part=wrong))
+    with pytest.raises(ValueError, match="'1/2' is a part to read, and nothing is to be read: leave out one"):
+        evaluate(config(model, tmp_path / "parts", files, part="1/2", read=False))
 
 
 def test_parts_have_as_much_to_read_however_many_there_are(tmp_path):

@@ -15,6 +15,7 @@ from typer.main import get_command
 from latent_rewards import env
 from latent_rewards.cli.main import app
 from latent_rewards.rewards import build as rewards
+from recipes.grpo_report import NEXT
 
 CLI, TRL = ROOT / "docs" / "cli.md", ROOT / "docs" / "trl.md"
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
@@ -105,6 +106,13 @@ def test_a_command_that_is_wrong_is_found() -> None:
     ):  # fmt: skip
         with pytest.raises(Exception):  # noqa: B017
             check(wrong.split(), whole=True)
+
+
+def test_what_the_quickstart_says_to_do_next() -> None:
+    lines = [re.split(r" {3,}", line.strip())[0] for line in NEXT.strip().splitlines()[1:]]
+    assert len(lines) == 3
+    for line in lines:
+        check(line.split(), whole=True)
 
 
 def test_every_command_has_a_page() -> None:

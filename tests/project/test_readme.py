@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pages import README, ROOT, blocks, read, section, tree
 
-from benchmarks import ties_picture
+from benchmarks import facts_picture, ties_picture
 from latent_rewards.rewards import build as rewards
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -64,16 +64,23 @@ def result(file: str) -> dict[str, Any]:
     return json.loads((RESULTS / file).read_text(encoding="utf-8"))
 
 
-def test_the_figure_is_drawn_from_the_committed_results(tmp_path) -> None:
+def test_the_figures_are_drawn_from_the_committed_results(tmp_path) -> None:
     pytest.importorskip("matplotlib")
-    ties_picture.draw(result("latent-vs-likert-1.5b.json"), tmp_path / "again.png")
-    drawn, shown = tmp_path / "again.png", RESULTS / "latent-vs-likert-1.5b-ties.png"
-    assert drawn.stat().st_size == pytest.approx(shown.stat().st_size, rel=0.2)
+    ties_picture.draw(result("latent-vs-likert-1.5b.json"), tmp_path / "latent-vs-likert-1.5b-ties.png")
+    facts_picture.draw(result("facts-1.5b.json")["scores"], tmp_path / "facts-1.5b.png")
+    for drawn in tmp_path.iterdir():
+        assert drawn.stat().st_size == pytest.approx((RESULTS / drawn.name).stat().st_size, rel=0.2)
 
 
-def test_the_headline_of_the_comparison_is_in_its_results() -> None:
-    found = result("latent-vs-likert-1.5b.json")["summary"]["pair"]["scorers"]
-    row = next(r for r in section(README, "Headline figures").splitlines() if "1.5B" in r)
-    latent, ratings = (found[n]["accuracy"]["value"] for n in ("verifier", "likert10:guided/mean"))
-    assert f"{latent:.3f}" in row and f"{ratings:.3f}" in row and f"{latent - ratings:+.3f}" in row
-    assert all(found[n]["ties"]["value"] == 0 for n in ("weighted", "verifier", "cross_layer"))
+def test_the_headlines_of_the_judge_are_in_its_results() -> None:
+    rows = [r for r in section(README, "Headline figures").splitlines() if "1.5B" in r]
+    facts, pairs = result("facts-1.5b.json")["scores"], result("pairs-1.5b.json")
+    for name in ("verifier less no task", "Likert-10, mean of ten"):
+        assert f"{facts[name]['first']['value']:.2f}" in rows[0]
+    assert f"{pairs['read']:,} pairs" in rows[1]
+    for name in ("pairwise", "verifier", "weighted"):
+        less = pairs["pooled"][name]["minus"]["likert10/mean"]
+        assert f"`{name}` {less['value']:+.3f} [{less['low']:+.3f}, {less['high']:+.3f}]" in rows[1]
+    first = "\n".join(read(README).splitlines()[:20])
+    assert f"{facts['weighted']['first']['value']:.0%}".replace("%", " %") in first
+    assert all(f"{pairs['pooled'][n]['accuracy']['value']:.3f}" in first for n in ("weighted", "pairwise", "verifier"))

@@ -7,6 +7,8 @@ import inspect
 import pickle
 from typing import Any
 
+import pytest
+import torch
 import transformers
 from contracts import FakeJudge
 
@@ -33,3 +35,16 @@ def test_an_async_twin_is_a_coroutine_function_to_every_trl() -> None:
     for one in (twin, copy.copy(twin), pickle.loads(pickle.dumps(twin))):
         assert inspect.iscoroutinefunction(one), "asked by TRL < 1.15"
         assert inspect.iscoroutinefunction(one.__call__) and one.__name__ == "mine", "asked by later ones"
+
+
+@pytest.mark.parametrize(("version", "left"), [((2, 10), True), ((2, 11), False), ((2, 13), False)])
+def test_training_keeps_off_the_attention_whose_backward_gives_nan(
+    monkeypatch: pytest.MonkeyPatch, version: tuple[int, int], left: bool
+) -> None:
+    monkeypatch.setattr(compat, "release", lambda name: version if name == "torch" else None)
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    try:
+        compat.keep_gradients_finite()
+        assert torch.backends.cuda.cudnn_sdp_enabled() is left
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(True)

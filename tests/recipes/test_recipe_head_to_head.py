@@ -14,7 +14,7 @@ from latent_rewards import HFJudge
 from latent_rewards.data.facts import facts, is_right
 from recipes.head_to_head import run
 from recipes.head_to_head_policy import DEVICE, form_of
-from recipes.head_to_head_report import minus, over_questions_and_seeds, styles_of
+from recipes.head_to_head_report import ends, minus, over_questions_and_seeds, styles_of
 from recipes.head_to_head_rewards import make_reward
 from recipes.head_to_head_start import PRAISE, answer_of
 
@@ -120,6 +120,11 @@ def test_difference_is_paired():
     runs = [made("a", 0, [1.0, 0.5, 1.0]), made("a", 1, [0.0, 0.0, 0.0]), made("b", 0, [0.5, 0.0, 0.5])]
     assert minus("a", "b", runs) == (0.5, 0.5, 0.5)  # seed 0 alone has both
     assert np.isnan(minus("a", "a", runs)).all() and np.isnan(minus("a", "c", runs)).all()
+
+
+def test_runs_on_other_questions_are_told_apart():
+    with pytest.raises(ValueError, match=r"runs of a answered \[2, 3\] held-out questions: .* output_dir of its own"):
+        ends([made("a", 0, [1.0, 0.5, 1.0]), made("a", 1, [0.0, 0.0])])
 
 
 def test_families_have_their_colours():
