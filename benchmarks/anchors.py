@@ -25,13 +25,12 @@ import numpy as np
 
 from benchmarks import readings_file
 from benchmarks.probe_sample import read_jsonl
-from benchmarks.readings_file import Arrays
+from benchmarks.readings_file import Arrays, cell
 from benchmarks.throughput import command, commit
 from latent_rewards import HFJudge, JudgePrompt, Need, Request, readouts
 from latent_rewards.evaluation.benchmarks.rows import Benchmark, Item
 from latent_rewards.evaluation.consistency import measure, pairs
 from latent_rewards.files.markdown import table
-from latent_rewards.files.outputs import to_json
 from latent_rewards.judge.prompts import to_text
 from latent_rewards.rewards.games import in_both_orders
 from latent_rewards.stats.bootstrap import difference, mean_estimate
@@ -53,6 +52,7 @@ FILES = {
     "gsm8k_solutions": File(200, 4, 1500), "rmb_bon": File(100, 4, 1500),
 }  # fmt: skip
 WIDTH = max(f.width for f in FILES.values())
+LONG = 6  # replies of a list in which to choose whom to meet
 POINTWISE, EVERYBODY = "weighted", "everybody"
 
 
@@ -146,13 +146,17 @@ def met(d: np.ndarray, anchors: tuple[int, ...]) -> np.ndarray:
 
 
 def by_opponents(arrays: Arrays, counts: tuple[int, ...] = (1, 2)) -> list[dict[str, Any]]:
-    """What a score is worth by whom the replies meet: rank correlation with gold, gold of the pick; paired."""
+    """What a score is worth by whom the replies meet: rank correlation with gold, gold of the pick; paired.
+
+    Gold of the pick is the share of the way from the list's worst reply to its best: files have scales of their own.
+    """
     rows = []
     names = [EVERYBODY, *(f"{way}, {k}" for k in counts for way in chosen(np.zeros(3), 1)), POINTWISE, "length"]
     values: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
     for m in range(len(arrays["index"])):
         n = int(np.isfinite(arrays["gold"][m]).sum())
         gold, first = arrays["gold"][m, :n].astype(float), arrays["first"][m, :n, :n].astype(float)
+        gold = (gold - gold.min()) / (np.ptp(gold) or np.nan)
         rated, d = arrays[POINTWISE][m, :n].astype(float), (first - first.T) / 2
         ways = {EVERYBODY: [mean_win_log_odds(d)], POINTWISE: [rated]}
         ways["length"] = [arrays["length"][m, :n].astype(float)]
@@ -188,11 +192,9 @@ def figures(arrays: Arrays) -> dict[str, Any]:
         rows = np.ones(len(arrays["index"]), bool) if source == "all" else arrays["source"] == source
         own = {k: v[rows] for k, v in arrays.items()}
         out["consistency"][source] = {"lists": int(rows.sum()), **consistency(own)}
-        if source == "all":
-            rows = np.isfinite(arrays["gold"]).sum(1) >= 6
-            own = {k: v[rows] for k, v in arrays.items()}
-        if np.isfinite(own["gold"]).sum(1).min(initial=99) >= 4 and len(own["index"]):
-            out["opponents"][source if source != "all" else "all of six replies or more"] = by_opponents(own)
+        rows &= np.isfinite(arrays["gold"]).sum(1) >= LONG
+        if rows.any():
+            out["opponents"][source] = by_opponents({k: v[rows] for k, v in arrays.items()})
     return out
 
 
@@ -211,7 +213,7 @@ def page(result: dict[str, Any]) -> str:
     lines += [*table(["figure", *heads], cells), "", "## Whom to meet", ""]
     for source, rows in result["opponents"].items():
         keys = list(dict.fromkeys(key for row in rows for key in row))
-        lines += [f"{source}:", "", *table(keys, [[_cell(row.get(k)) for k in keys] for row in rows]), ""]
+        lines += [f"{source}:", "", *table(keys, [[cell(row.get(k)) for k in keys] for row in rows]), ""]
     return "\n".join(lines)
 
 
@@ -221,7 +223,8 @@ def said(result: dict[str, Any]) -> str:
         f"`{result['command']}`; commit {result['commit']}, {result['judge']}, {result['device']}. All replies of a "
         "list against each other in both orders. Figures of agreement are of the first three replies of each, as "
         "`latent-rewards evaluate --consistency-items` gives them. Spearman is with gold within a list, the mean over "
-        "lists; the pick is gold of the best-scored reply. 'The middle, 2' are the two replies nearest to the median "
+        "lists of six replies or more; the pick is where gold of the best-scored reply stands between the list's "
+        "lowest (0) and highest (1). 'The middle, 2' are the two replies nearest to the median "
         "of the pointwise ratings, and so on; 'any' is the mean over all choices. 95 % intervals are bootstrap "
         "intervals over lists, differences paired (of Spearman)."
     )
@@ -234,20 +237,12 @@ def _figure(found: Any) -> str:
     return f"{found['value']:.3f} [{low}, {high}] {found['n']}"
 
 
-def _cell(value: Any) -> str:
-    if isinstance(value, (list, tuple)):
-        return f"{value[0]:.3f} [{value[1]:.3f}, {value[2]:.3f}]"
-    return "" if value is None else str(value)
-
-
 def tabulate(folder: Path, out: Path, judge: str | None) -> None:
     """Figures of the readings in a folder."""
     about, arrays = readings_file.load_all(sorted(folder.glob("anchors-*.npz")))
     head = {"command": command("anchors"), "commit": commit(), "judge": judge or about["judge"]}
     result = about | head | figures(arrays)
-    out.with_name(f"{out.name}.json").write_text(to_json(result, indent=1), encoding="utf-8")
-    out.with_name(f"{out.name}.md").write_text(text := page(result), encoding="utf-8")
-    print(text)
+    readings_file.write(out, result, page(result))
 
 
 def main() -> None:

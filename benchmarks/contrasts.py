@@ -21,12 +21,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks import readings_file
 from benchmarks.panel_rows import LEFT_OUT, SIZES, Rows, estimates, lead, load_rows, splits
-from benchmarks.panel_table import cell
+from benchmarks.readings_file import cell
 from benchmarks.throughput import command, commit
 from latent_rewards import JudgePrompt, readouts
 from latent_rewards.files.markdown import table
-from latent_rewards.files.outputs import to_json
 
 QUESTIONS = ("weighted", "verifier")
 WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -184,9 +184,7 @@ def main() -> None:
         "small": None if small is None else small.about["judge"], "pairs": len(rows.group), "draws": args.draws,
         "sets": sorted(set(rows.source.tolist())), "rows": results(rows, small, args.draws),
     }  # fmt: skip
-    args.out.with_name(f"{args.out.name}.json").write_text(to_json(result, indent=1), encoding="utf-8")
-    args.out.with_name(f"{args.out.name}.md").write_text(text := page(result), encoding="utf-8")
-    print(text)
+    readings_file.write(args.out, result, page(result))
 
 
 if __name__ == "__main__":

@@ -82,11 +82,12 @@ def main() -> None:
     args = parser.parse_args()
     results = report.load(args.run)
     tidy(results, args.name)
+    results["command"], results["commit"] = args.command, args.commit or commit()
     wall = results["cost"]["wall_seconds"]
     read = sum(s["seconds"] for s in results["cost"]["stages"].values())
     lines = [
-        f"`{args.command}`, then `python -m benchmarks.judge_table`; commit {args.commit or commit()}. "
-        f"Judge time {read / 60:.0f} min over all starts; the last start took {wall / 60:.1f} min.", "",
+        f"`{args.command}`, then `python -m benchmarks.judge_table`; commit {results['commit']}. "
+        f"Reading took {read / 60:.1f} min over all starts; the last start took {wall / 60:.1f} min.", "",
         *(line for against in args.against for line in differences(results, against)),
     ]  # fmt: skip
     body = report.markdown(results).split("\n")

@@ -13,23 +13,25 @@ import argparse
 import dataclasses
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks import readings_file
 from benchmarks.panel_rows import LEFT_OUT, OWN, SEEN, SIZES, Fit, Rows, balanced, estimates, lead, load_rows, wins_of
 from benchmarks.probe_fits import DEFAULT, RECIPES
+from benchmarks.readings_file import cell
 from benchmarks.throughput import command, commit
 from latent_rewards.files.markdown import table
-from latent_rewards.files.outputs import to_json
 from latent_rewards.probes.fit import Data, FitOptions, fit_head
 from latent_rewards.probes.networks import state_scores
 from latent_rewards.probes.panel_fit import Objective, PanelOptions, fit_line
 
 PANEL, RIDGE, BEST, MEAN, LENGTH = "panel", "panel, ridge", "best member", "mean of all questions", "length"
 RESIDUAL, PROBE, PLAIN_PROBE = "panel, length residual", "probe", "probe, no guards"
-OVER = (BEST, MEAN, "weighted", "verifier", PROBE, PLAIN_PROBE, LENGTH)
+COLOURS = {PANEL: "#2a78d6", BEST: "#e07b00", MEAN: "#2e9e5b", PROBE: "#8a4fc7", LENGTH: "#888888"}
 
 
 def panel_fit(rows: Rows, objective: Objective, **options: Any) -> Fit:
@@ -173,11 +175,34 @@ def page(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def cell(value: Any) -> str:
-    """A figure as tables show it."""
-    if isinstance(value, (list, tuple)):
-        return f"{value[0]:.3f} [{value[1]:.3f}, {value[2]:.3f}]"
-    return f"{value:.3f}" if isinstance(value, float) else "" if value is None else str(value)
+def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Accuracy over the number of labelled rows, a picture for each setting."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot as plt
+
+    settings = list(dict.fromkeys(r["setting"] for r in rows))
+    with plt.rc_context({"axes.spines.top": False, "axes.spines.right": False, "font.size": 9}):
+        figure, axes = plt.subplots(1, len(settings), figsize=(3.2 * len(settings), 3.2), sharey=True, squeeze=False)
+        for axis, setting in zip(axes[0], settings, strict=True):
+            sizes = list(dict.fromkeys(r["fitted_on"] for r in rows if r["setting"] == setting))
+            for k, (scorer, colour) in enumerate(COLOURS.items()):
+                own = [r["accuracy"] for r in rows if r["setting"] == setting and r["scorer"] == scorer]
+                if not own:
+                    continue
+                value, low, high = np.array(own).T
+                at = np.arange(len(own)) + 0.07 * (k - (len(COLOURS) - 1) / 2)
+                bars = np.stack([value - low, high - value])
+                axis.errorbar(at, value, bars, fmt="o-", color=colour, lw=1.5, ms=4, elinewidth=1, label=scorer)
+            axis.axhline(0.5, color="#444444", lw=0.8, ls=":")
+            axis.set_xticks(range(len(sizes)), [str(s) for s in sizes])
+            axis.set(title=setting, xlabel="labelled rows fitted on")
+            axis.grid(axis="y", alpha=0.3)
+        axes[0, 0].set_ylabel("better reply scores higher")
+        axes[0, -1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        figure.savefig(path, dpi=150, bbox_inches="tight")
+        plt.close(figure)
 
 
 def main() -> None:
@@ -195,9 +220,8 @@ def main() -> None:
         "sets": sorted(set(rows.source.tolist())), "draws": args.draws, "weights": weights(rows),
     }  # fmt: skip
     result |= results(rows, name, args.draws, tuple(args.settings))
-    args.out.with_name(f"{args.out.name}.json").write_text(to_json(result, indent=1), encoding="utf-8")
-    args.out.with_name(f"{args.out.name}.md").write_text(text := page(result), encoding="utf-8")
-    print(text)
+    readings_file.write(args.out, result, page(result))
+    draw(result["rows"], args.out.with_name(f"{args.out.name}.png"))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Readings of a judge in one compressed file, so that tables and fits are made again without it."""
+"""Readings of a judge in one compressed file, and the tables that are made of it again without the judge."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import torch
 
 from latent_rewards import HFJudge
 from latent_rewards.files.atomic import replacing
+from latent_rewards.files.outputs import to_json
 
 Arrays = dict[str, np.ndarray]
 logger = logging.getLogger(__name__)
@@ -98,6 +99,20 @@ def read_in_shards(
         save(path, about | {"seconds": seconds, "rows": done}, join(parts))
         logger.info("%s: %d of %d, %.1f s", path.name, start + len(some), len(index), seconds)
     return path
+
+
+def write(out: Path, result: Mapping[str, Any], page: str) -> None:
+    """A result and its page as `out` with .json and .md; the page on the screen, too."""
+    out.with_name(f"{out.name}.json").write_text(to_json(result, indent=1), encoding="utf-8")
+    out.with_name(f"{out.name}.md").write_text(page, encoding="utf-8")
+    print(page)
+
+
+def cell(value: Any) -> str:
+    """A figure, or one with its interval, as tables show it."""
+    if isinstance(value, (list, tuple)):
+        return f"{value[0]:.3f} [{value[1]:.3f}, {value[2]:.3f}]"
+    return f"{value:.3f}" if isinstance(value, float) else "" if value is None else str(value)
 
 
 def circumstances(judge: HFJudge) -> dict[str, Any]:

@@ -23,11 +23,10 @@ import torch
 
 from benchmarks import readings_file
 from benchmarks.probe_sample import read_jsonl
-from benchmarks.readings_file import Arrays
+from benchmarks.readings_file import Arrays, cell
 from benchmarks.throughput import command, commit
 from latent_rewards import HFJudge, JudgePrompt, Need, Request, StepReward, readouts
 from latent_rewards.files.markdown import table
-from latent_rewards.files.outputs import to_json
 from latent_rewards.rewards.steps import _AGGREGATES as AGGREGATES
 from latent_rewards.stats.bootstrap import Estimate, difference, mean_estimate, statistic_estimate
 from latent_rewards.stats.ranking import expected_gold_of_best
@@ -123,20 +122,26 @@ def auc(score: np.ndarray, gold: np.ndarray) -> float:
 
 
 def figures(arrays: Arrays) -> list[dict[str, Any]]:
-    """A row for each way: gold of its pick, less that of `weighted` and of `verifier` and of chance, and AUC."""
+    """A row for each way: gold of its pick, less chance, `weighted` and `verifier`; AUC, and less `verifier`'s."""
     numbers = np.unique(arrays["list"])
     chance = np.array([arrays["gold"][arrays["list"] == i].mean() for i in numbers])
     base = mean_estimate(chance, numbers)
     found = scores(arrays)
     made = {name: mean_estimate(picks(s, arrays), numbers) for name, s in found.items()}
     rows = [{"scorer": RANDOM, "pick": base[:3], "n": base.n}]
+    areas: dict[str, Estimate] = {}
     for name, score in found.items():
         own = made[name]
         row: dict[str, Any] = {"scorer": name, "pick": own[:3], "n": own.n, "over random": difference(own, base)[:3]}
         row |= {f"over {w}": difference(own, made[w])[:3] for w in WHOLE if w != name}
         known = np.flatnonzero(~np.isnan(score))
-        row["auc"] = _auc(score[known], arrays["gold"][known], arrays["list"][known])[:3]
+        areas[name] = _auc(score[known], arrays["gold"][known], arrays["list"][known])
+        row["auc"] = areas[name][:3]
         rows.append(row)
+    for row in rows[1:]:  # paired where all that both scored is the same
+        own, other = areas[row["scorer"]], areas["verifier"]
+        if row["scorer"] != "verifier" and own.n == other.n:
+            row["auc over verifier"] = difference(own, other)[:3]
     return rows
 
 
@@ -146,8 +151,8 @@ def _auc(score: np.ndarray, gold: np.ndarray, group: np.ndarray) -> Estimate:
 
 def page(result: dict[str, Any]) -> str:
     """The table."""
-    keys = ("scorer", "n", "pick", "over random", "over weighted", "over verifier", "auc")
-    cells = [[_cell(row.get(key)) for key in keys] for row in result["rows"]]
+    keys = ("scorer", "n", "pick", "over random", "over weighted", "over verifier", "auc", "auc over verifier")
+    cells = [[cell(row.get(key)) for key in keys] for row in result["rows"]]
     said = (
         f"`{result['command']}`; commit {result['commit']}, {result['judge']}, {result['device']}. "
         f"{result['questions']} questions with four solutions each, {result['steps']:.1f} steps a solution. The pick "
@@ -157,12 +162,6 @@ def page(result: dict[str, Any]) -> str:
     return "\n".join(["# Steps as choosers among four solutions", "", said, "", *table(list(keys), cells), ""])
 
 
-def _cell(value: Any) -> str:
-    if isinstance(value, (list, tuple)):
-        return f"{value[0]:.3f} [{value[1]:.3f}, {value[2]:.3f}]"
-    return "" if value is None else str(value)
-
-
 def tabulate(folder: Path, out: Path, judge: str | None) -> None:
     """Figures of the readings in a folder."""
     about, arrays = readings_file.load_all(sorted(folder.glob("steps-*.npz")))
@@ -170,9 +169,7 @@ def tabulate(folder: Path, out: Path, judge: str | None) -> None:
         "command": command("step_choice"), "commit": commit(), "judge": judge or about["judge"],
         "questions": len(np.unique(arrays["list"])), "steps": float(arrays["steps"].mean()), "rows": figures(arrays),
     }  # fmt: skip
-    out.with_name(f"{out.name}.json").write_text(to_json(result, indent=1), encoding="utf-8")
-    out.with_name(f"{out.name}.md").write_text(text := page(result), encoding="utf-8")
-    print(text)
+    readings_file.write(out, result, page(result))
 
 
 def main() -> None:

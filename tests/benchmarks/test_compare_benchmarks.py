@@ -227,3 +227,17 @@ def test_lists_give_what_the_pairwise_reward_gives() -> None:
     figures = anchors.consistency(arrays)
     assert figures["ipi"]["n"] == 2 and figures["local"]["n"] == 6 and figures["global_aware"]["n"] == 2
     assert figures["conflict"]["weighted"]["n"] == 6
+
+
+def test_picks_count_the_same_whatever_scale_a_file_has() -> None:
+    width, n = anchors.WIDTH, anchors.LONG
+    arrays = {k: np.full((2, width), np.nan) for k in ("gold", "length", "weighted")}
+    arrays |= {"first": np.full((2, width, width), np.nan), "index": np.arange(2), "source": np.array(["s", "t"])}
+    for m, scale in enumerate((1.0, 100.0)):
+        arrays["gold"][m, :n] = scale * np.arange(n)
+        arrays["weighted"][m, :n] = arrays["length"][m, :n] = [5, 0, 1, 2, 3, 4][:n]
+        arrays["first"][m, :n, :n] = np.subtract.outer(np.arange(n), np.arange(n))
+    found = {row["opponents"]: row for row in anchors.figures(arrays)["opponents"]["all"]}
+    assert found[anchors.EVERYBODY]["pick"][0] == found["the middle, 1"]["pick"][0] == 1.0
+    assert found[anchors.POINTWISE]["pick"][0] == 0.0, "the worst reply is rated best"
+    assert found[anchors.EVERYBODY]["spearman"][0] == pytest.approx(1.0)
