@@ -15,9 +15,10 @@ from typing import Any
 from benchmarks.ties_picture import colour
 
 NAMES = {
-    "verifier less no task": "verifier, less the same with no task",
+    "verifier less no task": "verifier less no task",
     "weighted": "weighted",
-    "weighted less no task": "weighted, less the same with no task",
+    "weighted, hardened prompt": "weighted, hardened prompt",
+    "weighted less no task": "weighted less no task",
     "pairwise": "pairwise",
     "letters": "weighted, letters A to T",
     "verifier": "verifier",
@@ -30,13 +31,14 @@ NAMES = {
 }
 
 
-def draw(scores: dict[str, Any], path: Path) -> None:
+def draw(table: dict[str, Any], path: Path) -> None:
     """Share of questions whose right answer is first of five, with 95 % intervals, beside the share of ties."""
     import matplotlib
 
     matplotlib.use("agg")
     from matplotlib import pyplot as plt
 
+    scores = table["scores"]
     names = [name for name in NAMES if name in scores]
     with plt.rc_context({"axes.spines.top": False, "axes.spines.right": False, "font.size": 9, "axes.axisbelow": True}):
         picture, (right, ties) = plt.subplots(1, 2, figsize=(9.6, 3.6), sharey=True, width_ratios=(3, 2))
@@ -53,6 +55,7 @@ def draw(scores: dict[str, Any], path: Path) -> None:
         right.set_xlabel("questions whose right answer is first of five, % (dotted: chance)")
         ties.set(xlim=(0, 100), xlabel="questions with a tie for the first place, %")
         right.set_yticks(range(len(names)), [NAMES[name] for name in names])
+        picture.suptitle(f"{table['judge']}, {table['questions']} questions; lines: 95 % intervals", y=0.96)
         picture.savefig(path, dpi=150, bbox_inches="tight")
         plt.close(picture)
 
@@ -61,7 +64,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path, help="the table; the picture lies beside it")
     args = parser.parse_args()
-    draw(json.loads(args.results.read_text(encoding="utf-8"))["scores"], args.results.with_suffix(".png"))
+    draw(json.loads(args.results.read_text(encoding="utf-8")), args.results.with_suffix(".png"))
 
 
 if __name__ == "__main__":

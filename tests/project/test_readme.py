@@ -67,7 +67,7 @@ def result(file: str) -> dict[str, Any]:
 def test_the_figures_are_drawn_from_the_committed_results(tmp_path) -> None:
     pytest.importorskip("matplotlib")
     ties_picture.draw(result("latent-vs-likert-1.5b.json"), tmp_path / "latent-vs-likert-1.5b-ties.png")
-    facts_picture.draw(result("facts-1.5b.json")["scores"], tmp_path / "facts-1.5b.png")
+    facts_picture.draw(result("facts-1.5b.json"), tmp_path / "facts-1.5b.png")
     for drawn in tmp_path.iterdir():
         assert drawn.stat().st_size == pytest.approx((RESULTS / drawn.name).stat().st_size, rel=0.2)
 
