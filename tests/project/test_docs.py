@@ -102,7 +102,7 @@ def test_the_first_page_prints_what_it_says(printed: dict[str, Any]) -> None:
         assert re.sub(r"\s", "", re.sub(number, "#", said)) == re.sub(r"\s", "", re.sub(number, "#", was))
         # Other kinds of CPU round otherwise.
         assert [float(n) for n in re.findall(number, was)] == pytest.approx(
-            [float(n) for n in re.findall(number, said)], abs=0.5
+            [float(n) for n in re.findall(number, said)], abs=0.2
         )
 
 
