@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import textwrap
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from latent_rewards.evaluation.results import BenchmarkResult, Results
+from latent_rewards.files.types import JsonObject
 from latent_rewards.judge.describe import LOW_MASS
 from latent_rewards.stats.bootstrap import Figure
 from latent_rewards.stats.power import about, rows_needed
 
 MOST_ROWS = 50_000  # a need of more rows than this is said as "no number of rows that one would collect"
+SHOWN = 5  # rows that are named for one reason
 _CHANCE = {"pair": 0.5, "rating": 0.0, "list": 0.0}
 
 
@@ -36,7 +40,7 @@ def verdict(results: Results) -> list[str]:
 
 
 def of_benchmark(b: BenchmarkResult, classes: dict[str, str] | None = None) -> str:
-    """Best score, what it is separated from by its paired interval, and what to do.
+    """Rows that could not be used, the best score, what it is separated from by its paired interval, and what to do.
 
     Args:
         b: figures of one benchmark.
@@ -51,11 +55,38 @@ def of_benchmark(b: BenchmarkResult, classes: dict[str, str] | None = None) -> s
         for n in rated
         if seen[n]
     ]
+    left = _left_out(b)
     if not clean:
-        return " ".join(told or [f"no score could be compared on these {b['items']} items."])
+        return " ".join([*left, *(told or [f"no score could be compared on these {b['items']} items."])])
     best = max(clean, key=lambda n: clean[n]["value"] or 0.0)
     probes = {n for n in clean if (classes or {}).get(n) == "ProbeReward"}
-    return " ".join(filter(None, (_judgement(b, best, clean[best]), _next(b, best, clean, probes), *told)))
+    return " ".join(filter(None, (*left, _judgement(b, best, clean[best]), _next(b, best, clean, probes), *told)))
+
+
+def reasons(bad: Sequence[JsonObject], most: int) -> list[str]:
+    """Why rows could not be used: "rows 1, 4: empty response", at most so many reasons, and how many more there are."""
+    files = {x["file"] for x in bad}
+    found: dict[tuple[str, str], list[str]] = {}
+    for x in bad:
+        why = textwrap.shorten(str(x["reason"]), 120, placeholder=" ...")
+        found.setdefault((f"{x['file']} " if len(files) > 1 else "", why), []).append(str(x["row"]))
+    told = [
+        f"{file}row{'s' * (len(at) > 1)} {', '.join(at[:SHOWN])}{_more(len(at) - SHOWN)}: {why}"
+        for (file, why), at in list(found.items())[:most]
+    ]
+    others = len(found) - most
+    return told if others <= 0 else [*told, f"{others} more reason{'s' * (others > 1)} in results.json"]
+
+
+def _more(n: int) -> str:
+    return f" and {n} more" if n > 0 else ""
+
+
+def _left_out(b: BenchmarkResult) -> list[str]:
+    """A sentence on the bad rows of all rows that there were; nothing without any."""
+    bad = len(b["bad_rows"])
+    rows = b["items"] + bad + b["over_limit"] + sum(b["left_out"].values())
+    return [f"{bad} of {rows} rows left out ({'; '.join(reasons(b['bad_rows'], 3))})."] if bad else []
 
 
 def _rated(b: BenchmarkResult) -> dict[str, Figure]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from latent_rewards.evaluation.verdict import verdict
+from latent_rewards.evaluation.verdict import reasons, verdict
 
 Value = tuple[float, float | None, float | None]
 
@@ -29,6 +29,7 @@ def results(
         differences.append({"first": a, "second": b, "metric": "accuracy", **figure(*value)})
     one = {
         "name": "mine", "kind": "pair", "primary": "accuracy", "items": 60, "differences": differences,
+        "bad_rows": [], "left_out": {}, "over_limit": 0,
         "scorers": {n: {"metrics": {"accuracy": figure(*v)}, "facts": facts.get(n, {})} for n, v in scorers.items()},
     }  # fmt: skip
     classes = {n: {"class": "ProbeReward" if n.startswith("probe") else "ProbabilityWeightedReward"} for n in names}
@@ -86,3 +87,21 @@ def test_nothing_scored() -> None:
     given = results({"weighted": (math.nan, None, None), "length": LENGTH}, {})
     given["benchmarks"][0]["scorers"]["weighted"]["metrics"]["accuracy"]["value"] = None
     assert verdict(given) == ["mine: no score could be compared on these 60 items."]
+
+
+def bad(*reasons: str) -> list[dict[str, Any]]:
+    return [{"file": "mine.jsonl", "row": i, "reason": reason} for i, reason in enumerate(reasons, 1)]
+
+
+def test_bad_rows_are_told_with_three_reasons_at_most() -> None:
+    given = results({"weighted": GOOD, "length": LENGTH}, {})
+    given["benchmarks"][0] |= {"bad_rows": bad("same", "empty", "same", "no\nprompt", "x", "y"), "over_limit": 4}
+    (told,) = verdict(given)
+    why = "rows 1, 3: same; row 2: empty; row 4: no prompt; 2 more reasons in results.json"
+    assert told.startswith(f"mine: 6 of 70 rows left out ({why}). weighted is the best score")
+
+
+def test_reasons_name_few_rows_and_the_file_where_there_are_several() -> None:
+    assert reasons(bad(*["same"] * 7), 3) == ["rows 1, 2, 3, 4, 5 and 2 more: same"]
+    one, other = bad("same", "same")
+    assert reasons([one, other | {"file": "b"}], 3) == ["mine.jsonl row 1: same", "b row 2: same"]
