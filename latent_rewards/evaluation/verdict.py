@@ -100,10 +100,11 @@ def _rated(b: BenchmarkResult) -> dict[str, Figure]:
 def _judgement(b: BenchmarkResult, best: str, figure: Figure) -> str:
     """Whether the best score beats chance and length, and what follows."""
     value, chance, length = figure["value"] or 0.0, _CHANCE[b["kind"]], _gap(b, best, "length")
-    spread = "" if figure["low"] is None else f" [{figure['low']:.3f}, {figure['high']:.3f}]"
-    head = f"{best} is the best score, with {b['primary']} {value:.3f}{spread} on {figure['n']} items"
     if figure["low"] is None or figure["high"] is None:
-        return f"{head}; too few items for an interval, so do not build on it."
+        few = "1 item is" if figure["n"] == 1 else f"{figure['n']} items are"
+        return f"{few} too few for an interval, so the scores cannot be compared: add rows of other prompts."
+    spread = f"[{figure['low']:.3f}, {figure['high']:.3f}]"
+    head = f"{best} is the best score, with {b['primary']} {value:.3f} {spread} on {figure['n']} items"
     if figure["low"] <= chance:
         need = rows_needed(value - chance, figure["low"], figure["high"], figure["n"])
         told = _wanted(need, value > chance)

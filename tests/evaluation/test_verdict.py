@@ -73,7 +73,7 @@ AHEAD, LEVEL, BEHIND = (0.2, 0.08, 0.32), (0.1, -0.05, 0.25), (-0.15, -0.28, -0.
         (results({"weighted": GOOD, "weighted/argmax": GOOD, "length": LENGTH}, {("weighted", "length"): AHEAD}),
          ["worth using"], ["next"]),
         (results({"weighted": (1.0, None, None), "length": (1.0, None, None)}, {}),
-         ["too few items for an interval"], ["worth using"]),
+         ["mine: 60 items are too few for an interval, so the scores cannot be compared"], ["best", "1.000"]),
     ],
 )  # fmt: skip
 def test_each_case(given: Any, said: list[str], unsaid: list[str]) -> None:
