@@ -37,6 +37,7 @@ def results(
 
 
 GOOD, CHANCE, LENGTH = (0.75, 0.64, 0.86), (0.55, 0.42, 0.68), (0.55, 0.42, 0.68)
+WORSE = (0.267, 0.167, 0.383)
 AHEAD, LEVEL, BEHIND = (0.2, 0.08, 0.32), (0.1, -0.05, 0.25), (-0.15, -0.28, -0.02)
 
 
@@ -72,6 +73,16 @@ AHEAD, LEVEL, BEHIND = (0.2, 0.08, 0.32), (0.1, -0.05, 0.25), (-0.15, -0.28, -0.
          ["less than 0.1 of its probability on the labels (weighted 0.030)"], []),
         (results({"weighted": GOOD, "weighted/argmax": GOOD, "length": LENGTH}, {("weighted", "length"): AHEAD}),
          ["worth using"], ["next"]),
+        (results({"verifier": GOOD, "weighted": WORSE, "weighted/argmax": CHANCE, "length": LENGTH}, {}),
+         ["weighted is below chance (0.267 [0.167, 0.383]): it ranks these rows backwards.", "the next, weighted ("],
+         ["argmax"]),
+        (results({"verifier": GOOD, "likert/one": WORSE, "likert/mean": WORSE, "length": LENGTH}, {}),
+         ["likert/mean is below chance"], ["likert/one is below"]),
+        (results({"weighted": WORSE, "length": LENGTH}, {}),
+         ["0.267 [0.167, 0.383] on 60 items, which is below chance (0.5): it ranks these rows backwards"],
+         ["not separated", "weighted is below"]),
+        (results({"weighted": CHANCE, "weighted/argmax": GOOD, "length": LENGTH}, {}),
+         ["weighted/argmax, the most probable label of weighted, is the best score"], ["next"]),
         (results({"weighted": (1.0, None, None), "length": (1.0, None, None)}, {}),
          ["mine: 60 items are too few for an interval, so the scores cannot be compared"], ["best", "1.000"]),
     ],
@@ -105,3 +116,10 @@ def test_reasons_name_few_rows_and_the_file_where_there_are_several() -> None:
     assert reasons(bad(*["same"] * 7), 3) == ["rows 1, 2, 3, 4, 5 and 2 more: same"]
     one, other = bad("same", "same")
     assert reasons([one, other | {"file": "b"}], 3) == ["mine.jsonl row 1: same", "b row 2: same"]
+
+
+def test_correlations_are_below_chance_where_they_are_below_zero() -> None:
+    given = results({"verifier": GOOD, "weighted": WORSE, "probe:p": (-0.3, -0.4, -0.2), "length": LENGTH}, {})
+    given["benchmarks"][0]["kind"] = "rating"
+    (told,) = verdict(given)
+    assert "probe:p is below chance (-0.300 [-0.400, -0.200])" in told and "weighted is below" not in told
