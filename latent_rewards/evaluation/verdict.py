@@ -11,9 +11,8 @@ from latent_rewards.files import markdown
 from latent_rewards.files.types import JsonObject
 from latent_rewards.judge.describe import LOW_MASS
 from latent_rewards.stats.bootstrap import Figure
-from latent_rewards.stats.power import about, rows_needed
+from latent_rewards.stats.power import MOST_ROWS, about, rows_needed
 
-MOST_ROWS = 50_000  # a need of more rows than this is said as "no number of rows that one would collect"
 ARGMAX = "/argmax"  # a column beside a weighted rating, which nobody asks for
 SHOWN = 5  # rows that are named for one reason
 _CHANCE = {"pair": 0.5, "rating": 0.0, "list": 0.0}
