@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import textwrap
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from latent_rewards.evaluation.results import BenchmarkResult, Results
+from latent_rewards.files import markdown
+from latent_rewards.files.types import JsonObject
 from latent_rewards.judge.describe import LOW_MASS
 from latent_rewards.stats.bootstrap import Figure
-from latent_rewards.stats.power import about, rows_needed
+from latent_rewards.stats.power import MOST_ROWS, about, rows_needed
 
-MOST_ROWS = 50_000  # a need of more rows than this is said as "no number of rows that one would collect"
+ARGMAX = "/argmax"  # a column beside a weighted rating, which nobody asks for
+SHOWN = 5  # rows that are named for one reason
 _CHANCE = {"pair": 0.5, "rating": 0.0, "list": 0.0}
 
 
@@ -36,7 +41,7 @@ def verdict(results: Results) -> list[str]:
 
 
 def of_benchmark(b: BenchmarkResult, classes: dict[str, str] | None = None) -> str:
-    """Best score, what it is separated from by its paired interval, and what to do.
+    """Rows that could not be used, the best score, what it is separated from by its paired interval, and what to do.
 
     Args:
         b: figures of one benchmark.
@@ -51,11 +56,39 @@ def of_benchmark(b: BenchmarkResult, classes: dict[str, str] | None = None) -> s
         for n in rated
         if seen[n]
     ]
+    left = _left_out(b)
     if not clean:
-        return " ".join(told or [f"no score could be compared on these {b['items']} items."])
+        return " ".join([*left, *(told or [f"no score could be compared on these {b['items']} items."])])
     best = max(clean, key=lambda n: clean[n]["value"] or 0.0)
     probes = {n for n in clean if (classes or {}).get(n) == "ProbeReward"}
-    return " ".join(filter(None, (_judgement(b, best, clean[best]), _next(b, best, clean, probes), *told)))
+    said = (_judgement(b, best, clean[best]), _next(b, best, clean, probes), *_backwards(b, best, clean))
+    return " ".join(filter(None, (*left, *said, *told)))
+
+
+def reasons(bad: Sequence[JsonObject], most: int) -> list[str]:
+    """Why rows could not be used: "rows 1, 4: empty response", at most so many reasons, and how many more there are."""
+    files = {x["file"] for x in bad}
+    found: dict[tuple[str, str], list[str]] = {}
+    for x in bad:
+        why = textwrap.shorten(str(x["reason"]), 120, placeholder=" ...")
+        found.setdefault((f"{x['file']} " if len(files) > 1 else "", why), []).append(str(x["row"]))
+    told = [
+        f"{file}row{'s' * (len(at) > 1)} {', '.join(at[:SHOWN])}{_more(len(at) - SHOWN)}: {why}"
+        for (file, why), at in list(found.items())[:most]
+    ]
+    others = len(found) - most
+    return told if others <= 0 else [*told, f"{others} more reason{'s' * (others > 1)} in results.json"]
+
+
+def _more(n: int) -> str:
+    return f" and {n} more" if n > 0 else ""
+
+
+def _left_out(b: BenchmarkResult) -> list[str]:
+    """A sentence on the bad rows of all rows that there were; nothing without any."""
+    bad = len(b["bad_rows"])
+    rows = b["items"] + bad + b["over_limit"] + sum(b["left_out"].values())
+    return [f"{bad} of {rows} rows left out ({'; '.join(reasons(b['bad_rows'], 3))})."] if bad else []
 
 
 def _rated(b: BenchmarkResult) -> dict[str, Figure]:
@@ -69,10 +102,13 @@ def _rated(b: BenchmarkResult) -> dict[str, Figure]:
 def _judgement(b: BenchmarkResult, best: str, figure: Figure) -> str:
     """Whether the best score beats chance and length, and what follows."""
     value, chance, length = figure["value"] or 0.0, _CHANCE[b["kind"]], _gap(b, best, "length")
-    spread = "" if figure["low"] is None else f" [{figure['low']:.3f}, {figure['high']:.3f}]"
-    head = f"{best} is the best score, with {b['primary']} {value:.3f}{spread} on {figure['n']} items"
     if figure["low"] is None or figure["high"] is None:
-        return f"{head}; too few items for an interval, so do not build on it."
+        few = "1 item is" if figure["n"] == 1 else f"{figure['n']} items are"
+        return f"{few} too few for an interval, so the scores cannot be compared: add rows of other prompts."
+    label = f", the most probable label of {_of(best)}," if best.endswith(ARGMAX) else ""
+    head = f"{best}{label} is the best score, with {b['primary']} {_shown(figure)} on {figure['n']} items"
+    if figure["high"] < chance:
+        return f"{head}, which is below chance ({chance:g}): it ranks these rows backwards, so do not train on it."
     if figure["low"] <= chance:
         need = rows_needed(value - chance, figure["low"], figure["high"], figure["n"])
         told = _wanted(need, value > chance)
@@ -97,7 +133,7 @@ def _wanted(need: int | None, ahead: bool) -> str:
 
 def _next(b: BenchmarkResult, best: str, rated: dict[str, Figure], probes: set[str]) -> str:
     """Against the prompted score where one of both is a probe, else against the next reward."""
-    others = [n for n in rated if _of(n) != _of(best)]
+    others = [n for n in rated if _of(n) != _of(best) and not n.endswith(ARGMAX)]
     prompted = [n for n in others if n not in probes]
     if best in probes and prompted:
         other = max(prompted, key=lambda n: rated[n]["value"] or 0.0)
@@ -114,6 +150,20 @@ def _next(b: BenchmarkResult, best: str, rated: dict[str, Figure], probes: set[s
     other = max(others, key=lambda n: rated[n]["value"] or 0.0)
     gap = _gap(b, best, other)
     return f"It is {'' if gap.apart else 'not '}separated from the next, {other} ({gap})." if gap else ""
+
+
+def _backwards(b: BenchmarkResult, best: str, rated: dict[str, Figure]) -> list[str]:
+    """The other rewards that are below chance, of several ratings by their mean."""
+    chance, found = _CHANCE[b["kind"]], []
+    for n, f in rated.items():
+        asked = n == _of(n) or n.endswith("/mean")
+        if asked and n != best and f["high"] is not None and f["high"] < chance:
+            found.append(f"{n} is below chance ({_shown(f)}): it ranks these rows backwards.")
+    return found
+
+
+def _shown(f: Figure) -> str:
+    return markdown.figure(f["value"], f["low"], f["high"])
 
 
 def _of(name: str) -> str:

@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import warnings
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -17,6 +17,8 @@ from latent_rewards.probes.networks import state_scores
 from latent_rewards.stats.pairs import pair_report
 
 logger = logging.getLogger(__name__)
+
+Criterion = Literal["accuracy", "matched", "balanced", "r"]
 
 
 def cross_validate(
@@ -75,6 +77,7 @@ def sweep_layers(
     strengths: Sequence[float],
     folds: int = 5,
     leave_out: np.ndarray | None = None,
+    by: Criterion = "balanced",
 ) -> list[Row]:
     """`cross_validate` on every layer of one feature pass; holds at most one layer in memory at a time.
 
@@ -85,22 +88,30 @@ def sweep_layers(
         strengths: inverse L2 strengths to try.
         folds: of the cross-validation.
         leave_out: prompt groups kept for the final test.
+        by: the figure to log, of pairs; of ratings it is r.
     """
     rows = []
     for layer in layers:
         data = Data.of(features, [layer])
         if leave_out is not None:
             data = data.take(~np.isin(data.group, leave_out))
-        rows += [{"layer": int(layer), **r} for r in cross_validate(data, options, strengths=strengths, folds=folds)]
-        logger.info("layer %d: %s", layer, rows[-1])
+        found = [{"layer": int(layer), **r} for r in cross_validate(data, options, strengths=strengths, folds=folds)]
+        key = by if by in found[0] else "r"
+        shown = ", ".join(f"{_first(r[key]):.3f} ({r['strength']:g})" for r in found)
+        logger.info("layer %d: %s by strength %s", layer, key, shown)
+        rows += found
     return rows
 
 
-def best(rows: Sequence[Row], by: Literal["accuracy", "matched", "balanced", "r"]) -> Row:
+def best(rows: Sequence[Row], by: Criterion) -> Row:
     """The row with the highest value of `by` (the first number, where it has an interval)."""
 
     def value(row: Row) -> float:
-        found = row[by][0] if isinstance(row[by], tuple | list) else row[by]
-        return -np.inf if np.isnan(found) else float(found)
+        found = _first(row[by])
+        return -np.inf if np.isnan(found) else found
 
     return max(rows, key=value)
+
+
+def _first(figure: Any) -> float:
+    return float(figure[0] if isinstance(figure, tuple | list) else figure)

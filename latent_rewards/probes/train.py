@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from latent_rewards.judge.hf import HFJudge, Lens
 from latent_rewards.judge.prompts import JudgePrompt
 from latent_rewards.probes import seen
 from latent_rewards.probes.collect import collect_features
-from latent_rewards.probes.cross_validation import best, sweep_layers
+from latent_rewards.probes.cross_validation import Criterion, best, sweep_layers
 from latent_rewards.probes.examples import Example
 from latent_rewards.probes.features import Features
 from latent_rewards.probes.fit import Data, FitOptions, check_disjoint, check_pairs, fit_head
@@ -31,8 +31,6 @@ from latent_rewards.stats.bootstrap import mean_estimate, statistic_estimate
 from latent_rewards.stats.pairs import pair_indices, pair_report, wins
 
 logger = logging.getLogger(__name__)
-
-Figure = Literal["accuracy", "matched", "balanced", "r"]
 
 
 @dataclass(frozen=True)
@@ -54,15 +52,15 @@ class RunOptions:
     layers: tuple[int, ...] = ()
     strengths: tuple[float, ...] = (1e-4, 1e-3, 1e-2)
     folds: int = 5
-    select: Figure = "balanced"
+    select: Criterion = "balanced"
     test_share: float = 0.2
     concatenate: bool = False
     lens: Lens = "normed"
     shard_rows: int = 512
 
     def __post_init__(self) -> None:
-        if self.select not in get_args(Figure):
-            raise ValueError(f"select must be one of {get_args(Figure)}, got {self.select!r}")
+        if self.select not in get_args(Criterion):
+            raise ValueError(f"select must be one of {get_args(Criterion)}, got {self.select!r}")
         if not 0 <= self.test_share < 1:
             raise ValueError(f"test_share lies in [0, 1), got {self.test_share}")
 
@@ -118,7 +116,9 @@ def train_probe(
         rows: list[Row] = []
         chosen, strength = every, run.strengths[0]
     else:
-        rows = sweep_layers(features, every, fit, strengths=run.strengths, folds=run.folds, leave_out=test)
+        rows = sweep_layers(
+            features, every, fit, strengths=run.strengths, folds=run.folds, leave_out=test, by=run.select
+        )
         top = best(rows, run.select if "accuracy" in rows[0] else "r")
         chosen, strength = (top["layer"],), top["strength"]
         logger.info("best by %s: layer %d, strength %g", run.select, top["layer"], strength)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from latent_rewards.stats.power import about, rows_needed
+from latent_rewards.stats.power import MOST_ROWS, about, rows_needed
+
+ENOUGH = 50  # unseen rows below which no figure of a probe is relied on
 
 
 def verdict(metrics: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -28,6 +30,10 @@ def _of(name: str, rows: Mapping[str, Mapping[str, Any]]) -> str:
         if gap[1] is None or gap[1] != gap[1]:  # no interval; a saved card holds null for NaN
             return f"{name}: {n} {unit} are too few to compare the probe with {_SAID[scorer]}; give more rows."
     told = {scorer: f"{gap[0]:+.3f} [{gap[1]:+.3f}, {gap[2]:+.3f}]" for scorer, gap in ahead.items()}
+    if n < ENOUGH:
+        seen = ", ".join(f"minus {_SAID[s]} {told[s]}" for s in ahead)
+        wanted = f"give more rows, to test on {_wanted(ahead, n)}"
+        return f"{name}: {n} {unit} are too few to rely on (the probe {seen}): {wanted}."
     behind = [scorer for scorer, gap in ahead.items() if gap[2] < 0]
     level = [scorer for scorer, gap in ahead.items() if gap[1] <= 0 <= gap[2]]
     if behind:
@@ -46,6 +52,12 @@ def _of(name: str, rows: Mapping[str, Mapping[str, Any]]) -> str:
         return f"{name}: on {n} {unit} the probe is not separated from {some}: {more}."
     some = " and ".join(f"{_SAID[s]} ({told[s]})" for s in ahead)
     return f"{name}: on {n} {unit} the probe beats {some}: worth using on rows like these; check it on others."
+
+
+def _wanted(ahead: Mapping[str, Sequence[float]], n: int) -> str:
+    """Unseen rows that would settle each difference, were it as seen; at least `ENOUGH`."""
+    need = [rows_needed(gap[0], gap[1], gap[2], n) or 0 for gap in ahead.values()]
+    return about(max([ENOUGH, *(x for x in need if x <= MOST_ROWS)]))
 
 
 _SAID = {"prompted": "the prompted score", "length": "length"}

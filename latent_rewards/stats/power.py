@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from statistics import NormalDist
 
+MOST_ROWS = 50_000  # a need of more rows than this is more than one would collect
 FEWEST = 30  # rows below which neither the approximation nor an interval is worth much
 
 

@@ -117,6 +117,7 @@ def test_markdown_tables_are_rectangular_and_name_length(results, folder):
         assert len(widths) == 1
     assert all("| length |" in block for block in blocks[:-1])
     assert "1 bad rows" in text
+    assert "- pairs: 1 of 21 rows left out (row 21: missing field" in text and "\n\n- row 21: missing field" in text
 
 
 def test_names_split_into_reward_and_column():

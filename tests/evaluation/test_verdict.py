@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from latent_rewards.evaluation.verdict import verdict
+from latent_rewards.evaluation.verdict import reasons, verdict
 
 Value = tuple[float, float | None, float | None]
 
@@ -29,6 +29,7 @@ def results(
         differences.append({"first": a, "second": b, "metric": "accuracy", **figure(*value)})
     one = {
         "name": "mine", "kind": "pair", "primary": "accuracy", "items": 60, "differences": differences,
+        "bad_rows": [], "left_out": {}, "over_limit": 0,
         "scorers": {n: {"metrics": {"accuracy": figure(*v)}, "facts": facts.get(n, {})} for n, v in scorers.items()},
     }  # fmt: skip
     classes = {n: {"class": "ProbeReward" if n.startswith("probe") else "ProbabilityWeightedReward"} for n in names}
@@ -36,6 +37,7 @@ def results(
 
 
 GOOD, CHANCE, LENGTH = (0.75, 0.64, 0.86), (0.55, 0.42, 0.68), (0.55, 0.42, 0.68)
+WORSE = (0.267, 0.167, 0.383)
 AHEAD, LEVEL, BEHIND = (0.2, 0.08, 0.32), (0.1, -0.05, 0.25), (-0.15, -0.28, -0.02)
 
 
@@ -71,8 +73,18 @@ AHEAD, LEVEL, BEHIND = (0.2, 0.08, 0.32), (0.1, -0.05, 0.25), (-0.15, -0.28, -0.
          ["less than 0.1 of its probability on the labels (weighted 0.030)"], []),
         (results({"weighted": GOOD, "weighted/argmax": GOOD, "length": LENGTH}, {("weighted", "length"): AHEAD}),
          ["worth using"], ["next"]),
+        (results({"verifier": GOOD, "weighted": WORSE, "weighted/argmax": CHANCE, "length": LENGTH}, {}),
+         ["weighted is below chance (0.267 [0.167, 0.383]): it ranks these rows backwards.", "the next, weighted ("],
+         ["argmax"]),
+        (results({"verifier": GOOD, "likert/one": WORSE, "likert/mean": WORSE, "length": LENGTH}, {}),
+         ["likert/mean is below chance"], ["likert/one is below"]),
+        (results({"weighted": WORSE, "length": LENGTH}, {}),
+         ["0.267 [0.167, 0.383] on 60 items, which is below chance (0.5): it ranks these rows backwards"],
+         ["not separated", "weighted is below"]),
+        (results({"weighted": CHANCE, "weighted/argmax": GOOD, "length": LENGTH}, {}),
+         ["weighted/argmax, the most probable label of weighted, is the best score"], ["next"]),
         (results({"weighted": (1.0, None, None), "length": (1.0, None, None)}, {}),
-         ["too few items for an interval"], ["worth using"]),
+         ["mine: 60 items are too few for an interval, so the scores cannot be compared"], ["best", "1.000"]),
     ],
 )  # fmt: skip
 def test_each_case(given: Any, said: list[str], unsaid: list[str]) -> None:
@@ -86,3 +98,28 @@ def test_nothing_scored() -> None:
     given = results({"weighted": (math.nan, None, None), "length": LENGTH}, {})
     given["benchmarks"][0]["scorers"]["weighted"]["metrics"]["accuracy"]["value"] = None
     assert verdict(given) == ["mine: no score could be compared on these 60 items."]
+
+
+def bad(*reasons: str) -> list[dict[str, Any]]:
+    return [{"file": "mine.jsonl", "row": i, "reason": reason} for i, reason in enumerate(reasons, 1)]
+
+
+def test_bad_rows_are_told_with_three_reasons_at_most() -> None:
+    given = results({"weighted": GOOD, "length": LENGTH}, {})
+    given["benchmarks"][0] |= {"bad_rows": bad("same", "empty", "same", "no\nprompt", "x", "y"), "over_limit": 4}
+    (told,) = verdict(given)
+    why = "rows 1, 3: same; row 2: empty; row 4: no prompt; 2 more reasons in results.json"
+    assert told.startswith(f"mine: 6 of 70 rows left out ({why}). weighted is the best score")
+
+
+def test_reasons_name_few_rows_and_the_file_where_there_are_several() -> None:
+    assert reasons(bad(*["same"] * 7), 3) == ["rows 1, 2, 3, 4, 5 and 2 more: same"]
+    one, other = bad("same", "same")
+    assert reasons([one, other | {"file": "b"}], 3) == ["mine.jsonl row 1: same", "b row 2: same"]
+
+
+def test_correlations_are_below_chance_where_they_are_below_zero() -> None:
+    given = results({"verifier": GOOD, "weighted": WORSE, "probe:p": (-0.3, -0.4, -0.2), "length": LENGTH}, {})
+    given["benchmarks"][0]["kind"] = "rating"
+    (told,) = verdict(given)
+    assert "probe:p is below chance (-0.300 [-0.400, -0.200])" in told and "weighted is below" not in told

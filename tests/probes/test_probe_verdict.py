@@ -14,10 +14,10 @@ from latent_rewards.probes.verdict import verdict
 AHEAD, LEVEL, BEHIND, NONE = (0.2, 0.1, 0.3), (0.05, -0.05, 0.15), (-0.2, -0.3, -0.1), (0.1, None, None)
 
 
-def metrics(prompted: Any, length: Any) -> list[dict[str, Any]]:
+def metrics(prompted: Any, length: Any, n: int = 100) -> list[dict[str, Any]]:
     gaps = {"probe": None, "prompted": prompted, "length": length}
     return [
-        {"source": "mine", "scorer": name, "n": 100, "accuracy": None, "probe_minus": gap} for name, gap in gaps.items()
+        {"source": "mine", "scorer": name, "n": n, "accuracy": None, "probe_minus": gap} for name, gap in gaps.items()
     ]
 
 
@@ -35,6 +35,22 @@ def metrics(prompted: Any, length: Any) -> list[dict[str, Any]]:
 def test_each_case(prompted: Any, length: Any, said: str) -> None:
     (told,) = verdict(metrics(prompted, length))
     assert told.startswith("mine: ") and said in told
+
+
+@pytest.mark.parametrize(
+    ("prompted", "length", "wanted"),
+    [
+        ((0.667, 0.167, 1.0), AHEAD, "50"),
+        (BEHIND, AHEAD, "50"),
+        (LEVEL, AHEAD, "99"),
+        ((0.001, -0.2, 0.2), AHEAD, "50"),
+    ],
+)
+def test_few_unseen_items_are_relied_on_for_nothing(prompted: Any, length: Any, wanted: str) -> None:
+    (told,) = verdict(metrics(prompted, length, n=12))
+    assert "12 unseen pairs are too few to rely on (the probe minus the prompted score" in told
+    assert told.endswith(f"give more rows, to test on {wanted}.") and "worth using" not in told
+    assert "beats" in verdict(metrics(AHEAD, AHEAD, n=50))[0]
 
 
 def test_prompts_that_were_trained_on_are_known_again() -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import math
 import pickle
+import re
 import time
 from pathlib import Path
 
@@ -215,6 +217,14 @@ def trained(folder, tmp_path_factory):
     tensors = fit_head(Data.of(features, [2]), FitOptions(strength=1e-1))
     config = ProbeConfig(judge.name, judge.revision, PROMPT.hash, (2,), 32, training={"data": ["made up"]})
     return Probe(config, tensors, PROMPT), features
+
+
+def test_the_sweep_logs_one_rounded_line_a_layer(trained, caplog):
+    caplog.set_level(logging.INFO)
+    sweep_layers(trained[1], [1, 2], FitOptions(), strengths=[1e-3, 1e-2], folds=3, by="accuracy")
+    lines = [m for m in caplog.messages if m.startswith("layer")]
+    assert len(lines) == 2
+    assert re.fullmatch(r"layer 2: accuracy by strength \d\.\d{3} \(0\.001\), \d\.\d{3} \(0\.01\)", lines[1])
 
 
 def test_reward_scores_as_the_training_did(trained, folder, tmp_path):

@@ -17,7 +17,7 @@ from latent_rewards.evaluation.results import (
     Results,
     Scorer,
 )
-from latent_rewards.evaluation.verdict import verdict
+from latent_rewards.evaluation.verdict import reasons, verdict
 from latent_rewards.files.markdown import figure, table
 from latent_rewards.files.outputs import to_json
 from latent_rewards.stats.bootstrap import Figure
@@ -88,6 +88,8 @@ def markdown(results: Results) -> str:
         out += _pooled(pooled)
     for b in results["benchmarks"]:
         out += [f"## {b['name']}", "", _about(b), ""]
+        if b["bad_rows"]:
+            out += ["Bad rows:", "", *(f"- {reason}" for reason in reasons(b["bad_rows"], 10)), ""]
         metrics = list(next(iter(b["scorers"].values()))["metrics"])
         rows = [
             [name, *(_cell(s["metrics"][m]) for m in metrics), *_stability(s), str(s["metrics"][b["primary"]]["n"])]
