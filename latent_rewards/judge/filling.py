@@ -22,7 +22,8 @@ def value_of(row: Row, slot: str, name: str, optional: Collection[str]) -> objec
     """
     value = row.get(slot)
     if value is None and slot not in optional:
-        raise ValueError(f"prompt {name!r} needs {slot!r}, which this row lacks (has {sorted(map(str, row))})")
+        lacks = "is null in this row" if slot in row else f"this row lacks (has {sorted(map(str, row))})"
+        raise ValueError(f"prompt {name!r} needs {slot!r}, which {lacks}")
     return value
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import difflib
+import inspect
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,7 +47,29 @@ def build_reward(kind: str, /, judge: Judge | str = "embedded", **options: Any) 
     try:
         return (REWARDS | AROUND)[kind](judge, **options)
     except TypeError as err:
-        raise ValueError(f"reward {kind!r}: {err}") from err
+        raise ValueError(f"reward {kind!r}: {_told(err, kind)}") from err
+
+
+def _told(err: TypeError, kind: str) -> str:
+    """The error; of an unknown option, which ones there are."""
+    found = re.search(r"unexpected keyword argument '(\w+)'", str(err))
+    if found is None:
+        return str(err)
+    maker = (REWARDS | AROUND)[kind]
+    owner = maker if isinstance(maker, type) else next((c for c in _subclasses(Reward) if c.kind == kind), LatentReward)
+    makers: list[Callable[..., Any]] = [vars(c)["__init__"] for c in owner.__mro__[:-1] if "__init__" in vars(c)]
+    known = {
+        p.name for m in (*makers, maker) for p in inspect.signature(m).parameters.values()
+        if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL) and p.name not in ("self", "judge")
+    }  # fmt: skip
+    near = difflib.get_close_matches(found[1], known, 1)
+    return f"no option {found[1]!r}{f', perhaps {near[0]!r}' if near else ''}; there are {', '.join(sorted(known))}"
+
+
+def _subclasses(cls: type[Reward]) -> Iterator[type[Reward]]:
+    for sub in cls.__subclasses__():
+        yield sub
+        yield from _subclasses(sub)
 
 
 def build_spec(spec: str | tuple[str, Mapping[str, Any]], judge: Judge, *, samples: int, temperature: float) -> Reward:

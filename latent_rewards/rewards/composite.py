@@ -13,7 +13,7 @@ import numpy as np
 from latent_rewards.judge.hf import Need, Reading, Request
 from latent_rewards.judge.prompts import to_text
 from latent_rewards.rewards.base import with_prompt_of
-from latent_rewards.rewards.latent import LatentReward, first_reasons
+from latent_rewards.rewards.latent import LatentReward, check_members, first_reasons
 
 
 class ContrastiveReward(LatentReward):
@@ -44,6 +44,7 @@ class ContrastiveReward(LatentReward):
     ) -> None:
         if against not in ("task", "shuffled"):
             raise ValueError(f"against must be 'task' or 'shuffled', got {against!r}")
+        check_members("ContrastiveReward", reward)
         if not reward.by_row:
             raise ValueError(f"{reward.__name__} compares the replies to a prompt; without their task there is no such")
         self.reward, self.against, self.weight = reward._as_part(), against, float(weight)

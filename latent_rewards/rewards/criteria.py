@@ -84,6 +84,8 @@ def load_criteria(path: str | Path) -> Criteria:
     """
     try:
         return parse_criteria(yaml.safe_load(Path(path).read_text(encoding="utf-8")))
+    except FileNotFoundError as err:
+        raise FileNotFoundError(f"no file of criteria {str(path)!r}") from err
     except (ValueError, yaml.YAMLError) as err:
         raise ValueError(f"{path}: {err}") from err
 

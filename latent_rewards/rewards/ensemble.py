@@ -11,7 +11,7 @@ import numpy as np
 from latent_rewards.judge.hf import Need, Reading, Request
 from latent_rewards.rewards.base import bounds_of, with_prompt_of
 from latent_rewards.rewards.jury import Addressed, Jury, answered
-from latent_rewards.rewards.latent import LatentReward, first_reasons
+from latent_rewards.rewards.latent import LatentReward, check_members, first_reasons
 from latent_rewards.rewards.standard import Ranks, Standard, rank
 
 How = Literal["min", "mean", "median", "weighted"]
@@ -65,6 +65,8 @@ class EnsembleReward(LatentReward):
         **options: Any,
     ) -> None:
         _check(how=how, ranks=ranks, missing=missing)
+        members = rewards if isinstance(rewards, Sequence) and not isinstance(rewards, str) else [rewards]
+        check_members("EnsembleReward", *members, example="[ProbabilityWeightedReward(judge), VerifierReward(judge)]")
         if len(rewards) < 2:
             raise ValueError("an ensemble needs two rewards or more")
         if (running or statistics is not None) and (location is not None or scales is not None):

@@ -13,7 +13,7 @@ import numpy as np
 from latent_rewards.judge.hf import Need, Reading, Request
 from latent_rewards.judge.prompts import to_text
 from latent_rewards.rewards.base import bounds_of, with_prompt_of
-from latent_rewards.rewards.latent import LatentReward, first_reasons
+from latent_rewards.rewards.latent import LatentReward, check_members, first_reasons
 from latent_rewards.rewards.relevance import log_odds, weights_hash, without_copies
 
 _OPENER = re.compile(
@@ -158,6 +158,7 @@ class GuardedReward(LatentReward):
         relevance: float = 0.0,
         **options: Any,
     ) -> None:
+        check_members("GuardedReward", reward, *([] if gate is None else [gate]))
         unknown = sorted(set(guards) - set(GUARDS))
         if unknown:
             raise ValueError(f"unknown guards {unknown}; known are {sorted(GUARDS)}")

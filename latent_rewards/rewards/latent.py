@@ -272,3 +272,14 @@ _READOUTS: dict[str, Callable[[Tensor, Sequence[float], float], Tensor]] = {
     "mode": lambda logp, v, k: readouts.mode(logp, v),
     "sd": lambda logp, v, k: readouts.variance(logp, v).sqrt(),
 }
+
+
+def check_members(owner: str, *members: object, example: str = "VerifierReward(judge)") -> None:
+    """What a reward is made of.
+
+    Raises:
+        TypeError: a member is no reward that is read from a forward; says what one looks like.
+    """
+    for member in members:
+        if not isinstance(member, LatentReward):
+            raise TypeError(f"{owner} is made of rewards, as in {owner}({example}), not of a {type(member).__name__}")

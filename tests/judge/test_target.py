@@ -189,7 +189,7 @@ def test_long_texts_are_cut_in_the_completion_and_never_in_the_target(make_judge
 def test_empty_and_missing_targets(make_judge: Any) -> None:
     judge = make_judge("llama")
     for value, what in (
-        (None, "needs 'reference', which this row lacks"),
+        (None, "needs 'reference', which is null in this row"),
         (" \n", "'reference' is empty"),
         (float("nan"), "NaN"),
     ):

@@ -14,7 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from latent_rewards import (
+    ContrastiveReward,
     CrossLayerReward,
+    EnsembleReward,
     GuardedReward,
     HFJudge,
     JudgePrompt,
@@ -25,6 +27,7 @@ from latent_rewards import (
     VerifierReward,
     build_reward,
 )
+from latent_rewards.judge.filling import value_of
 from latent_rewards.rewards.build import REWARDS
 from latent_rewards.rewards.calibrated import CalibratedReward, Calibration
 from latent_rewards.rewards.group_statistics import group_statistics
@@ -313,3 +316,31 @@ def test_rewards_that_share_a_forward_share_its_seconds():
             reward(prompts=["p", "q"], completions=[f"a {step}", f"b {step}"], **given)
     seconds = [logs.metrics[f"share{i}/seconds"] for i in range(2)]
     assert sum(seconds) == pytest.approx(0.3, abs=0.1) and max(seconds) < 0.22, "half each, not all on the first"
+
+
+def test_a_member_that_is_no_reward_is_named_with_an_example() -> None:
+    judge: Any = FakeJudge()
+    for made in (ContrastiveReward, GuardedReward):
+        for wrong in (judge, "verifier"):
+            with pytest.raises(TypeError, match=rf"as in {made.__name__}\(VerifierReward\(judge\)\), not of a \w+"):
+                made(wrong)
+    with pytest.raises(TypeError, match="GuardedReward is made of rewards"):
+        GuardedReward(VerifierReward(judge), gate=judge, gate_below=0.0)
+    for wrong in (judge, [judge, judge], "verifier"):
+        with pytest.raises(TypeError, match=r"EnsembleReward\(\[ProbabilityWeightedReward\(judge\), VerifierReward"):
+            EnsembleReward(wrong)
+
+
+def test_an_option_that_there_is_none_of() -> None:
+    for kind, wrong, near in (("verifier", "ouput", "output"), ("verifier", "qestion", "question"),
+                              ("pairwise", "oponents", "opponents"), ("guarded", "flor", "floor")):  # fmt: skip
+        with pytest.raises(
+            ValueError, match=rf"reward '{kind}': no option '{wrong}', perhaps '{near}'; there are .*name"
+        ):
+            build_reward(kind, FakeJudge(), **{wrong: 1})
+
+
+def test_a_null_is_not_said_to_be_lacking() -> None:
+    for row, what in (({"completion": None}, "is null in this row"), ({"x": 1}, r"this row lacks \(has \['x'\]\)")):
+        with pytest.raises(ValueError, match=f"prompt 'verifier' needs 'completion', which {what}"):
+            value_of(row, "completion", "verifier", ())

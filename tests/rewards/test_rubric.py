@@ -267,3 +267,8 @@ def test_a_judge_in_a_folder_and_a_file_of_criteria(folder: str, tmp_path: Any) 
     reward = build_reward("rubric_list", judge, criteria=str(path))
     assert reward.inputs == ("completion", "prompt", "reference") and reward.score(["p"], ["c"]).shape == (1,)
     assert reward.fingerprint != build_reward("rubric_list", judge, criteria=RAR).fingerprint
+
+
+def test_a_file_of_criteria_that_is_not_there(tmp_path: Any) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no file of criteria '.*nope.yaml'"):
+        load_criteria(tmp_path / "nope.yaml")
