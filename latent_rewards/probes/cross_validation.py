@@ -103,14 +103,20 @@ def sweep_layers(
     return rows
 
 
-def best(rows: Sequence[Row], by: Criterion) -> Row:
-    """The row with the highest value of `by` (the first number, where it has an interval)."""
+def best(rows: Sequence[Row], by: Criterion) -> tuple[Row, Criterion]:
+    """The row with the highest value of `by` (the first number, where it has an interval), and what it was chosen by.
+
+    Where no row has a value, as none is balanced where the better reply is always the longer one, that is accuracy.
+    """
+    if by != "accuracy" and "accuracy" in rows[0] and all(np.isnan(_first(row[by])) for row in rows):
+        logger.warning("no layer has a value of %r on these pairs: chosen by accuracy, which length may make up", by)
+        by = "accuracy"
 
     def value(row: Row) -> float:
         found = _first(row[by])
         return -np.inf if np.isnan(found) else found
 
-    return max(rows, key=value)
+    return max(rows, key=value), by
 
 
 def _first(figure: Any) -> float:

@@ -119,9 +119,9 @@ def train_probe(
         rows = sweep_layers(
             features, every, fit, strengths=run.strengths, folds=run.folds, leave_out=test, by=run.select
         )
-        top = best(rows, run.select if "accuracy" in rows[0] else "r")
+        top, by = best(rows, run.select if "accuracy" in rows[0] else "r")
         chosen, strength = (top["layer"],), top["strength"]
-        logger.info("best by %s: layer %d, strength %g", run.select, top["layer"], strength)
+        logger.info("best by %s: layer %d, strength %g", by, top["layer"], strength)
     options = dataclasses.replace(fit, strength=strength)
     data = Data.of(features, chosen)
     unseen = np.isin(data.group, test)

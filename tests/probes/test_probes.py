@@ -173,7 +173,12 @@ def test_pair_metrics_by_hand():
 def test_folds_never_share_a_prompt():
     data = toy()
     rows = cross_validate(data, FitOptions(), strengths=[1e-3, 1e-1])
-    assert best(rows, "accuracy")["accuracy"][0] > 0.7 and len(rows) == 2
+    assert best(rows, "accuracy")[0]["accuracy"][0] > 0.7 and len(rows) == 2
+    never = [
+        {**r, "balanced": (math.nan, 0, 1), "layer": i} for i, r in enumerate(sorted(rows, key=lambda r: r["accuracy"]))
+    ]
+    assert best(never, "balanced") == (never[-1], "accuracy")
+    assert best([{"r": math.nan}, {"r": 0.1}], "r") == ({"r": 0.1}, "r")
     noise = dataclasses.replace(data, x=np.eye(200, dtype=np.float32).repeat(2, 0))  # the state names the prompt only
     assert abs(cross_validate(noise, FitOptions(), strengths=[1.0])[0]["accuracy"][0] - 0.5) < 0.05
     with pytest.raises(ValueError, match="1 prompts stand both"):
