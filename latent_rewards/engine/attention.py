@@ -22,6 +22,7 @@ from latent_rewards.engine.tree_plan import (
     CannotShareError,
     CaughtKeysError,
     KeyValue,
+    Span,
     TreePlan,
     active_plan,
 )
@@ -108,7 +109,7 @@ def tree_attention(
     if temperature:
         query = _by_path(query, plan, rows, *temperature)
     if plan.caught is None:
-        out, lse = _attend(kernel, query, key, value, plan, layer, scale, local)
+        out, lse = _attend(kernel, query, key, value, plan, layer, scale, local, wants_lse=sinks is not None)
     else:
         out, lse = _attend_rows(kernel, query, plan, layer, scale, local)
     if sinks is not None:
@@ -147,26 +148,35 @@ def _by_path(query: Tensor, plan: TreePlan, rows: list[int] | None, floor: float
 
 def _attend(
     kernel: Kernel, query: Tensor, key: Tensor, value: Tensor, plan: TreePlan, layer: int, scale: float,
-    local: Local | None,
+    local: Local | None, *, wants_lse: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """(1, T, H, e) attention of all tokens of a pack, and (H, T) log-sum-exps."""
+    """(1, T, H, e) attention of all tokens of a pack, and (H, T) log-sum-exps, undefined in part if not wanted."""
     whole = [group for group in plan.groups if group.sees_all(local)]
     if local is not None and len(whole) < len(plan.groups) and isinstance(kernel, FlashCUDA):
         return _attend_paths(kernel, query, key, value, plan, layer, scale, local)
-    out, lse = kernel.own(query, key, value, plan, [span for group in whole for span in group.spans], scale)
+    alone = [span for group in whole for span in group.spans if not _joined(kernel, span, query.dtype)]
+    out, lse = kernel.own(query, key, value, plan, alone, scale)
     memo: dict[int, KeyValue | None] = {}
     for group in plan.groups:
         prefix = _prefix(plan, group.first, layer, key, value, memo)
-        if group.sees_all(local):
-            if prefix is not None:
-                _merge(out, lse, group.tokens, *kernel.attend(query[:, :, group.tokens], *prefix, scale))
-            continue
-        assert local is not None
+        shown = None if group.sees_all(local) else local
+        merged = []
         for span in group.spans:
-            at = span.tokens
-            seen = _seen(prefix, key[0, :, at], value[0, :, at], span.path, local.first(span.path.start))
-            out[0, at], lse[:, at] = kernel.local(query[:, :, at], *seen, scale, local, span.path)
+            if shown is None and not _joined(kernel, span, query.dtype):
+                merged.append(span)
+                continue
+            at, first = span.tokens, shown.first(span.path.start) if shown else 0
+            seen = _seen(prefix, key[0, :, at], value[0, :, at], span.path, first)
+            kernel.path(query[:, :, at], *seen, scale, shown, span.path, out[0, at], lse[:, at] if wants_lse else None)
+        if prefix is not None and merged:
+            every = len(merged) == len(group.spans)
+            rows = group.tokens if every else [row for span in merged for row in range(span.start, span.stop)]
+            _merge(out, lse, rows, *kernel.attend(query[:, :, rows], *prefix, scale))
     return out, lse
+
+
+def _joined(kernel: Kernel, span: Span, dtype: torch.dtype) -> bool:
+    return kernel.joins(span.stop - span.start, span.path.start, dtype)
 
 
 def _merge(out: Tensor, lse: Tensor, at: slice | list[int], attended: Tensor, lse_attended: Tensor) -> None:

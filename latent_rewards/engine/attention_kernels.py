@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from latent_rewards.engine import attention_cpu as cpu_attention
+from latent_rewards.engine import attention_cpu
 
 if TYPE_CHECKING:
     from latent_rewards.engine.local import Local, Paths
@@ -73,33 +73,43 @@ class Kernel:
             out[0, at], lse[:, at] = self.attend(q[:, :, at], k[0, :, at], v[0, :, at], scale, causal=True)
         return out, lse
 
-    def local(self, q: Tensor, k: Tensor, v: Tensor, scale: float, local: Local, path: range) -> tuple[Tensor, Tensor]:
-        """As `attend`, where each query sees some of the last keys up to its own, a block of queries at a time.
+    def joins(self, n: int, above: int, dtype: torch.dtype) -> bool:
+        """Whether a node of n tokens takes the keys above it together with its own (`path`), rather than merged."""
+        return False
+
+    def path(
+        self, q: Tensor, k: Tensor, v: Tensor, scale: float, local: Local | None, path: range, out: Tensor,
+        lse: Tensor | None,
+    ) -> None:  # fmt: skip
+        """Write attention of a node to its path: to all keys up to its own, or to what a layer shows of them.
 
         Args:
             q: (1, H, n, d) queries.
             k: (H_kv, P, d) keys; the last n are those of the queries.
             v: (H_kv, P, e) values.
             scale: of the scores.
-            local: what a query sees.
+            local: what a query sees; None, which is all, for nodes that are joined.
             path: positions of the queries.
+            out: (n, H, e), written.
+            lse: (H, n) float32 log-sum-exps, written if they are wanted.
         """
+        assert local is not None
         n, start = len(path), path.stop - k.shape[1]
-        out, lse = q.new_empty(n, q.shape[1], v.shape[-1]), q.new_empty(q.shape[1], n, dtype=torch.float32)
         step = _ROWS_CPU if q.device.type == "cpu" else _ROWS_ELSEWHERE
         for a in range(0, n, step):
             rows = path[a : a + step]
-            keys = range(max(start, local.first(rows.start)), rows.stop)
+            keys = range(max(start, local.first(rows.start) if local else 0), rows.stop)
             at, seen = slice(a, a + step), slice(keys.start - start, keys.stop - start)
             mask = local.mask(rows, keys, q.device)
-            out[at], lse[:, at] = self.attend(q[:, :, at], k[:, seen], v[:, seen], scale, mask=mask)
-        return out, lse
+            out[at], found = self.attend(q[:, :, at], k[:, seen], v[:, seen], scale, mask=mask)
+            if lse is not None:
+                lse[:, at] = found
 
 
 class FlashCPU(Kernel):
     """PyTorch's CPU flash attention; grouped queries natively.
 
-    Without AMX it runs in float32, which is a tenth faster there than bfloat16, and `cpu_attention` takes long nodes.
+    Without AMX bfloat16 runs in float32, which is a tenth faster there. Long nodes run in products of our own.
     """
 
     def attend(
@@ -107,12 +117,7 @@ class FlashCPU(Kernel):
     ) -> tuple[Tensor, Tensor]:
         """As `Kernel.attend`."""
         (heads, n), dtype = q.shape[1:3], q.dtype
-        upcast = cpu_attention.float32_pays(q)
-        if upcast and causal and n >= cpu_attention.SHORTEST:
-            out, lse = q.new_empty(n, heads, v.shape[-1]), q.new_empty(heads, n, dtype=torch.float32)
-            cpu_attention.causal_attention(q[0], k, v, scale, out, lse)
-            return out, lse
-        if upcast:
+        if upcast := attention_cpu.float32_pays(q.dtype):
             q, k, v = q.float(), k.float(), v.float()
         if upcast and not causal and mask is None:  # all heads of a group as one: the kernel's products get larger
             q = q.reshape(1, len(k), heads // len(k) * n, q.shape[-1])
@@ -122,12 +127,19 @@ class FlashCPU(Kernel):
         out, lse = flash(q, k[None], v[None], 0.0, causal, attn_mask=added, scale=scale)
         return out.reshape(heads, n, -1)[..., :size].transpose(0, 1).to(dtype), lse.reshape(heads, n)
 
-    def local(self, q: Tensor, k: Tensor, v: Tensor, scale: float, local: Local, path: range) -> tuple[Tensor, Tensor]:
-        """As `Kernel.local`."""
-        if cpu_attention.float32_pays(q):  # once, and not for every block that sees a key
-            out, lse = super().local(q.float(), k.float(), v.float(), scale, local, path)
-            return out.to(q.dtype), lse
-        return super().local(q, k, v, scale, local, path)
+    def joins(self, n: int, above: int, dtype: torch.dtype) -> bool:
+        """As `Kernel.joins`."""
+        return attention_cpu.takes(dtype) and attention_cpu.pays_for(n, above)
+
+    def path(
+        self, q: Tensor, k: Tensor, v: Tensor, scale: float, local: Local | None, path: range, out: Tensor,
+        lse: Tensor | None,
+    ) -> None:  # fmt: skip
+        """As `Kernel.path`."""
+        if attention_cpu.takes(q.dtype):
+            attention_cpu.path_attention(q[0], k, v, scale, local, path, out, lse)
+        else:
+            super().path(q, k, v, scale, local, path, out, lse)
 
 
 class FlashCUDA(Kernel):

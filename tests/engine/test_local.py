@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import masking_utils
 
-from latent_rewards.engine import attention
+from latent_rewards.engine import attention, attention_cpu
 from latent_rewards.engine import local as local_module
 from latent_rewards.engine.attention_kernels import FlashCPU, FlashCUDA, Kernel
 from latent_rewards.engine.blocks import Blocks, States, reference_states
@@ -119,6 +119,28 @@ def test_families_share_beyond_their_windows_and_equal_both_references(
     close(ours, read_states(blocks, sequences, reads(sequences), layers=LAYERS))
     _, one_by_one = reference_states(blocks, sequences, reads(sequences), layers=LAYERS)
     close(States(ours.final, {k: v for k, v in ours.inner.items() if k < blocks.n_layers}), one_by_one)
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gemma3", "gpt_oss", "llama4"])
+@pytest.mark.parametrize("size", [60, 5000])
+def test_long_nodes_with_all_above_them_beside_short_ones_that_are_merged(
+    monkeypatch: pytest.MonkeyPatch, family: str, size: int
+) -> None:
+    long, short, whole = [], [], attention_cpu.path_attention
+    monkeypatch.setattr(attention_cpu, "path_attention", lambda q, *rest: (long.append(q.shape[1]), whole(q, *rest)))
+    merge = attention._merge
+    monkeypatch.setattr(attention, "_merge", lambda *args: (short.append(args[2]), merge(*args)))
+    blocks, rng = make_blocks(family, size), random.Random(4)
+    head = random_text(rng, 90)
+    sequences = [[*head, *random_text(rng, n)] for n in (20, 80, 130, 47, 210)]
+    forward = TreeForward(blocks)
+    forward.read(sequences, reads(sequences), head=90, layers=LAYERS)  # with the checks of a first reading
+    long.clear()
+    ours = forward.read(sequences, reads(sequences), head=90, layers=LAYERS)
+    close(ours, read_states(blocks, sequences, reads(sequences), layers=LAYERS))
+    assert {80, 130, 210} <= set(long)
+    if size > 1000:
+        assert 20 not in long and any(isinstance(rows, list) and len(rows) == 20 + 47 for rows in short)
 
 
 @pytest.fixture(scope="module", params=["gemma2", "gpt_oss ends in a window", "llama4 ends in a chunk"])
@@ -263,13 +285,16 @@ def test_the_same_bits_alone_and_in_any_order(family: str) -> None:
 @pytest.mark.parametrize("family", ["gemma2", "gpt_oss", "llama4"])
 def test_a_reading_does_not_depend_on_what_was_read_before(family: str) -> None:
     blocks = Blocks(make_blocks(family, 40).model.to(torch.bfloat16))
-    rng = random.Random(9)
+    rng = random.Random(10)
     head, prompts = random_text(rng, 40), [random_text(rng, n) for n in (20, 80, 130)]
     batches = [
         [[*head, *prompts[p], c, *random_text(rng, 5 + 3 * c)] for p in which for c in range(3)]
         for which in ((0, 1), (1, 2), (2,))
     ]
-    fresh = [TreeForward(blocks).read(b, [[len(s) - 1] for s in b], head=40).final for b in batches]
+    forwards = [TreeForward(blocks) for _ in batches]
+    fresh = [f.read(b, [[len(s) - 1] for s in b], head=40).final for f, b in zip(forwards, batches, strict=True)]
+    # A random model with few experts may be refused in bfloat16 for one text: where one expert turns into another.
+    assert all(f.usable for f in forwards)
     used = TreeForward(blocks)
     for i in (0, 1, 2, 2, 1, 0):
         again = used.read(batches[i], [[len(s) - 1] for s in batches[i]], head=40).final
