@@ -53,7 +53,7 @@ def train(
         from latent_rewards.judge.prompts import JudgePrompt
         from latent_rewards.probes.examples import gather, sources
         from latent_rewards.probes.fit import FitOptions
-        from latent_rewards.probes.train import RunOptions, check_objective, train_probe
+        from latent_rewards.probes.train import RunOptions, check_objective, check_prompts, train_probe
 
         logging.basicConfig(level=logging.INFO, format="%(message)s")
         names = tuple(split(aspects))
@@ -67,6 +67,7 @@ def train(
         loaded = JudgePrompt.load(prompt)
         examples = gather(data, limit=limit, bad=bad, aspects=names)
         check_objective(examples, fit.objective)  # before a large judge is loaded
+        check_prompts(examples, run)
         about = {"data": sources(data, bad), "command": "latent-rewards " + shlex.join(sys.argv[1:])}
         frozen = options.load_judge(options.judge_arguments(ctx))
         if overwrite and (output / "features" / "features.json").is_file():

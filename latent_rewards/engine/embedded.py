@@ -22,8 +22,21 @@ _EMBEDDED_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def resolve_model(model: str) -> str:
-    """Hub id or folder of a model name; "embedded" becomes a folder on this machine (or its hub id)."""
-    return embedded_model() if model == EMBEDDED else model
+    """Hub id or folder of a model name; "embedded" becomes a folder on this machine (or its hub id).
+
+    Raises:
+        FileNotFoundError: a path where nothing is.
+        ValueError: a path of a file.
+    """
+    if model == EMBEDDED:
+        return embedded_model()
+    path = Path(model)
+    meant = f"a model is a folder that save_pretrained wrote, a hub id such as Qwen/Qwen3-8B, or {EMBEDDED!r}"
+    if path.is_file():
+        raise ValueError(f"{model} is a file; {meant}")
+    if (path.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1) and not path.exists():
+        raise FileNotFoundError(f"there is no folder {model}; {meant}")
+    return model
 
 
 def cache_folder() -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 import math
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ from latent_rewards.judge.prompts import JudgePrompt
 from latent_rewards.probes import seen
 from latent_rewards.probes.collect import collect_features
 from latent_rewards.probes.cross_validation import Criterion, best, sweep_layers
-from latent_rewards.probes.examples import Example
+from latent_rewards.probes.examples import Example, prompt_group
 from latent_rewards.probes.features import Features
 from latent_rewards.probes.fit import Data, FitOptions, check_disjoint, check_pairs, fit_head
 from latent_rewards.probes.networks import state_scores
@@ -75,6 +76,25 @@ def check_objective(examples: Sequence[Example], objective: str) -> None:
         check_pairs(np.array([e.label for e in examples]), np.array([e.pair for e in examples]))
 
 
+def check_prompts(examples: Sequence[Example], run: RunOptions) -> None:
+    """Refuse examples whose prompts are too few for the folds.
+
+    Raises:
+        ValueError: they are; says how many would do.
+    """
+    prompts, folds = len({prompt_group(e.prompt) for e in examples}), 1 if run.concatenate else run.folds
+    if _to_train_on(prompts, run) < folds:
+        enough = next(n for n in itertools.count(prompts) if _to_train_on(n, run) >= folds)
+        raise ValueError(
+            f"{prompts} different prompts, {_to_train_on(prompts, run)} of them to train on, cannot make {folds} folds: "
+            f"rows of {enough} prompts would do, and some hundreds to tell how good the probe is"
+        )
+
+
+def _to_train_on(prompts: int, run: RunOptions) -> int:
+    return prompts - math.floor(prompts * run.test_share)
+
+
 def train_probe(
     judge: HFJudge,
     prompt: JudgePrompt,
@@ -106,6 +126,7 @@ def train_probe(
         ValueError: see `collect_features` and `fit_head`.
     """
     check_objective(examples, fit.objective)  # before hours of reading
+    check_prompts(examples, run)
     layers = run.layers or tuple(range(1, judge.n_layers + 1))
     features = collect_features(
         judge, prompt, examples, layers, folder=features_folder, lens=run.lens, shard_rows=run.shard_rows

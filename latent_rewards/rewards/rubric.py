@@ -213,7 +213,10 @@ class RubricReward(LatentReward):
         if isinstance(found, tuple) and found and all(isinstance(c, Criterion) for c in found):
             return found
         if self.criteria is None and found is None:
-            raise ValueError(f"no criteria in column {self.criteria_column!r}")
+            raise ValueError(
+                f"no criteria in column {self.criteria_column!r}: give each row its own there (criteria_column= names "
+                "the column), or all rows the same, RubricReward(judge, criteria=[...]) or rubric_list:criteria.yaml"
+            )
         try:
             criteria = parse_criteria(found) if self.criteria is None else self.criteria
         except ValueError as err:

@@ -42,6 +42,16 @@ def test_without_package_and_hub_the_error_says_what_to_do(monkeypatch: pytest.M
     assert embedded.embedded_model() == embedded.EMBEDDED_HUB_ID
 
 
+def test_a_path_without_a_model_is_told_as_such(tmp_path: Path) -> None:
+    for missing in (str(tmp_path / "none"), "./none", "~/none", "../models/none/deeper"):
+        with pytest.raises(FileNotFoundError, match=f"there is no folder {missing}; a model is a folder that"):
+            HFJudge(missing).revision  # noqa: B018
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    with pytest.raises(ValueError, match=r"model\.gguf is a file; a model is a folder that"):
+        loading.resolve_model(str(tmp_path / "model.gguf"))
+    assert loading.resolve_model("Qwen/Qwen3-8B") == "Qwen/Qwen3-8B" and loading.resolve_model(str(tmp_path))
+
+
 def test_a_conversion_that_fails_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("LATENT_REWARDS_CACHE", str(tmp_path / "cache"))
     broken = tmp_path / "broken.gguf"

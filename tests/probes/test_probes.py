@@ -10,6 +10,7 @@ import pickle
 import re
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from latent_rewards.probes.examples import pair_examples
 from latent_rewards.probes.fit import Data, FitOptions, check_disjoint, fit_head
 from latent_rewards.probes.networks import kto_loss, ordinal_loss, state_scores
 from latent_rewards.probes.probe import Probe, ProbeConfig
+from latent_rewards.probes.train import RunOptions, check_prompts, train_probe
 from latent_rewards.stats.bootstrap import mean_estimate
 from latent_rewards.stats.pairs import length_correlation, length_matched, pair_indices, pair_report, wins
 
@@ -185,6 +187,24 @@ def test_folds_never_share_a_prompt():
         check_disjoint(np.array([1, 2]), np.array([2, 3]))
     with pytest.raises(ValueError, match="cannot make 5 folds"):
         cross_validate(data.take(np.arange(4)), FitOptions(), strengths=[1.0])
+
+
+def test_too_few_prompts_are_told_before_anything_is_read(make_judge: Any, tmp_path: Any) -> None:
+    rows = [{"prompt": f"question {i % 6}", "chosen": f"good {i}", "rejected": f"bad {i}"} for i in range(40)]
+    judge = make_judge()
+    for few, run, enough in (
+        (rows, RunOptions(), 0), (rows[:5], RunOptions(), 6), (rows, RunOptions(test_share=0.5), 9),
+        (rows[:4], RunOptions(test_share=0.0), 5), (rows[:1], RunOptions(concatenate=True), 0),
+    ):  # fmt: skip
+        examples = pair_examples(few, "made")
+        if not enough:
+            check_prompts(examples, run)
+            continue
+        with pytest.raises(ValueError, match=rf"cannot make 5 folds: rows of {enough} prompts would do"):
+            train_probe(
+                judge, JudgePrompt.load("weighted"), examples, features_folder=tmp_path, fit=FitOptions(), run=run
+            )
+    assert judge.forwards == 0 and not list(tmp_path.iterdir())
 
 
 def test_bad_data_is_refused():
