@@ -86,8 +86,8 @@ def check_prompts(examples: Sequence[Example], run: RunOptions) -> None:
     if _to_train_on(prompts, run) < folds:
         enough = next(n for n in itertools.count(prompts) if _to_train_on(n, run) >= folds)
         raise ValueError(
-            f"{prompts} different prompts, {_to_train_on(prompts, run)} of them to train on, cannot make {folds} folds: "
-            f"rows of {enough} prompts would do, and some hundreds to tell how good the probe is"
+            f"{prompts} different prompts, {_to_train_on(prompts, run)} of them to train on, cannot make {folds} "
+            f"folds: rows of {enough} prompts would do, and some hundreds to tell how good the probe is"
         )
 
 
