@@ -1,4 +1,4 @@
-"""Best-of-N with a judge: how often the picked answer is right, for each way of reading the same judge.
+"""Best-of-N and filtering with a judge: how much of what is kept is right, by each way of reading the same judge.
 
     python -m benchmarks.pick_table --judge Qwen/Qwen2.5-Coder-1.5B-Instruct --policy runs/head-to-head/start
         --lists gsm8k_solutions#300 --work runs/pick --out benchmarks/results/pick-1.5b.json
@@ -7,7 +7,8 @@ The set "facts": the policy (as `recipes.head_to_head` teaches it, or any model)
 `--n` times at temperature 1; right is a check of strings. Lists of $LATENT_REWARDS_DATA come with answers and gold.
 Writes the JSON and a table beside it, anew after each score; answers, gold and scores are in `--work` as <set>.json,
 the readings there, too, so that a stopped run goes on. Differences are paired, over the questions whose answers differ.
-Likert ratings are drawn as in `benchmarks.facts_table`: the same answer gets the same rating.
+Filtering keeps the best quarter of all answers to all questions. Likert ratings are drawn as in
+`benchmarks.facts_table`: the same answer gets the same rating.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from latent_rewards.files.runs import commit
 from latent_rewards.files.types import JsonObject
 from latent_rewards.judge.hf import Judge
 from latent_rewards.judge.prompts import to_text
-from latent_rewards.stats.bootstrap import Estimate, difference, mean_estimate
+from latent_rewards.stats.bootstrap import Estimate, difference, mean_estimate, statistic_estimate
 from latent_rewards.stats.ranking import expected_gold_of_best
 from recipes.head_to_head_policy import DEVICE, sample
 
@@ -116,10 +117,14 @@ def read(name: str, judge: Judge, rows: Sequence[JsonObject], batch: int) -> lis
 
 
 def measure(rows: Sequence[JsonObject]) -> JsonObject:
-    """Gold of the pick by each score, and less each of `AGAINST`, on the rows whose answers differ in gold."""
+    """Gold of the pick by each score, and less each of `AGAINST`, on the rows whose answers differ in gold.
+
+    And gold of the best quarter of the answers of all rows.
+    """
     differ = [row for row in rows if len(set(row["gold"])) > 1]
     ways = ["random", "longest", "oracle", *rows[0]["scores"]]
     picks = {way: estimate([gold_of_pick(way, row) for row in differ]) for way in ways}
+    kept = {way: gold_of_quarter(way, rows) for way in ways}
     mean = float(np.mean([np.mean(row["gold"]) for row in rows]))
     return {
         "questions": len(rows), "measured": len(differ), "mean_gold": mean,
@@ -128,12 +133,32 @@ def measure(rows: Sequence[JsonObject]) -> JsonObject:
             "unread": sum(s is None for row in differ for s in row["scores"].get(way, [])),
             "minus": {o: difference(found, picks[o]).to_dict() for o in AGAINST if o in picks and o != way},
         } for way, found in picks.items()},
+        "kept_quarter": {way: {
+            "gold": found.to_dict(),
+            "minus": {o: difference(found, kept[o]).to_dict() for o in AGAINST if o in kept and o != way},
+        } for way, found in kept.items()},
     }  # fmt: skip
 
 
 def estimate(values: Sequence[float]) -> Estimate:
     """Mean over questions; the same draws for all ways, so that differences are paired."""
     return mean_estimate(np.array(values), np.arange(len(values)), resamples=2000)
+
+
+def gold_of_quarter(way: str, rows: Sequence[JsonObject]) -> Estimate:
+    """Mean gold of the quarter of all answers with the highest scores; the same draws of questions for all ways."""
+    scores = np.concatenate([scores_of(way, row) for row in rows])
+    gold = np.concatenate([np.array(row["gold"], dtype=float) for row in rows])
+    groups = np.repeat(np.arange(len(rows)), [len(row["answers"]) for row in rows])
+    return statistic_estimate(lambda at: quarter(scores[at], gold[at]), groups, resamples=1000)
+
+
+def quarter(scores: np.ndarray, gold: np.ndarray) -> float:
+    """Mean gold of the highest quarter; answers that tie at its end count with their mean."""
+    n = max(1, len(scores) // 4)
+    last = np.sort(scores)[-n]
+    above, tied = scores > last, scores == last
+    return float((gold[above].sum() + (n - above.sum()) * gold[tied].mean()) / n)
 
 
 def gold_of_pick(way: str, row: Mapping[str, Any]) -> float:
@@ -173,7 +198,12 @@ def markdown(told: Mapping[str, object], sets: Mapping[str, JsonObject]) -> str:
             ]
             for way, f in found["picks"].items()
         ]
-        lines += ["", *table(head, body), ""]
+        lines += ["", *table(head, body), "", "The best quarter of all answers:", ""]
+        body = [
+            [way, cell(f["gold"]), *(cell(f["minus"].get(o), "+") for o in AGAINST)]
+            for way, f in found["kept_quarter"].items()
+        ]
+        lines += [*table(["kept by", *head[1:-1]], body), ""]
     return "\n".join(lines)
 
 

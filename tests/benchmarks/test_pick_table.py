@@ -37,6 +37,16 @@ def test_differences_are_paired():
     assert set(good["minus"]) == {"random", "longest", "Likert-10, greedy"}
 
 
+def test_the_best_quarter_by_hand():
+    scores, gold = np.array([5.0, 4, 4, 4, 3, 2, 1, 0]), np.array([1.0, 1, 0, 0, 1, 1, 1, 1])
+    assert pick_table.quarter(scores, gold) == pytest.approx((1 + 1 / 3) / 2)
+    assert pick_table.quarter(np.zeros(8), gold) == pytest.approx(gold.mean())
+    rows = [{**ROW, "scores": {"good": [3, 1, 1, 3]}}, {**ROW, "gold": [0, 0, 0, 1], "scores": {"good": [0, 0, 0, 9]}}]
+    found = pick_table.measure(rows)["kept_quarter"]
+    assert found["good"]["gold"]["value"] == 1 and found["random"]["gold"]["value"] == 3 / 8
+    assert found["good"]["minus"]["random"]["value"] == 5 / 8 and "random" not in found["random"]["minus"]
+
+
 def test_script(folder, policy, tmp_path, monkeypatch, capsys):
     lists = tmp_path / "mine.jsonl"
     lists.write_text(
