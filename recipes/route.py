@@ -28,6 +28,7 @@ import yaml
 from transformers.hf_argparser import HfArg
 
 from latent_rewards import HFJudge, build_reward
+from latent_rewards.evaluation.benchmarks import load
 from latent_rewards.evaluation.benchmarks.local import find
 from latent_rewards.files.outputs import write_json
 from latent_rewards.files.runs import PACKAGES, as_options, versions
@@ -54,7 +55,8 @@ class RouteArguments:
     """What to route and how; on the command line mappings are quoted YAML."""
 
     data: str = HfArg(
-        default="", help="JSON Lines (.gz) of prompt, models, responses, gold; or its name under LATENT_REWARDS_DATA."
+        default="",
+        help="JSON Lines (.gz) of prompt, models, responses, gold; or a name under LATENT_REWARDS_DATA; 'name#300'.",
     )
     output_dir: str = HfArg(default="runs/route", help="Folder of the report and the router.")
     embedder: str = HfArg(default=EMBEDDER, help="Model of sentence-transformers.")
@@ -91,21 +93,27 @@ def load_lists(data: str | Path) -> Data:
     """Rows of `prompt`, `models`, `responses`, `gold`; a prompt need not have every model.
 
     Args:
-        data: file, or name under $LATENT_REWARDS_DATA such as "listwise/alpacaeval".
+        data: file, or name under $LATENT_REWARDS_DATA such as "listwise/alpacaeval"; "#300" behind it takes the same
+            sample of so many prompts as `latent_rewards.evaluation.benchmarks.load` does.
 
     Raises:
         FileNotFoundError: neither; the message says what the file must hold.
         ValueError: a row lacks a field, or its lists differ in length; the message has the line number.
     """
-    path = Path(data) if Path(data).is_file() else find(str(data))
+    name, _, limit = str(data).partition("#")
+    path = Path(name) if Path(name).is_file() else find(name)
     if path is None:
         raise FileNotFoundError(
-            f"no {str(data)!r}, nor a file of that name under LATENT_REWARDS_DATA "
+            f"no {name!r}, nor a file of that name under LATENT_REWARDS_DATA "
             f"({os.environ.get('LATENT_REWARDS_DATA', 'not set')}); give --data a .jsonl or .jsonl.gz file, one prompt "
             'a line: {"prompt": ..., "models": [...], "responses": [...], "gold": [...]}'
         )
     with open_binary(path, "rb") as file:
         rows = [json.loads(line) for line in file if line.strip()]
+    if limit:
+        items = load(str(data)).items
+        sample = {json.dumps([item.prompt, list(item.responses)]) for item in items}
+        rows = [row for row in rows if json.dumps([row["prompt"], row["responses"]]) in sample]
     for number, row in enumerate(rows, 1):
         lacking = [key for key in ("prompt", "models", "responses", "gold") if key not in row]
         if lacking:
@@ -186,7 +194,8 @@ def main(argv: list[str] | None = None) -> int:
     facts: JsonObject = {}
     if args.judge not in (None, "none"):
         rows, part, scores, facts = read_judge(args, data)
-        signals["gold, judge's subset"] = evaluate_signal(args, part, embeddings[rows], part.gold)
+        if part.gold.shape != data.gold.shape:
+            signals["gold, judge's subset"] = evaluate_signal(args, part, embeddings[rows], part.gold)
         signals |= {f"judge: {n}": evaluate_signal(args, part, embeddings[rows], s) for n, s in scores.items()}
     costs = cost_curve(args, data, signals["gold"]["predicted"])
     router = Router(data.models, k=args.k, embedder=args.embedder)

@@ -12,6 +12,9 @@ import pytest
 
 pytest.importorskip("sklearn")
 
+from latent_rewards import build_reward
+from latent_rewards.evaluation import benchmarks
+from latent_rewards.files.runs import as_options
 from latent_rewards.routing import router as routing
 from latent_rewards.routing.embeddings import embed_prompts, prompt_text
 from latent_rewards.routing.policies import (
@@ -27,6 +30,7 @@ from latent_rewards.routing.predictors import choose, fit_predict
 from latent_rewards.routing.router import Router
 from recipes import route
 from recipes.route_report import upper_hull
+from tests.contracts import FakeJudge
 
 NAN = np.nan
 
@@ -248,18 +252,29 @@ def test_recipe_end_to_end(words: None, folder: str, tmp_path: Path, capsys: pyt
 
 def test_lists_by_name_and_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "listwise").mkdir()
-    write_lists(tmp_path / "listwise" / "own.jsonl.gz", 3)
+    write_lists(tmp_path / "listwise" / "own.jsonl.gz", 12)
     monkeypatch.setenv("LATENT_REWARDS_DATA", str(tmp_path))
-    assert route.load_lists("listwise/own").models == ["m-a", "m-b", "m-c"]
+    whole = route.load_lists("listwise/own")
+    assert whole.models == ["m-a", "m-b", "m-c"]
+    some = route.load_lists("listwise/own#5")
+    assert some.prompts == [item.prompt for item in benchmarks.load("listwise/own#5").items] and len(some.prompts) == 5
+    at = [whole.prompts.index(p) for p in some.prompts]
+    assert at == sorted(at) and np.array_equal(some.gold, whole.gold[at], equal_nan=True)
     with pytest.raises(FileNotFoundError, match=r"no 'listwise/other'.*\"gold\": \["):
         route.load_lists("listwise/other")
 
 
-def test_config_parses() -> None:
+@pytest.mark.parametrize("name", ["alpacaeval", "gsm8k"])
+def test_config_parses(name: str) -> None:
     from trl import TrlParser
 
-    path = Path(__file__).parents[2] / "configs" / "route" / "alpacaeval.yaml"
+    path = Path(__file__).parents[2] / "configs" / "route" / f"{name}.yaml"
     (args,) = TrlParser(route.RouteArguments).parse_args_and_config(["--config", str(path)])
-    assert args.judge["model"] == "embedded" and len(args.prices) == 24 and set(args.judge_models) <= set(args.prices)
+    if name == "alpacaeval":
+        assert args.judge["model"] == "embedded" and len(args.prices) == 24
+        assert set(args.judge_models) <= set(args.prices)
+    for entry in args.rewards if name == "gsm8k" else []:
+        options = as_options(entry, "reward")
+        build_reward(options.pop("reward"), FakeJudge(), **options)
     first = path.read_text(encoding="utf-8").splitlines()[0]
-    assert first == "# LATENT_REWARDS_DATA=<folder> python -m recipes.route --config configs/route/alpacaeval.yaml"
+    assert first == f"# LATENT_REWARDS_DATA=<folder> python -m recipes.route --config configs/route/{name}.yaml"
