@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.throughput import command, commit
+from benchmarks.throughput import command
 from latent_rewards import HFJudge, Request
 from latent_rewards.best_of_n import BestOfNConfig, Selection
 from latent_rewards.best_of_n.config import Manifest
@@ -32,6 +32,7 @@ from latent_rewards.best_of_n.run import make_folder, specs
 from latent_rewards.best_of_n.shards import ShardStore
 from latent_rewards.best_of_n.work import Engine, Worker
 from latent_rewards.files.outputs import to_json
+from latent_rewards.files.runs import commit
 
 
 def write_pairs(path: Path, pairs: int) -> None:

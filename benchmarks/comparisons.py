@@ -18,9 +18,9 @@ from typing import Any
 import torch
 
 from benchmarks.rubric_cost import text
-from benchmarks.throughput import commit
 from latent_rewards import HFJudge, PairwiseReward, Request
 from latent_rewards.files.markdown import table
+from latent_rewards.files.runs import commit
 
 RESULTS = Path(__file__).parent / "results"
 SIZES = (4, 8, 16)

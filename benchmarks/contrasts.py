@@ -24,9 +24,10 @@ import torch
 from benchmarks import readings_file
 from benchmarks.panel_rows import LEFT_OUT, SIZES, Rows, estimates, lead, load_rows, splits
 from benchmarks.readings_file import cell
-from benchmarks.throughput import command, commit
+from benchmarks.throughput import command
 from latent_rewards import JudgePrompt, readouts
 from latent_rewards.files.markdown import table
+from latent_rewards.files.runs import commit
 
 QUESTIONS = ("weighted", "verifier")
 WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)

@@ -25,11 +25,12 @@ from typing import Any, NamedTuple
 import torch
 import transformers
 
-from benchmarks.throughput import Shape, command, commit, floor_flops
+from benchmarks.throughput import Shape, command, floor_flops
 from latent_rewards.engine.blocks import Blocks
 from latent_rewards.engine.padded import read_states
 from latent_rewards.engine.tree import TreeForward
 from latent_rewards.files.outputs import to_json
+from latent_rewards.files.runs import commit
 
 
 class Model(NamedTuple):

@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from benchmarks.stacks import installer
-from benchmarks.throughput import commit
+from latent_rewards.files.runs import commit
 
 # TRL 1.15.0 is left out: it trains with Triton kernels only, so not on a CPU.
 PAIRS = (

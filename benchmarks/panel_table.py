@@ -23,8 +23,9 @@ from benchmarks import readings_file
 from benchmarks.panel_rows import LEFT_OUT, OWN, SEEN, SIZES, Fit, Rows, balanced, estimates, lead, load_rows, wins_of
 from benchmarks.probe_fits import DEFAULT, RECIPES
 from benchmarks.readings_file import cell
-from benchmarks.throughput import command, commit
+from benchmarks.throughput import command
 from latent_rewards.files.markdown import table
+from latent_rewards.files.runs import commit
 from latent_rewards.probes.fit import Data, FitOptions, fit_head
 from latent_rewards.probes.networks import state_scores
 from latent_rewards.probes.panel_fit import Objective, PanelOptions, fit_line

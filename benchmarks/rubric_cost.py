@@ -26,11 +26,12 @@ from typing import Any
 
 import torch
 
-from benchmarks.throughput import Worker, commit
+from benchmarks.throughput import Worker
 from latent_rewards import HFJudge, RubricReward
 from latent_rewards.engine.loading import resolve_model
 from latent_rewards.engine.padded import read_states
 from latent_rewards.files.markdown import table
+from latent_rewards.files.runs import commit
 
 RESULTS = Path(__file__).parent / "results"
 COUNTS = (1, 5, 10, 20, 40)

@@ -26,9 +26,9 @@ import transformers
 from safetensors import safe_open
 
 import latent_rewards
-from benchmarks.throughput import commit
 from latent_rewards import HFJudge, build_reward
 from latent_rewards.data import open_ended
+from latent_rewards.files.runs import commit
 
 READ = ("weighted", "verifier", "cross_layer", "guarded", "contrastive", "ensemble")
 OPTIONS: dict[str, dict[str, Any]] = {

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.throughput import commit
 from latent_rewards import HFJudge, ProbabilityWeightedReward
 from latent_rewards.data import open_ended
+from latent_rewards.files.runs import commit
 
 RESULTS = Path(__file__).parent / "results"
 PROMPTS = ("weighted", "letters", "hundred")

@@ -24,9 +24,10 @@ import torch
 from benchmarks import readings_file
 from benchmarks.probe_sample import read_jsonl
 from benchmarks.readings_file import Arrays, cell
-from benchmarks.throughput import command, commit
+from benchmarks.throughput import command
 from latent_rewards import HFJudge, JudgePrompt, Need, Request, StepReward, readouts
 from latent_rewards.files.markdown import table
+from latent_rewards.files.runs import commit
 from latent_rewards.rewards.steps import _AGGREGATES as AGGREGATES
 from latent_rewards.stats.bootstrap import Estimate, difference, mean_estimate, statistic_estimate
 from latent_rewards.stats.ranking import expected_gold_of_best

@@ -31,6 +31,7 @@ from benchmarks.workloads import build, spread
 from latent_rewards.engine.loading import EMBEDDED
 from latent_rewards.engine.prefix_tree import build_tree
 from latent_rewards.files.outputs import to_json
+from latent_rewards.files.runs import commit
 
 HERE = Path(__file__).parent
 FULL = ("gemm", "vllm", "ours", "ours-compiled", "ours-half", "ours-half-compiled")
@@ -272,14 +273,6 @@ def _cpuinfo(field: str) -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     return next((x.split(":")[1].strip() for x in lines if x.split(":")[0].strip() == field), "")
-
-
-def commit() -> str:
-    """Short hash of the checked-out commit, with a + for local changes."""
-    git = ["git", "-C", str(HERE)]
-    head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    dirty = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True).stdout.strip()
-    return head + ("+" if dirty else "")
 
 
 def command(module: str, argv: Sequence[str] | None = None) -> str:

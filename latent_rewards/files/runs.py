@@ -27,12 +27,15 @@ def as_options(entry: object, key: str) -> JsonObject:
 
 
 def commit() -> str:
-    """What is checked out here, short; empty outside of git."""
+    """What is checked out here, short, with a + for local changes; empty outside of git."""
     try:
-        done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+        head, changed = (
+            subprocess.run(["git", *what], capture_output=True, text=True).stdout.strip()
+            for what in (("rev-parse", "--short", "HEAD"), ("status", "--porcelain", "-uno"))
+        )
     except FileNotFoundError:  # no git on this machine
         return ""
-    return done.stdout.strip()
+    return head + ("+" if changed else "")
 
 
 def versions(*packages: str) -> dict[str, str | None]:
