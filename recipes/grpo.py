@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from transformers import (
+    AutoConfig,
     PrinterCallback,
     ProgressCallback,
     TrainerCallback,
@@ -41,6 +42,7 @@ from latent_rewards import HFJudge, Reward, build_reward
 from latent_rewards.compat import keep_gradients_finite
 from latent_rewards.data import open_ended
 from latent_rewards.data.prompts import load_prompts
+from latent_rewards.engine import arithmetic
 from latent_rewards.engine.loading import EMBEDDED, resolve_model
 from latent_rewards.files.outputs import write_json
 from latent_rewards.files.runs import as_options
@@ -208,6 +210,19 @@ def report(
     )
 
 
+def settle_arithmetic(training: GRPOConfig, model: ModelConfig) -> None:
+    """On a CPU `dtype: auto` is what it is faster at, for the policy's weights and for what it is trained in."""
+    if model.dtype != "auto" or training.device.type != "cpu":
+        return
+    name = resolve_model(model.model_name_or_path or EMBEDDED)
+    trusted = bool((training.model_init_kwargs or {}).get("trust_remote_code"))
+    config = AutoConfig.from_pretrained(name, revision=model.model_revision, trust_remote_code=trusted)
+    choice = arithmetic.choose(config, quantised=model.load_in_4bit)
+    model.dtype, training.bf16 = choice.name, choice.name == "bfloat16"
+    training.mixed_precision = "bf16" if training.bf16 else "no"
+    print(f"policy in {choice.name}: {choice.why}", flush=True)
+
+
 def build_trainer(training: GRPOConfig, model: ModelConfig, rewards: list[Reward], rows: Dataset) -> GRPOTrainer:
     """TRL's trainer around the policy, printing one line per step in place of its own progress bar."""
     training.model_init_kwargs = {
@@ -236,6 +251,7 @@ def main(argv: list[str] | None = None) -> int:
     where = options.dataset_name, options.dataset_config, options.dataset_split
     train_rows, held_rows = load_prompts(*where, held_out=options.held_out, seed=training.seed)
     judge, rewards, baseline = build_rewards(options)
+    settle_arithmetic(training, model)
     trainer = build_trainer(training, model, rewards, train_rows)
     main_process, n = trainer.accelerator.is_main_process, options.held_out_completions
     if main_process:

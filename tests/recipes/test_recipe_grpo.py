@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from latent_rewards.data.prompts import load_prompts
+from latent_rewards.engine.arithmetic import Choice
 from recipes import grpo
 from recipes import grpo_report as report
 
@@ -165,3 +166,19 @@ def test_bad_data_is_refused(tmp_path: Path) -> None:
         load_prompts("open_ended", held_out=96, seed=0)
     train, held = load_prompts("open_ended", held_out=16, seed=0)
     assert len(train) == 80 and not {str(p) for p in train["prompt"]} & {str(p) for p in held["prompt"]}
+
+
+@pytest.mark.parametrize("name", ["float32", "bfloat16"])
+def test_auto_is_what_the_cpu_is_faster_at(
+    name: str, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(grpo.arithmetic, "choose", lambda config, **_: Choice(name, f"{config.model_type} timed"))
+    flags = ["--model_name_or_path", str(tiny_folder), "--output_dir", str(tmp_path), "--use_cpu", "true"]
+    _, training, model = grpo.make_parser().parse_args_and_config([*flags, "--dtype", "auto"])
+    grpo.settle_arithmetic(training, model)
+    half = name == "bfloat16"
+    assert (model.dtype, training.bf16, training.mixed_precision) == (name, half, "bf16" if half else "no")
+    assert capsys.readouterr().out == f"policy in {name}: llama timed\n"
+    _, training, model = grpo.make_parser().parse_args_and_config([*flags, "--dtype", "float32", "--bf16", "true"])
+    grpo.settle_arithmetic(training, model)
+    assert (model.dtype, training.bf16) == ("float32", True), "what is asked for is done"
