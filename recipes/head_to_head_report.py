@@ -157,5 +157,6 @@ def _draw_ends(axis: Axes, styles: Mapping[str, dict[str, object]], runs: Sequen
         axis.plot([value], [y], **style)
         by_seed = ends(runs_of(name, runs)).mean(1)
         axis.plot(by_seed, np.full(len(by_seed), y), ls="none", marker="|", ms=9, color=styles[name]["color"])
-    axis.set_yticks(range(len(order)), [f"{name} ({len(runs_of(name, runs))})" for name in order])
+    labels = [f"{name} ({len(runs_of(name, runs))})".replace("_", " ") for name in order]
+    axis.set_yticks(range(len(order)), labels)
     axis.set(xlabel="right at the end, mean and 95 % (seeds)", ylim=(-0.6, len(order) - 0.4))

@@ -12,6 +12,7 @@ from pages import README, ROOT, blocks, read, section, tree
 
 from benchmarks import facts_picture, ties_picture
 from latent_rewards.rewards import build as rewards
+from recipes import head_to_head_report
 
 RESULTS = ROOT / "benchmarks" / "results"
 
@@ -81,6 +82,31 @@ def test_the_headlines_of_the_judge_are_in_its_results() -> None:
     for name in ("pairwise", "verifier", "weighted"):
         less = pairs["pooled"][name]["minus"]["likert10/mean"]
         assert f"`{name}` {less['value']:+.3f} [{less['low']:+.3f}, {less['high']:+.3f}]" in rows[1]
-    first = "\n".join(read(README).splitlines()[:20])
-    assert f"{facts['weighted']['first']['value']:.0%}".replace("%", " %") in first
-    assert all(f"{pairs['pooled'][n]['accuracy']['value']:.3f}" in first for n in ("weighted", "pairwise", "verifier"))
+
+
+def test_the_first_screen_is_in_its_results() -> None:
+    first = read(README).splitlines()[:22]
+    runs = result("head-to-head-1.5b.json")["runs"]
+    facts, pairs = result("facts-1.5b.json")["scores"], result("pairs-1.5b.json")["pooled"]
+    for start, run, fact, pair in (
+        ("`verifier`", "verifier", "verifier", "verifier"), ("`weighted`", "weighted", "weighted", "weighted"),
+        ("Likert-10: mean", "likert_mean_of_ten", "Likert-10, mean of ten", "likert10/mean"),
+        ("Likert-10: one", "likert", "Likert-10, one rating", "likert10/one"), ("gold", "gold", "", ""),
+    ):  # fmt: skip
+        cells = next(line for line in first if line.startswith(f"| {start}")).split(" | ")
+        found = head_to_head_report.runs_of(run, runs)
+        ends = head_to_head_report.over_questions_and_seeds(head_to_head_report.ends(found))
+        assert len(found) == 3 and cells[1] == "{:.0f} % [{:.0f}, {:.0f}]".format(*(100 * x for x in ends))
+        if run != "likert":
+            less = head_to_head_report.minus(run, "likert", runs)
+            assert cells[2] == "{:+.0f} [{:+.0f}, {:+.0f}]".format(*(100 * x for x in less))
+        if fact:
+            assert cells[3].startswith(f"{100 * facts[fact]['first']['value']:.0f} %")
+            assert cells[4].startswith(f"{pairs[pair]['accuracy']['value']:.3f}")
+    text = "\n".join(first)
+    assert f"{pairs['pairwise']['accuracy']['value']:.3f}" in text
+    assert f"less no task {100 * facts['verifier less no task']['first']['value']:.0f} %" in text
+    others = [
+        head_to_head_report.ends(head_to_head_report.runs_of(n, runs)).mean() for n in ("contrast", "contrast_verifier")
+    ]
+    assert f"({100 * others[0]:.0f} and {100 * others[1]:.0f} %)" in text
