@@ -109,4 +109,9 @@ def test_the_first_screen_is_in_its_results() -> None:
     others = [
         head_to_head_report.ends(head_to_head_report.runs_of(n, runs)).mean() for n in ("contrast", "contrast_verifier")
     ]
-    assert f"({100 * others[0]:.0f} and {100 * others[1]:.0f} %)" in text
+    flattered = result("head-to-head-1.5b-flattery.json")["runs"]
+    weighted, contrast = (
+        head_to_head_report.ends(head_to_head_report.runs_of(n, flattered)).mean() for n in ("weighted", "contrast")
+    )
+    assert f"`weighted` ends at {100 * weighted:.0f} % right" in text and f"at {100 * contrast:.0f} % (one seed" in text
+    assert f"above\n{100 * others[0]:.0f} %, too, of `verifier` {100 * others[1]:.0f} %" in text
