@@ -218,7 +218,7 @@ def test_configs_parse(path: Path) -> None:
     # use_cpu: the bf16 check of TrainingArguments wants an accelerator otherwise.
     args, training, _ = distill.make_parser().parse_args_and_config(["--config", str(path), "--use_cpu", "true"])
     names = [distill.mapping(entry)["name"] for entry in args.teachers]
-    assert len(CONFIGS) == 3 and len(set(names)) == len(names) >= 1
+    assert len(CONFIGS) == 4 and len(set(names)) == len(names) >= 1
     assert args.single is None or args.single in names
     assert LossOptions(**{"beta": training.beta, **distill.mapping(args.loss)}).chunk > 0
     assert training.output_dir.startswith("runs/")

@@ -105,9 +105,9 @@ def test_a_probe_of_several_aspects(folder, tmp_path):
     np.testing.assert_allclose(mean, np.mean(each, axis=0), rtol=1e-5)
     assert not np.allclose(*each)
     other = command(
-        "probe", "train", ratings_file(tmp_path), "--output", out, "--judge", folder, *options, "--limit", 9
+        "probe", "train", ratings_file(tmp_path), "--output", out, "--judge", folder, *options, "--limit", 19
     )
-    assert other.exit_code == 2 and "fingerprint" in other.output and "rows 40, but 9" in other.output, other.output
+    assert other.exit_code == 2 and "fingerprint" in other.output and "rows 40, but 19" in other.output, other.output
 
 
 def test_ratings_are_no_pairs(folder, tmp_path):
