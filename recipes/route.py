@@ -113,7 +113,7 @@ def load_lists(data: str | Path) -> Data:
     if limit:
         items = load(str(data)).items
         sample = {json.dumps([item.prompt, list(item.responses)]) for item in items}
-        rows = [row for row in rows if json.dumps([row["prompt"], row["responses"]]) in sample]
+        rows = [row for row in rows if json.dumps([row.get("prompt"), row.get("responses")]) in sample]
     for number, row in enumerate(rows, 1):
         lacking = [key for key in ("prompt", "models", "responses", "gold") if key not in row]
         if lacking:

@@ -2,7 +2,7 @@
 
 Each node attends twice: to the keys of all its ancestors (whole, one call for all siblings) and to itself (causally).
 The two results are merged by their log-sum-exps, which is exact. Where a layer shows less (a window, a chunk) and texts
-are longer, each node attends once, to that part of its path.
+are longer, each node attends once, to that part of its path; on CPUs a long node below a short prefix does, too.
 
 Source: Juravsky et al. 2024, "Hydragen" (arXiv 2402.05099), generalised from one shared prefix to a tree. A sink is one
 more score without a value (gpt-oss): by the same merge, the output times sigmoid(lse - sink).

@@ -1,4 +1,4 @@
-"""Attention of one node to its whole path on CPUs without AMX: to what lies above it and, causally, to itself.
+"""Attention of one node to its path on CPUs, but for bfloat16 with AMX: to all above it and, causally, to itself.
 
 PyTorch's CPU flash kernel computes the masked half of a causal square too as long as it fits one block of keys (512),
 in matrix products of 64 queries. Here a block of queries meets the keys up to its own end only, with all heads of a
@@ -20,7 +20,8 @@ from torch import Tensor
 if TYPE_CHECKING:
     from latent_rewards.engine.local import Local
 
-SHORTEST = 150  # path
+SHORTEST = 150  # tokens of a path
+_SHORTEST_NODE = 48
 _QUERIES = 64  # of one block
 _SCORES = 1 << 20  # of one block: 4 MB in float32
 _scratch = threading.local()
@@ -38,7 +39,7 @@ def takes(dtype: torch.dtype) -> bool:
 
 def pays_for(n: int, above: int) -> bool:
     """Whether a node of n tokens is read faster together with those above it than merged with what all siblings see."""
-    return n >= 48 and n + above >= SHORTEST and above <= 3 * n
+    return n >= _SHORTEST_NODE and n + above >= SHORTEST and above <= 3 * n
 
 
 def path_attention(

@@ -98,7 +98,7 @@ class Kernel:
         step = _ROWS_CPU if q.device.type == "cpu" else _ROWS_ELSEWHERE
         for a in range(0, n, step):
             rows = path[a : a + step]
-            keys = range(max(start, local.first(rows.start) if local else 0), rows.stop)
+            keys = range(max(start, local.first(rows.start)), rows.stop)
             at, seen = slice(a, a + step), slice(keys.start - start, keys.stop - start)
             mask = local.mask(rows, keys, q.device)
             out[at], found = self.attend(q[:, :, at], k[:, seen], v[:, seen], scale, mask=mask)
