@@ -294,3 +294,22 @@ def test_another_field_as_the_rating_and_few_items_of_a_prompt(tmp_path):
     assert benchmarks.load(f"{path}:aspects.coherence#5").limited == 7
     with pytest.raises(FileNotFoundError):
         benchmarks.load("nowhere:score")
+
+
+def test_lists_of_two_are_pairs() -> None:
+    rows = [
+        {"prompt": "a", "responses": ["worse", "better"], "gold": [2, 7.5], "scale": [0, 10]},
+        {"prompt": "b", "responses": ["good", "bad"], "gold": [3, 1]},
+        {"prompt": "c", "responses": ["one", "other"], "gold": [4, 4]},
+    ]
+    found = collect("x", [("f", n, row) for n, row in enumerate(rows, 1)])
+    assert found.kind == "pair" and found.gold_range is None
+    assert [i.responses for i in found.items] == [("better", "worse"), ("good", "bad")]
+    assert {i.gold for i in found.items} == {(1.0, 0.0)}
+    assert found.left_out == {"both responses rated alike": 1}
+    longer = collect("x", [*(("f", n, row) for n, row in enumerate(rows, 1)), ("f", 4, rows[0] | {
+        "responses": ["p", "q", "r"], "gold": [1, 2, 3],
+    })])  # fmt: skip
+    assert longer.kind == "list" and len(longer.items) == 4 and longer.items[0].responses == ("worse", "better")
+    assert collect("x", [("f", 1, rows[0])], kind="list").kind == "list"
+    assert collect("x", [("f", 3, rows[2])]).kind == "list", "nothing but ties"

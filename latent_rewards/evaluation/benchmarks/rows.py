@@ -101,7 +101,8 @@ def collect(
     Args:
         name: for reports.
         rows: (file, row number from 1, row); a row that is an Exception is listed as bad.
-        kind: what the rows must be; None takes it from the first row that has all keys of a kind.
+        kind: what the rows must be; None takes it from the first row that has all keys of a kind, and takes lists of
+            two responses for pairs.
         convert: maps a raw row to the normalised fields; may raise `LeftOut`, or ValueError, KeyError or TypeError for
             a row that is bad.
         source: where the rows come from, with the revision.
@@ -113,6 +114,7 @@ def collect(
     bad: list[BadRow] = []
     left_out: Counter[str] = Counter()
     ranges: list[tuple[float, float]] = []
+    asked = kind
     for file, line, raw in rows:
         try:
             if isinstance(raw, Exception):
@@ -133,8 +135,19 @@ def collect(
         first = "; ".join(f"{b.file} row {b.row}: {b.reason}" for b in bad[:3])
         known = f"; {ACCEPTED}" if convert is None else ""
         raise ValueError(f"benchmark {name!r} has no usable row ({len(bad)} bad{': ' + first if first else ''}){known}")
+    if kind == "list" and asked is None and all(len(i.responses) == 2 for i in items):
+        pairs = [_as_pair(i) for i in items if i.gold[0] != i.gold[1]]
+        if pairs:
+            left_out["both responses rated alike"] += len(items) - len(pairs)
+            return Benchmark(name, "pair", tuple(pairs), tuple(bad), dict(+left_out), 0, source)
     scale = (min(r[0] for r in ranges), max(r[1] for r in ranges)) if ranges else None
     return Benchmark(name, kind, tuple(items), tuple(bad), dict(left_out), 0, source, scale)
+
+
+def _as_pair(item: Item) -> Item:
+    """A list of two, the better response first."""
+    best = item.responses if item.gold[0] > item.gold[1] else item.responses[::-1]
+    return replace(item, responses=best, gold=(1.0, 0.0))
 
 
 def _item(row: Row, kind: Kind, default_id: str) -> Item:
