@@ -14,6 +14,7 @@ from latent_rewards.stats.bootstrap import Figure
 from latent_rewards.stats.power import MOST_ROWS, about, rows_needed
 
 ARGMAX = "/argmax"  # a column beside a weighted rating, which nobody asks for
+UNREAD = 0.1  # share of texts without a score that is told
 SHOWN = 5  # rows that are named for one reason
 _CHANCE = {"pair": 0.5, "rating": 0.0, "list": 0.0}
 
@@ -48,7 +49,7 @@ def of_benchmark(b: BenchmarkResult, classes: dict[str, str] | None = None) -> s
         classes: class of each reward, to tell probes from prompted scores.
     """
     seen = {n: s["facts"].get("trained_on", 0.0) for n, s in b["scorers"].items()}
-    rated = _rated(b)
+    rated, unread = _rated(b)
     clean = {n: f for n, f in rated.items() if not seen[n]}
     told = [
         f"{_percent(seen[n])} of these prompts are among those that {n} was trained on, so its figure says nothing "
@@ -56,7 +57,7 @@ def of_benchmark(b: BenchmarkResult, classes: dict[str, str] | None = None) -> s
         for n in rated
         if seen[n]
     ]
-    left = _left_out(b)
+    left = [*_left_out(b), *unread]
     if not clean:
         return " ".join([*left, *(told or [f"no score could be compared on these {b['items']} items."])])
     best = max(clean, key=lambda n: clean[n]["value"] or 0.0)
@@ -91,12 +92,21 @@ def _left_out(b: BenchmarkResult) -> list[str]:
     return [f"{bad} of {rows} rows left out ({'; '.join(reasons(b['bad_rows'], 3))})."] if bad else []
 
 
-def _rated(b: BenchmarkResult) -> dict[str, Figure]:
-    """The primary figure of each scorer that has nearly all items; length is not one."""
+def _rated(b: BenchmarkResult) -> tuple[dict[str, Figure], list[str]]:
+    """The primary figure of each scorer that has nearly all items, and a sentence on each that lacks many texts.
+
+    Length is none of them.
+    """
     found = {n: s["metrics"][b["primary"]] for n, s in b["scorers"].items() if n != "length"}
-    found = {n: f for n, f in found.items() if f["value"] is not None}
     most = max((f["n"] for f in found.values()), default=0)
-    return {n: f for n, f in found.items() if f["n"] >= 0.9 * most}
+    kept = {n: f for n, f in found.items() if f["value"] is not None and f["n"] >= (1 - UNREAD) * most}
+    told = []
+    for n in found:
+        missing = b["scorers"][n]["missing"]
+        if missing > UNREAD * b["texts"]:
+            what = "its figure is of the others" if n in kept else "it is not compared"
+            told.append(f"{n} has no score for {missing} of {b['texts']} texts, not read or not readable, so {what}.")
+    return kept, told
 
 
 def _judgement(b: BenchmarkResult, best: str, figure: Figure) -> str:

@@ -28,9 +28,11 @@ def results(
                                      if (b, a) in gaps else (0.01, -0.1, 0.1))  # fmt: skip
         differences.append({"first": a, "second": b, "metric": "accuracy", **figure(*value)})
     one = {
-        "name": "mine", "kind": "pair", "primary": "accuracy", "items": 60, "differences": differences,
+        "name": "mine", "kind": "pair", "primary": "accuracy", "items": 60, "texts": 120, "differences": differences,
         "bad_rows": [], "left_out": {}, "over_limit": 0,
-        "scorers": {n: {"metrics": {"accuracy": figure(*v)}, "facts": facts.get(n, {})} for n, v in scorers.items()},
+        "scorers": {
+            n: {"metrics": {"accuracy": figure(*v)}, "facts": facts.get(n, {}), "missing": 0} for n, v in scorers.items()
+        },
     }  # fmt: skip
     classes = {n: {"class": "ProbeReward" if n.startswith("probe") else "ProbabilityWeightedReward"} for n in names}
     return {"run": {"rewards": classes}, "benchmarks": [one]}
@@ -123,3 +125,18 @@ def test_correlations_are_below_chance_where_they_are_below_zero() -> None:
     given["benchmarks"][0]["kind"] = "rating"
     (told,) = verdict(given)
     assert "probe:p is below chance (-0.300 [-0.400, -0.200])" in told and "weighted is below" not in told
+
+
+def test_scores_that_are_missing_are_told() -> None:
+    given = results({"weighted": GOOD, "verifier": WORSE, "length": LENGTH}, {("weighted", "length"): AHEAD})
+    scorers = given["benchmarks"][0]["scorers"]
+    scorers["weighted"]["missing"] = 12
+    assert "no score" not in verdict(given)[0], "a tenth is not many"
+    scorers["weighted"]["missing"] = 13
+    text = verdict(given)[0]
+    assert "weighted has no score for 13 of 120 texts, not read or not readable, so its figure is of the others." in text
+    assert "weighted is the best score" in text
+    scorers["weighted"] |= {"missing": 60, "metrics": {"accuracy": figure(*GOOD, n=30)}}
+    text = verdict(given)[0]
+    assert "weighted has no score for 60 of 120 texts, not read or not readable, so it is not compared." in text
+    assert "verifier is the best score" in text and "backwards" in text
