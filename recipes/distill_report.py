@@ -105,6 +105,10 @@ def _cell(values: Interval) -> str:
     return figure(*values, sign="+")
 
 
+def _figure(found: JsonObject, sign: str = "") -> str:
+    return figure(found["value"], found["low"], found["high"], sign=sign)
+
+
 def examples(
     names: list[str], prompts: list[Messages], responses: list[list[str | None]], scores: dict[str, np.ndarray],
     choices: dict[str, TeacherChoice],
@@ -170,11 +174,11 @@ def write_report(
             [row["metric"], c, _cell(d["seeds"]), _cell(d["prompts"])] for row in rows for c, d in row["versus"].items()
         ]
         lines += ["", *markdown.table(["metric", f"{first} minus", "over seeds", "over prompts"], cells)]
-    cells = [
-        [c, *("-" if share[n] is None else f"{share[n]:.0%}" for n in names), str(report["none"][c])]
-        for c, share in report["share"].items()
-    ]
+    cells = [[c, *(_figure(f[n]) for n in names), str(report["none"][c])] for c, f in report["share"].items()]
     lines += ["", *markdown.table(["chosen by", *names, "none"], cells)]
+    if report["minus"]:
+        cells = [[c, *(_figure(f[n], "+") for n in names)] for c, f in report["minus"].items()]
+        lines += ["", *markdown.table([f"{first} minus", *names], cells)]
     agree = ", ".join(f"{k} {v:.0%}" for k, v in report["agreement"].items() if v is not None)
     lines += ["", f"Same teacher: {agree}." if agree else ""]
     lines += _gold_lines(report) if "gold" in report else []

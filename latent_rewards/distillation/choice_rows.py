@@ -12,11 +12,12 @@ import numpy as np
 from latent_rewards.distillation.teacher_choice import NO_TEACHER, TeacherChoice
 from latent_rewards.files.outputs import to_json
 from latent_rewards.files.types import Prompt, Row, as_messages
-from latent_rewards.stats.bootstrap import none_if_nan
+from latent_rewards.stats.bootstrap import Estimate, Figure, difference, mean_estimate, none_if_nan
 
 
 class _Counts(TypedDict):
-    share: dict[str, dict[str, float | None]]
+    share: dict[str, dict[str, Figure]]
+    minus: dict[str, dict[str, Figure]]
     none: dict[str, int]
     agreement: dict[str, float | None]
 
@@ -93,13 +94,17 @@ def choice_report(
         gold: (P, M) gold scores, where there are any; NaN where unknown.
 
     Returns:
-        `share`: way -> teacher -> share of prompts; `none`: way -> prompts without a teacher; `agreement`: pairs of
-        ways -> share of prompts with the same teacher, over those where both have one; with scores `tie_share`, the
+        `share`: way -> teacher -> share of the prompts that have one, with a 95 % interval over prompts; `minus`: way ->
+        teacher -> the first way's share less this one's, paired; `none`: way -> prompts without a teacher; `agreement`:
+        pairs of ways -> share of prompts with the same teacher, over those where both have one; with scores `tie_share`, the
         share of prompts whose two best scores are equal; with gold `gold`: way -> mean gold score of the chosen
         responses, and `gold_best`: way -> share of prompts where the choice has the best gold score.
     """
+    shares = {n: _shares(c.index, teachers) for n, c in choices.items()}
+    (_, first_shares), *others = shares.items()
     report: ChoiceReport = {
-        "share": {n: _shares(c.index, teachers) for n, c in choices.items()},
+        "share": {n: {t: e.to_dict() for t, e in of.items()} for n, of in shares.items()},
+        "minus": {n: {t: difference(first_shares[t], e).to_dict() for t, e in of.items()} for n, of in others},
         "none": {n: int((c.index < 0).sum()) for n, c in choices.items()},
         "agreement": {},
     }
@@ -119,8 +124,10 @@ def choice_report(
     return report
 
 
-def _shares(index: np.ndarray, teachers: Sequence[str]) -> dict[str, float | None]:
-    return {teacher: _mean(index[index >= 0] == i) for i, teacher in enumerate(teachers)}
+def _shares(index: np.ndarray, teachers: Sequence[str]) -> dict[str, Estimate]:
+    """Share of the prompts with a teacher that each one has; the same draws of prompts for all ways."""
+    rows = np.arange(len(index))
+    return {t: mean_estimate(np.where(index >= 0, index == i, np.nan), rows) for i, t in enumerate(teachers)}
 
 
 def _mean(values: np.ndarray) -> float | None:

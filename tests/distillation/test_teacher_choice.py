@@ -104,7 +104,12 @@ def test_report_by_hand() -> None:
     rating = choose_teachers(np.array([[5.0, 5.0, 1.0], [4.0, 1.0, 2.0], [1.0, 2.0, 3.0], [2.0, 3.0, 2.0]]), seed=0)
     gold = np.array([[0.1, 0.9, 0.5], [0.2, 0.8, 0.3], [1.0, 0.0, NAN], [0.3, 0.4, 0.5]])
     report = choice_report(["x", "y", "z"], {"latent": latent, "rating": rating}, scores=SCORES, gold=gold)
-    assert report["share"]["latent"] == {"x": pytest.approx(1 / 3), "y": pytest.approx(2 / 3), "z": 0.0}
+    share = report["share"]["latent"]
+    assert {t: f["value"] for t, f in share.items()} == {"x": pytest.approx(1 / 3), "y": pytest.approx(2 / 3), "z": 0.0}
+    assert share["y"]["n"] == 3 and share["y"]["low"] < 0.6 < share["y"]["high"]
+    assert list(report["minus"]) == ["rating"], "the first way less each of the others"
+    less = report["minus"]["rating"]["z"]
+    assert less["value"] == pytest.approx(-np.mean(rating.index == 2)) and less["low"] <= less["value"] <= less["high"]
     assert report["none"] == {"latent": 1, "rating": 0}
     first = int(rating.index[0] == 1)
     assert report["agreement"]["latent and rating"] == pytest.approx((first + 2) / 3)
