@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +22,7 @@ from latent_rewards.evaluation.attacks import best_response
 from latent_rewards.evaluation.benchmarks.rows import Item
 from latent_rewards.evaluation.config import EvaluateConfig
 from latent_rewards.files.outputs import to_json
+from latent_rewards.files.runs import commit
 from latent_rewards.judge.prompts import to_text
 from latent_rewards.rewards.build import build_spec
 from latent_rewards.stats import bootstrap
@@ -70,9 +69,7 @@ def main() -> None:
             for k, s in scores.items()
             if k != "honest"
         }
-    git = ["git", "rev-parse", "--short", "HEAD"] if shutil.which("git") else ["true"]
-    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
-    found = {"judge": judge.name, "commit": commit, "prompts": len(rows), "success": results}
+    found = {"judge": judge.name, "commit": commit(), "prompts": len(rows), "success": results}
     args.out.write_text(to_json(found, indent=1) + "\n")
     print(json.dumps(results))
 

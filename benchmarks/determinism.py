@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import random
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +25,7 @@ from benchmarks.throughput import cpu_kind
 from latent_rewards import HFJudge, JudgePrompt, Need, Request
 from latent_rewards.evaluation import benchmarks
 from latent_rewards.files.outputs import to_json
+from latent_rewards.files.runs import commit
 from latent_rewards.judge.prompts import to_text
 
 # file -> most pairs, and most characters of a prompt with one response: short texts, so that the run fits a CPU
@@ -284,9 +284,8 @@ def main() -> None:
     until = time.monotonic() + 60 * args.minutes
     args.work.mkdir(parents=True, exist_ok=True)
     groups, counts = groups_of(args.scale)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     results: dict[str, Any] = {
-        "commit": commit, "machine": cpu_kind(), "threads": torch.get_num_threads(),
+        "commit": commit(), "machine": cpu_kind(), "threads": torch.get_num_threads(),
         "torch": torch.__version__, "judge": args.judge, "prompt": PROMPT.name, "pairs": counts,
         "filter": {k: f"prompt and response of at most {chars} characters" for k, (_, chars) in FILES.items()},
     }  # fmt: skip

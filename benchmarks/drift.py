@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from trl import GRPOConfig, GRPOTrainer
 from latent_rewards import HFJudge, build_reward
 from latent_rewards.engine.loading import resolve_model
 from latent_rewards.files.outputs import to_json
+from latent_rewards.files.runs import commit
 from recipes.head_to_head_start import PRAISE
 
 CAPITALS = {
@@ -164,7 +164,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/drift.json"))
     args = parser.parse_args()
     start = taught(args.work / "start", args.taught, args.share)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     runs = {}
     for name in args.rewards:
         path = args.work / f"{name}-{args.steps}.json"
@@ -174,7 +173,7 @@ def main() -> None:
         print(name, json.dumps(runs[name]), flush=True)
     facts = {k: v for k, v in vars(args).items() if k not in ("work", "out")}
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(to_json({"commit": commit, "settings": facts, "runs": runs}, indent=1) + "\n")
+    args.out.write_text(to_json({"commit": commit(), "settings": facts, "runs": runs}, indent=1) + "\n")
     draw(args.out.with_suffix(".png"), runs)
 
 

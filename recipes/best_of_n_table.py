@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from latent_rewards.best_of_n.choice_of_n import choose_n, expected_gold
 from latent_rewards.evaluation.report.plots import COLOURS
 from latent_rewards.files.markdown import figure, table
 from latent_rewards.files.outputs import write_json
+from latent_rewards.files.runs import commit
 from latent_rewards.files.types import JsonObject, Row
 from latent_rewards.judge.prompts import to_text
 from latent_rewards.stats.bootstrap import Estimate, Figure, difference, mean_estimate
@@ -29,7 +29,7 @@ def write(
 ) -> list[Path]:
     """Results as JSON, Markdown and PNG in `folder`, and again at `publish` plus suffix."""
     results = {
-        "command": f"python -m recipes.best_of_n {shlex.join(sys.argv[1:])}", "commit": _commit(), **facts,
+        "command": f"python -m recipes.best_of_n {shlex.join(sys.argv[1:])}", "commit": commit() or "unknown", **facts,
         "sets": {name: measure(rows, columns) for name, rows in sets.items()},
     }  # fmt: skip
     made = []
@@ -151,8 +151,3 @@ def draw(results: JsonObject, path: Path) -> None:
         picture.legend(handles, labels, loc="outside upper center", ncols=min(len(labels), 4), frameon=False)
         picture.tight_layout(rect=(0, 0, 1, 1 - 0.4 / (3.1 * rows) - 0.05))
         picture.savefig(path, dpi=150)
-
-
-def _commit() -> str:
-    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
