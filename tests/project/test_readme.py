@@ -110,8 +110,10 @@ def test_the_first_screen_is_in_its_results() -> None:
         head_to_head_report.ends(head_to_head_report.runs_of(n, runs)).mean() for n in ("contrast", "contrast_verifier")
     ]
     flattered = result("head-to-head-1.5b-flattery.json")["runs"]
-    weighted, contrast = (
-        head_to_head_report.ends(head_to_head_report.runs_of(n, flattered)).mean() for n in ("weighted", "contrast")
+    weighted, verifier, likert, contrast = (
+        head_to_head_report.ends(head_to_head_report.runs_of(n, flattered)).mean() * 100
+        for n in ("weighted", "verifier", "likert", "contrast")
     )
-    assert f"`weighted` ends at {100 * weighted:.0f} % right" in text and f"at {100 * contrast:.0f} % (one seed" in text
-    assert f"above\n{100 * others[0]:.0f} %, too, of `verifier` {100 * others[1]:.0f} %" in text
+    said = f"`weighted` ends at {weighted:.0f} % right, `verifier` at {verifier:.0f} %, one rating at {likert:.0f} %"
+    assert said in text and f"without a task,\nat {contrast:.0f} % (one seed)" in text
+    assert f"above that ends at {100 * others[0]:.0f} %, of `verifier` at {100 * others[1]:.0f} %" in text
