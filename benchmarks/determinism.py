@@ -21,11 +21,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.throughput import cpu_kind
 from latent_rewards import HFJudge, JudgePrompt, Need, Request
 from latent_rewards.evaluation import benchmarks
 from latent_rewards.files.outputs import to_json
-from latent_rewards.files.runs import commit
+from latent_rewards.files.runs import commit, cpu_kind
 from latent_rewards.judge.prompts import to_text
 
 # file -> most pairs, and most characters of a prompt with one response: short texts, so that the run fits a CPU

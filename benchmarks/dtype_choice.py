@@ -15,11 +15,10 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.throughput import cpu_kind
 from latent_rewards import HFJudge, ProbabilityWeightedReward
 from latent_rewards.data import open_ended
 from latent_rewards.files.outputs import to_json
-from latent_rewards.files.runs import commit
+from latent_rewards.files.runs import commit, cpu_kind
 
 RESULTS = Path(__file__).parent / "results"
 DTYPES = ("float32", "bfloat16")

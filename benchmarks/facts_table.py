@@ -11,7 +11,6 @@ ratings are drawn from the exact label probabilities under a choice constraint. 
 from __future__ import annotations
 
 import argparse
-import platform
 from collections.abc import Mapping
 from itertools import groupby
 from pathlib import Path
@@ -25,7 +24,7 @@ from latent_rewards.data.facts import Fact, facts
 from latent_rewards.evaluation.kept import KeepingJudge
 from latent_rewards.files.markdown import figure, table
 from latent_rewards.files.outputs import to_json
-from latent_rewards.files.runs import commit
+from latent_rewards.files.runs import commit, machine
 from latent_rewards.judge.hf import Judge
 from latent_rewards.stats.bootstrap import Figure, difference, mean_estimate
 
@@ -87,7 +86,7 @@ def main() -> None:
 def device_of(judge: HFJudge) -> str:
     """What the judge runs on."""
     device = judge.blocks.device
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "CPU"
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else machine()
 
 
 def read(name: str, judge: Judge, rows: list[Fact], batch: int) -> np.ndarray:

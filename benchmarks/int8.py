@@ -22,11 +22,11 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from benchmarks.throughput import cpu_kind, judge_shape
+from benchmarks.throughput import judge_shape
 from latent_rewards import HFJudge, ProbabilityWeightedReward
 from latent_rewards.data import open_ended
 from latent_rewards.files.outputs import to_json
-from latent_rewards.files.runs import commit
+from latent_rewards.files.runs import commit, cpu_kind
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -24,10 +24,9 @@ from typing import Any
 import torch
 import transformers
 
-from benchmarks.throughput import cpu_kind
 from latent_rewards import HFJudge, JudgePrompt, Need, Request
 from latent_rewards.files.outputs import to_json
-from latent_rewards.files.runs import commit
+from latent_rewards.files.runs import commit, cpu_kind
 
 RESULTS = Path(__file__).parent / "results"
 TEXT = "Seven is a prime number, and so is eleven; nine is not, since it is three times three. " * 2

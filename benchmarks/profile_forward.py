@@ -18,14 +18,14 @@ from typing import Any
 
 import torch
 
-from benchmarks.throughput import HERE, command, cpu_kind, machine
+from benchmarks.throughput import HERE, command
 from benchmarks.workloads import workloads
 from latent_rewards import HFJudge, ProbabilityWeightedReward
 from latent_rewards.engine.attention import _merge
 from latent_rewards.engine.attention_cpu import path_attention
 from latent_rewards.engine.attention_kernels import FlashCPU
 from latent_rewards.files.outputs import to_json
-from latent_rewards.files.runs import commit
+from latent_rewards.files.runs import commit, cpu_kind, machine
 
 
 def profile(pairs: list[tuple[str, str]]) -> dict[str, float]:

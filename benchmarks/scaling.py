@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.throughput import command, cpu_kind, machine
+from benchmarks.throughput import command
 from latent_rewards import CrossLayerReward, HFJudge, ProbabilityWeightedReward
 from latent_rewards.engine.tree import TreeForward
 from latent_rewards.files.outputs import to_json
-from latent_rewards.files.runs import commit
+from latent_rewards.files.runs import commit, cpu_kind, machine
 from latent_rewards.rewards.base import Reward
 
 HEAD, PROMPT, COMPLETION, G = 96, 512, 64, 8

@@ -25,11 +25,11 @@ from typing import Any
 import httpx2 as httpx
 import numpy as np
 
-from benchmarks.throughput import command, machine
+from benchmarks.throughput import command
 from latent_rewards import HFJudge, build_reward
 from latent_rewards.data import open_ended
 from latent_rewards.files.outputs import to_json
-from latent_rewards.files.runs import commit
+from latent_rewards.files.runs import commit, machine
 from latent_rewards.serving.client import RewardClient
 
 

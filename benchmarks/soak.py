@@ -19,11 +19,11 @@ from typing import Any
 
 import torch
 
-from benchmarks.throughput import command, cpu_kind, machine
+from benchmarks.throughput import command
 from latent_rewards import HFJudge
 from latent_rewards.engine.tree import TreeForward
 from latent_rewards.files.outputs import to_json
-from latent_rewards.files.runs import commit
+from latent_rewards.files.runs import commit, cpu_kind, machine
 
 WARM_UP = 0.2
 

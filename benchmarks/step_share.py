@@ -22,12 +22,11 @@ from datasets import Dataset
 from peft import LoraConfig
 from trl import GRPOConfig, GRPOTrainer
 
-from benchmarks.throughput import cpu_kind
 from latent_rewards import HFJudge, ProbabilityWeightedReward
 from latent_rewards.data import open_ended
 from latent_rewards.engine.loading import resolve_model
 from latent_rewards.files.outputs import to_json
-from latent_rewards.files.runs import commit
+from latent_rewards.files.runs import commit, cpu_kind
 
 RESULTS = Path(__file__).parent / "results"
 

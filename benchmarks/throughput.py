@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import re
 import select
 import subprocess
@@ -31,7 +30,7 @@ from benchmarks.workloads import build, spread
 from latent_rewards.engine.loading import EMBEDDED
 from latent_rewards.engine.prefix_tree import build_tree
 from latent_rewards.files.outputs import to_json
-from latent_rewards.files.runs import commit
+from latent_rewards.files.runs import commit, cpu_kind, machine
 
 HERE = Path(__file__).parent
 FULL = ("gemm", "vllm", "ours", "ours-compiled", "ours-half", "ours-half-compiled")
@@ -249,30 +248,6 @@ def table(report: dict[str, Any]) -> str:
         f"llama.cpp the first {report['llama_share']:.0%}.\n\n    {report['command']}\n"
     )
     return "\n".join([note, *lines, "", *tail, ""])
-
-
-def machine() -> str:
-    """Processor name, its bfloat16 unit and the number of cores."""
-    return f"{_cpuinfo('model name') or platform.processor()}, {bf16_unit()}, {os.cpu_count()} cores"
-
-
-def cpu_kind() -> str:
-    """Maker and bfloat16 unit, for file names: figures of one kind say little about another."""
-    makers = {"GenuineIntel": "intel", "AuthenticAMD": "amd"}
-    maker = _cpuinfo("vendor_id")
-    return f"{makers.get(maker, maker or platform.machine())}-{bf16_unit()}"
-
-
-def bf16_unit() -> str:
-    """What multiplies bfloat16 matrices here: amx, avx512_bf16, bf16 (Arm) or none."""
-    flags = set((_cpuinfo("flags") or _cpuinfo("Features")).split())
-    return "amx" if "amx_bf16" in flags else next((f for f in ("avx512_bf16", "bf16") if f in flags), "no-bf16")
-
-
-def _cpuinfo(field: str) -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((x.split(":")[1].strip() for x in lines if x.split(":")[0].strip() == field), "")
 
 
 def command(module: str, argv: Sequence[str] | None = None) -> str:

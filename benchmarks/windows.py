@@ -23,12 +23,11 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM
 
-from benchmarks.throughput import cpu_kind
 from benchmarks.workloads import spread
 from latent_rewards.engine.blocks import Blocks
 from latent_rewards.engine.padded import read_states
 from latent_rewards.engine.tree import TreeForward
-from latent_rewards.files.runs import commit
+from latent_rewards.files.runs import commit, cpu_kind
 
 RESULTS = Path(__file__).parent / "results"
 HEAD = 200

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import functools
 import json
-import platform
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -40,7 +39,7 @@ from latent_rewards import HFJudge
 from latent_rewards.data.facts import facts
 from latent_rewards.evaluation.kept import KeepingJudge
 from latent_rewards.files.outputs import write_json
-from latent_rewards.files.runs import PACKAGES, as_options, commit, versions
+from latent_rewards.files.runs import PACKAGES, as_options, commit, machine, versions
 from recipes.head_to_head_policy import DEVICE, messages, sample, train
 from recipes.head_to_head_report import draw, write_table
 from recipes.head_to_head_rewards import make_reward
@@ -179,7 +178,7 @@ def make_run(name: str, seed: int, start: Path, args: HeadToHead) -> None:
     began = time.perf_counter()
     found = train(reward, start, args, seed, f"{name}, seed {seed}")
     wall = time.perf_counter() - began
-    device = torch.cuda.get_device_name() if DEVICE == "cuda" else platform.processor() or "CPU"
+    device = torch.cuda.get_device_name() if DEVICE == "cuda" else machine()
     told = {"reward": name, "seed": seed, "commit": commit(), "device": device, "wall": wall}
     write_json(run_path(out, name, seed), told | found)
 

@@ -94,11 +94,11 @@ def choice_report(
         gold: (P, M) gold scores, where there are any; NaN where unknown.
 
     Returns:
-        `share`: way -> teacher -> share of the prompts that have one, with a 95 % interval over prompts; `minus`: way ->
-        teacher -> the first way's share less this one's, paired; `none`: way -> prompts without a teacher; `agreement`:
-        pairs of ways -> share of prompts with the same teacher, over those where both have one; with scores `tie_share`, the
-        share of prompts whose two best scores are equal; with gold `gold`: way -> mean gold score of the chosen
-        responses, and `gold_best`: way -> share of prompts where the choice has the best gold score.
+        `share`: way -> teacher -> share of the prompts that have one, with a 95 % interval over prompts; `minus`: way
+        -> teacher -> the first way's share less this one's, paired; `none`: way -> prompts without a teacher;
+        `agreement`: pairs of ways -> share of prompts with the same teacher, over those where both have one; with
+        scores `tie_share`, the share of prompts whose two best scores are equal; with gold `gold`: way -> mean gold
+        score of the chosen responses, and `gold_best`: way -> share of prompts where the choice has the best one.
     """
     shares = {n: _shares(c.index, teachers) for n, c in choices.items()}
     (_, first_shares), *others = shares.items()

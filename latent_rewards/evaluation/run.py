@@ -24,7 +24,7 @@ from latent_rewards.evaluation.results import Cost, Results
 from latent_rewards.evaluation.scorers import Column
 from latent_rewards.evaluation.stability import drift
 from latent_rewards.files.cache import Cache
-from latent_rewards.files.runs import versions
+from latent_rewards.files.runs import machine, versions
 from latent_rewards.files.types import JsonObject
 from latent_rewards.judge.fingerprint import judge_key, layout_of
 from latent_rewards.judge.hf import HFJudge, Judge
@@ -191,7 +191,7 @@ def _facts(config: EvaluateConfig, judge: Judge, rewards: Mapping[str, Reward]) 
         "rewards": {name: {"fingerprint": r.fingerprint, **r.facts} for name, r in rewards.items()},
         "versions": versions("latent-rewards", "torch", "transformers", "numpy"),
         "python": platform.python_version(),
-        "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "CPU",
+        "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else machine(),
     }
 
 

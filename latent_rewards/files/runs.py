@@ -1,9 +1,12 @@
-"""What a run is told in a file or on a command line, and the versions it ran with."""
+"""What a run is told in a file or on a command line, and the versions and machine it ran with."""
 
 from __future__ import annotations
 
+import os
+import platform
 import subprocess
 from importlib import metadata
+from pathlib import Path
 
 import yaml
 
@@ -47,3 +50,27 @@ def versions(*packages: str) -> dict[str, str | None]:
         except metadata.PackageNotFoundError:
             found[package] = None
     return found
+
+
+def machine() -> str:
+    """Processor name, its bfloat16 unit and the number of cores."""
+    return f"{_cpuinfo('model name') or platform.processor()}, {bf16_unit()}, {os.cpu_count()} cores"
+
+
+def cpu_kind() -> str:
+    """Maker and bfloat16 unit, for file names: figures of one kind say little about another."""
+    makers = {"GenuineIntel": "intel", "AuthenticAMD": "amd"}
+    maker = _cpuinfo("vendor_id")
+    return f"{makers.get(maker, maker or platform.machine())}-{bf16_unit()}"
+
+
+def bf16_unit() -> str:
+    """What multiplies bfloat16 matrices here: amx, avx512_bf16, bf16 (Arm) or no-bf16."""
+    flags = set((_cpuinfo("flags") or _cpuinfo("Features")).split())
+    return "amx" if "amx_bf16" in flags else next((f for f in ("avx512_bf16", "bf16") if f in flags), "no-bf16")
+
+
+def _cpuinfo(field: str) -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    return next((x.split(":")[1].strip() for x in lines if x.split(":")[0].strip() == field), "")

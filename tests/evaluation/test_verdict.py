@@ -31,7 +31,8 @@ def results(
         "name": "mine", "kind": "pair", "primary": "accuracy", "items": 60, "texts": 120, "differences": differences,
         "bad_rows": [], "left_out": {}, "over_limit": 0,
         "scorers": {
-            n: {"metrics": {"accuracy": figure(*v)}, "facts": facts.get(n, {}), "missing": 0} for n, v in scorers.items()
+            n: {"metrics": {"accuracy": figure(*v)}, "facts": facts.get(n, {}), "missing": 0}
+            for n, v in scorers.items()
         },
     }  # fmt: skip
     classes = {n: {"class": "ProbeReward" if n.startswith("probe") else "ProbabilityWeightedReward"} for n in names}
@@ -134,7 +135,9 @@ def test_scores_that_are_missing_are_told() -> None:
     assert "no score" not in verdict(given)[0], "a tenth is not many"
     scorers["weighted"]["missing"] = 13
     text = verdict(given)[0]
-    assert "weighted has no score for 13 of 120 texts, not read or not readable, so its figure is of the others." in text
+    assert (
+        "weighted has no score for 13 of 120 texts, not read or not readable, so its figure is of the others." in text
+    )
     assert "weighted is the best score" in text
     scorers["weighted"] |= {"missing": 60, "metrics": {"accuracy": figure(*GOOD, n=30)}}
     text = verdict(given)[0]
