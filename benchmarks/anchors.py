@@ -26,12 +26,11 @@ import numpy as np
 from benchmarks import readings_file
 from benchmarks.probe_sample import read_jsonl
 from benchmarks.readings_file import Arrays, cell
-from benchmarks.throughput import command
 from latent_rewards import HFJudge, JudgePrompt, Need, Request, readouts
 from latent_rewards.evaluation.benchmarks.rows import Benchmark, Item
 from latent_rewards.evaluation.consistency import measure, pairs
 from latent_rewards.files.markdown import table
-from latent_rewards.files.runs import commit
+from latent_rewards.files.runs import command, commit
 from latent_rewards.judge.prompts import to_text
 from latent_rewards.rewards.games import in_both_orders
 from latent_rewards.stats.bootstrap import difference, mean_estimate
@@ -241,7 +240,7 @@ def _figure(found: Any) -> str:
 def tabulate(folder: Path, out: Path, judge: str | None) -> None:
     """Figures of the readings in a folder."""
     about, arrays = readings_file.load_all(sorted(folder.glob("anchors-*.npz")))
-    head = {"command": command("anchors"), "commit": commit(), "judge": judge or about["judge"]}
+    head = {"command": command("benchmarks.anchors"), "commit": commit(), "judge": judge or about["judge"]}
     result = about | head | figures(arrays)
     readings_file.write(out, result, page(result))
 

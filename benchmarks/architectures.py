@@ -29,6 +29,7 @@ import transformers
 
 from benchmarks.tiny_models import ARCHITECTURES, EDGE, VARIANTS, byte_tokenizer, tiny_model
 from latent_rewards import HFJudge, JudgePrompt, Need, Request
+from latent_rewards.files.runs import commit
 from latent_rewards.judge.labels import Labels
 
 RESULTS = Path(__file__).parent / "results"
@@ -154,13 +155,14 @@ def table(results: dict[str, dict[str, Any]]) -> str:
     alike = [k for k, v in read.items() if v["spread"] < TOLERANCE]  # all texts score alike: a comparison of nothing
     refused = [k for k, v in results.items() if "refused" in v]
     rest = {k: v for k, v in results.items() if "not built" in v}
+    commits = sorted({v["commit"] for v in results.values() if "commit" in v})
     lines = [
         "# Architectures",
         "",
         f"`python -m benchmarks.architectures --jobs 16`, on CPU, transformers {transformers.__version__}, torch "
         f"{' and '.join(sorted({v['torch'] for v in results.values() if 'torch' in v}))}. "
         f"{len(good)} of {len(read)} architectures read within {TOLERANCE:g} nats of the plain forward; {len(refused)} "
-        f"refused; {len(rest)} could not be built tiny."
+        f"refused; {len(rest)} could not be built tiny. At commit {', '.join(commits)}."
         + (f" Their texts all score alike, so that these say nothing: {', '.join(alike)}." if alike else ""),
         "",
         "| architecture | texts are read as | largest difference, nats: shared, unshared, batch-invariant "
@@ -192,7 +194,7 @@ def main() -> None:
     with ProcessPoolExecutor(args.jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_quiet) as pool:
         done = {pool.submit(examine, name, args.seconds): name for name in names}
         for future in as_completed(done):
-            results[done[future]] = future.result()
+            results[done[future]] = future.result() | {"commit": commit()}
             print(done[future], json.dumps(future.result())[:300], flush=True)
             path.write_text(json.dumps(dict(sorted(results.items())), indent=1) + "\n")
             path.with_suffix(".md").write_text(table(results))

@@ -22,7 +22,7 @@ from latent_rewards.evaluation.attacks import best_response
 from latent_rewards.evaluation.benchmarks.rows import Item
 from latent_rewards.evaluation.config import EvaluateConfig
 from latent_rewards.files.outputs import to_json
-from latent_rewards.files.runs import commit
+from latent_rewards.files.runs import provenance
 from latent_rewards.judge.prompts import to_text
 from latent_rewards.rewards.build import build_spec
 from latent_rewards.stats import bootstrap
@@ -69,7 +69,11 @@ def main() -> None:
             for k, s in scores.items()
             if k != "honest"
         }
-    found = {"judge": judge.name, "commit": commit(), "prompts": len(rows), "success": results}
+    found = provenance("benchmarks.attack_adaptive") | {
+        "judge": judge.name,
+        "prompts": len(rows),
+        "success": results,
+    }
     args.out.write_text(to_json(found, indent=1) + "\n")
     print(json.dumps(results))
 

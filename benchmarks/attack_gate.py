@@ -28,6 +28,7 @@ from latent_rewards.evaluation import benchmarks
 from latent_rewards.evaluation.attacks import best_response
 from latent_rewards.evaluation.benchmarks.rows import Item
 from latent_rewards.files.outputs import to_json
+from latent_rewards.files.runs import provenance
 from latent_rewards.probes.collect import collect_features
 from latent_rewards.probes.examples import Example
 from latent_rewards.probes.fit import Data, FitOptions, fit_head
@@ -75,7 +76,7 @@ def main() -> None:
     )  # fmt: skip
     probe = Probe(config, tensors, prompt)
     args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "gate.json").write_text(to_json(facts, indent=1) + "\n")
+    (args.out / "gate.json").write_text(to_json(provenance("benchmarks.attack_gate") | facts, indent=1) + "\n")
     print(json.dumps(facts))
     probe.save(args.out / "probe")
     if args.ship:

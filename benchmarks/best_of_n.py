@@ -21,7 +21,6 @@ from typing import Any
 
 import torch
 
-from benchmarks.throughput import command
 from latent_rewards import HFJudge, Request
 from latent_rewards.best_of_n import BestOfNConfig, Selection
 from latent_rewards.best_of_n.config import Manifest
@@ -32,7 +31,7 @@ from latent_rewards.best_of_n.run import make_folder, specs
 from latent_rewards.best_of_n.shards import ShardStore
 from latent_rewards.best_of_n.work import Engine, Worker
 from latent_rewards.files.outputs import to_json
-from latent_rewards.files.runs import commit
+from latent_rewards.files.runs import command, commit
 
 
 def write_pairs(path: Path, pairs: int) -> None:
@@ -145,7 +144,7 @@ def report(log: list[dict[str, Any]], around: float, args: Any, summary: dict[st
             if done >= mark and mark not in at:
                 at[mark] = {"rss_mib": round(e["rss"] / 2**20), "peak_mib": round(e["peak"] / 2**20)}
     return {
-        "command": command("best_of_n"),
+        "command": command("benchmarks.best_of_n"),
         "commit": commit(), "pairs": pairs, "processes": len({e["pid"] for e in log}),
         "pairs_per_cpu_second": pairs / (sum(e["cpu"] for e in log) + around),
         "on_the_same_shards": {"pairs": same, "pipeline": pipeline, "engine": engine, "ratio": pipeline / engine},

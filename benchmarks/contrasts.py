@@ -24,10 +24,9 @@ import torch
 from benchmarks import readings_file
 from benchmarks.panel_rows import LEFT_OUT, SIZES, Rows, estimates, lead, load_rows, splits
 from benchmarks.readings_file import cell
-from benchmarks.throughput import command
 from latent_rewards import JudgePrompt, readouts
 from latent_rewards.files.markdown import table
-from latent_rewards.files.runs import commit
+from latent_rewards.files.runs import command, commit
 
 QUESTIONS = ("weighted", "verifier")
 WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -181,7 +180,7 @@ def main() -> None:
     if small is not None:
         rows, small = same_rows(rows, small)
     result = rows.about | {
-        "command": command("contrasts"), "commit": commit(), "judge": args.name or rows.about["judge"],
+        "command": command("benchmarks.contrasts"), "commit": commit(), "judge": args.name or rows.about["judge"],
         "small": None if small is None else small.about["judge"], "pairs": len(rows.group), "draws": args.draws,
         "sets": sorted(set(rows.source.tolist())), "rows": results(rows, small, args.draws),
     }  # fmt: skip

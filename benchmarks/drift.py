@@ -27,7 +27,7 @@ from trl import GRPOConfig, GRPOTrainer
 from latent_rewards import HFJudge, build_reward
 from latent_rewards.engine.loading import resolve_model
 from latent_rewards.files.outputs import to_json
-from latent_rewards.files.runs import commit
+from latent_rewards.files.runs import provenance
 from recipes.head_to_head_start import PRAISE
 
 CAPITALS = {
@@ -173,7 +173,7 @@ def main() -> None:
         print(name, json.dumps(runs[name]), flush=True)
     facts = {k: v for k, v in vars(args).items() if k not in ("work", "out")}
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(to_json({"commit": commit(), "settings": facts, "runs": runs}, indent=1) + "\n")
+    args.out.write_text(to_json(provenance("benchmarks.drift") | {"settings": facts, "runs": runs}, indent=1) + "\n")
     draw(args.out.with_suffix(".png"), runs)
 
 

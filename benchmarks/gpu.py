@@ -25,12 +25,12 @@ from typing import Any, NamedTuple
 import torch
 import transformers
 
-from benchmarks.throughput import Shape, command, floor_flops
+from benchmarks.throughput import Shape, floor_flops
 from latent_rewards.engine.blocks import Blocks
 from latent_rewards.engine.padded import read_states
 from latent_rewards.engine.tree import TreeForward
 from latent_rewards.files.outputs import to_json
-from latent_rewards.files.runs import commit
+from latent_rewards.files.runs import command, commit
 
 
 class Model(NamedTuple):
@@ -286,7 +286,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     device = torch.device("cuda" if cuda else "cpu")
     name = torch.cuda.get_device_name(device) if cuda else "cpu-tiny"
     report: dict[str, Any] = {
-        "command": command("gpu", argv),
+        "command": command("benchmarks.gpu", argv),
         "commit": commit(), "device": name, "torch": torch.__version__, "transformers": transformers.__version__,
         "results": [], "unmeasured": {} if cuda else {"all": "no GPU: toy shapes on the CPU, the figures mean nothing"},
     }  # fmt: skip

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from latent_rewards.evaluation import benchmarks
 from latent_rewards.files.outputs import to_json
+from latent_rewards.files.runs import provenance
 from latent_rewards.rewards.guarded import broken_guards
 
 
@@ -21,7 +22,7 @@ def main() -> None:
         broken = [broken_guards(i.prompt, i.responses[0]) for i in items]
         out[name] = {"n": len(items), "flagged": sum(map(bool, broken)) / len(items)}
         out[name]["rules"] = dict(Counter(rule for rules in broken for rule in rules))
-    text = to_json(out, indent=1)
+    text = to_json(provenance("benchmarks.guard_rates") | {"files": out}, indent=1)
     Path("benchmarks/results/guard-rates.json").write_text(text)
     sys.stdout.write(text + "\n")
 

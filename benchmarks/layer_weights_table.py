@@ -19,9 +19,9 @@ from scipy.stats import rankdata
 from sklearn.model_selection import GroupKFold
 
 from benchmarks.probe_sample import FILES, RATED, arguments, collect
-from benchmarks.throughput import command
 from latent_rewards import JudgePrompt
 from latent_rewards.files.outputs import to_json
+from latent_rewards.files.runs import provenance
 from latent_rewards.probes.card import table
 from latent_rewards.probes.features import Features
 from latent_rewards.probes.layer_weights import TuneOptions, tune_layers
@@ -118,12 +118,12 @@ def main() -> None:
         scores[f"uniform, {lens}"] = [cross_layer(f.logits[lens], values).numpy() for f in files]
         if any(f.name in TUNED_ON for f in files):
             scores[f"tuned, {lens}"] = tuned_scores(files, lens, values, TuneOptions(epochs=args.epochs))
-    result = {"command": command("layer_weights_table"), "judge": info.judge}
+    result = provenance("benchmarks.layer_weights_table") | {"judge": info.judge}
     result |= {"revision": info.revision, "prompt_hash": prompt.hash}
     result |= {k: f(files, scores) for k, f in (("ratings", ratings), ("pairs", pairs), ("differences", differences))}
     out = args.out / f"layer-weights-{info.judge}"
     out.with_name(f"{out.name}.json").write_text(to_json(result, indent=1))
-    text = f"`{result['command'].strip()}`\n"
+    text = f"`{result['command'].strip()}`, commit {result['commit']}, {result['machine']}\n"
     if result["ratings"]:
         text += "\nSpearman's rho with the ratings:\n\n" + table(result["ratings"])
     text += "\nShare of pairs ordered rightly (0.5 is chance):\n\n" + table(result["pairs"])

@@ -23,9 +23,8 @@ from benchmarks import readings_file
 from benchmarks.panel_rows import LEFT_OUT, OWN, SEEN, SIZES, Fit, Rows, balanced, estimates, lead, load_rows, wins_of
 from benchmarks.probe_fits import DEFAULT, RECIPES
 from benchmarks.readings_file import cell
-from benchmarks.throughput import command
 from latent_rewards.files.markdown import table
-from latent_rewards.files.runs import commit
+from latent_rewards.files.runs import command, commit
 from latent_rewards.probes.fit import Data, FitOptions, fit_head
 from latent_rewards.probes.networks import state_scores
 from latent_rewards.probes.panel_fit import Objective, PanelOptions, fit_line
@@ -217,7 +216,7 @@ def main() -> None:
     rows = load_rows(args.readings)
     name = args.name or rows.about["judge"]
     result = rows.about | {
-        "command": command("panel_table"), "commit": commit(), "judge": name, "pairs": len(rows.group),
+        "command": command("benchmarks.panel_table"), "commit": commit(), "judge": name, "pairs": len(rows.group),
         "sets": sorted(set(rows.source.tolist())), "draws": args.draws, "weights": weights(rows),
     }  # fmt: skip
     result |= results(rows, name, args.draws, tuple(args.settings))

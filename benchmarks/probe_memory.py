@@ -21,8 +21,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.throughput import command
 from latent_rewards.files.outputs import to_json
+from latent_rewards.files.runs import provenance
 from latent_rewards.files.seal import sealed
 from latent_rewards.judge.hf import Reading
 from latent_rewards.probes import states as probe_states
@@ -95,7 +95,7 @@ def main() -> None:
             sizes.append(json.loads(subprocess.run(line, check=True, capture_output=True, text=True).stdout))
         if not args.json:
             print(sizes[-1], flush=True)
-    found = {"command": command("probe_memory"), "width": args.width, "most_mib": args.most, "sizes": sizes}
+    found = provenance("benchmarks.probe_memory") | {"width": args.width, "most_mib": args.most, "sizes": sizes}
     if args.json:
         print(json.dumps(found))
     else:

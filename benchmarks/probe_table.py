@@ -38,9 +38,9 @@ from benchmarks.probe_fits import (
 )
 from benchmarks.probe_sample import EXTRA, FILES, arguments, collect
 from benchmarks.probe_ship import ship
-from benchmarks.throughput import command
 from latent_rewards import JudgePrompt, readouts
 from latent_rewards.files.outputs import to_json
+from latent_rewards.files.runs import provenance
 from latent_rewards.probes.card import table
 from latent_rewards.probes.cross_validation import cross_validate
 from latent_rewards.stats.bootstrap import mean_estimate, mean_of
@@ -190,7 +190,8 @@ def sweep(benches: dict[str, Bench], layers: list[int], recipe: Recipe, out: Pat
     for layer in layers:
         data = rows_of([benches[s] for s in recipe.sources if s in benches], (layer,))
         rows += [{"layer": layer, **r} for r in cross_validate(data, recipe.fit, strengths=[recipe.fit.strength])]
-    out.with_name(f"{out.name}-layers.json").write_text(to_json(rows, indent=1))
+    made = provenance("benchmarks.probe_table")
+    out.with_name(f"{out.name}-layers.json").write_text(to_json(made | {"rows": rows}, indent=1))
     draw(rows, out.with_name(f"{out.name}-layers.png"), out.name.removeprefix("probes-"))
 
 
@@ -227,7 +228,7 @@ def main() -> None:
             scores[name], more = lines(benches, name, prompt, recipe)
             rows += more
     found = {
-        "command": command("probe_table"), "judge": info.judge,
+        **provenance("benchmarks.probe_table"), "judge": info.judge,
         "revision": info.revision, "prompt_hash": prompt.hash, "recipe": dataclasses.asdict(recipe), "rows": rows,
         "summary": summary(benches, scores), "curve": curve(benches, recipe),
     }  # fmt: skip
@@ -271,7 +272,8 @@ def page(found: dict) -> str:
             parts.append(table(rows))
     if found["curve"]:
         parts.append("In distribution, by the number of training prompts:\n\n" + table(found["curve"]))
-    return f"`{found['command'].strip()}`\n\n{about}\n\n" + "\n".join(parts)
+    made = f"`{found['command']}`, commit {found['commit']}, {found['machine']}"
+    return f"{made}\n\n{about}\n\n" + "\n".join(parts)
 
 
 if __name__ == "__main__":

@@ -18,14 +18,14 @@ from typing import Any
 
 import torch
 
-from benchmarks.throughput import HERE, command
+from benchmarks.throughput import HERE
 from benchmarks.workloads import workloads
 from latent_rewards import HFJudge, ProbabilityWeightedReward
 from latent_rewards.engine.attention import _merge
 from latent_rewards.engine.attention_cpu import path_attention
 from latent_rewards.engine.attention_kernels import FlashCPU
 from latent_rewards.files.outputs import to_json
-from latent_rewards.files.runs import commit, cpu_kind, machine
+from latent_rewards.files.runs import command, commit, cpu_kind, machine
 
 
 def profile(pairs: list[tuple[str, str]]) -> dict[str, float]:
@@ -101,7 +101,7 @@ def main() -> None:
     torch.set_num_threads(1)
     with torch.no_grad():
         report = {
-            "command": command("profile_forward"), "commit": commit(), "machine": machine(),
+            "command": command("benchmarks.profile_forward"), "commit": commit(), "machine": machine(),
             "forward": profile(workloads()["unrelated"][: args.pairs]),
             "attention": [attention(n) for n in args.lengths],
             "siblings": [siblings(n, above) for above in (75, 300, 1000) for n in (30, 60, 120, 300)],

@@ -17,7 +17,7 @@ import torch
 
 from latent_rewards import HFJudge, ProbabilityWeightedReward
 from latent_rewards.data import open_ended
-from latent_rewards.files.runs import commit
+from latent_rewards.files.runs import provenance
 
 RESULTS = Path(__file__).parent / "results"
 PROMPTS = ("weighted", "letters", "hundred")
@@ -54,7 +54,7 @@ def main() -> None:
         for name, reward in rewards.items()
     }  # fmt: skip
     RESULTS.mkdir(exist_ok=True)
-    out = {"commit": commit(), "rows": len(asked), "repeats": args.repeats, "prompts": facts}
+    out = provenance("benchmarks.scale_cost") | {"rows": len(asked), "repeats": args.repeats, "prompts": facts}
     (RESULTS / "scale-cost.json").write_text(json.dumps(out, indent=1) + "\n")
     print(json.dumps(facts, indent=1))
 

@@ -19,11 +19,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.throughput import command
 from latent_rewards import CrossLayerReward, HFJudge, ProbabilityWeightedReward
 from latent_rewards.engine.tree import TreeForward
 from latent_rewards.files.outputs import to_json
-from latent_rewards.files.runs import commit, cpu_kind, machine
+from latent_rewards.files.runs import command, commit, cpu_kind, machine
 from latent_rewards.rewards.base import Reward
 
 HEAD, PROMPT, COMPLETION, G = 96, 512, 64, 8
@@ -154,7 +153,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     for c in curves.values():
         c["line"] = line(c["x"], c["seconds"])
     report = {
-        "command": command("scaling", argv),
+        "command": command("benchmarks.scaling", argv),
         "commit": commit(), "machine": machine(), "threads": args.threads, "repeats": args.repeats,
         "fixed": {"head": HEAD, "prompt": PROMPT, "completion": COMPLETION, "G": G},
         "checks": checks(curves), "curves": curves,

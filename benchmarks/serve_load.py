@@ -25,11 +25,10 @@ from typing import Any
 import httpx2 as httpx
 import numpy as np
 
-from benchmarks.throughput import command
 from latent_rewards import HFJudge, build_reward
 from latent_rewards.data import open_ended
 from latent_rewards.files.outputs import to_json
-from latent_rewards.files.runs import commit, machine
+from latent_rewards.files.runs import command, commit, machine
 from latent_rewards.serving.client import RewardClient
 
 
@@ -149,7 +148,7 @@ def main() -> None:
         process.wait(30)
     per_cpu, per_s = (float(np.mean([r[i] for r in rates])) for i in range(2))
     report = {
-        "command": command("serve_load"), "commit": commit(), "machine": machine(),
+        "command": command("benchmarks.serve_load"), "commit": commit(), "machine": machine(),
         "judge": options.judge, "dtype": str(local.blocks.model.dtype), "threads": options.threads,
         "clients": options.clients, "rows_per_request": options.rows, **seen,
         "in_process_rows_per_cpu_s": per_cpu, "in_process_rows_per_s": per_s,

@@ -19,11 +19,10 @@ from typing import Any
 
 import torch
 
-from benchmarks.throughput import command
 from latent_rewards import HFJudge
 from latent_rewards.engine.tree import TreeForward
 from latent_rewards.files.outputs import to_json
-from latent_rewards.files.runs import commit, cpu_kind, machine
+from latent_rewards.files.runs import command, commit, cpu_kind, machine
 
 WARM_UP = 0.2
 
@@ -129,7 +128,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     readings, texts = soak(judge.forward, 60 * args.minutes, args.every, args.longest)
     spread, more = flatness(readings), growth(readings)
     report = {
-        "command": command("soak", argv),
+        "command": command("benchmarks.soak", argv),
         "commit": commit(), "machine": machine(), "threads": args.threads, "minutes": args.minutes, "texts": texts,
         "spread_after_warm_up": spread, "flat": spread <= 0.02, "after_warm_up": more, "readings": readings,
     }  # fmt: skip

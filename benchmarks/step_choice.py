@@ -24,10 +24,9 @@ import torch
 from benchmarks import readings_file
 from benchmarks.probe_sample import read_jsonl
 from benchmarks.readings_file import Arrays, cell
-from benchmarks.throughput import command
 from latent_rewards import HFJudge, JudgePrompt, Need, Request, StepReward, readouts
 from latent_rewards.files.markdown import table
-from latent_rewards.files.runs import commit
+from latent_rewards.files.runs import command, commit
 from latent_rewards.rewards.steps import _AGGREGATES as AGGREGATES
 from latent_rewards.stats.bootstrap import Estimate, difference, mean_estimate, statistic_estimate
 from latent_rewards.stats.ranking import expected_gold_of_best
@@ -167,7 +166,7 @@ def tabulate(folder: Path, out: Path, judge: str | None) -> None:
     """Figures of the readings in a folder."""
     about, arrays = readings_file.load_all(sorted(folder.glob("steps-*.npz")))
     result = about | {
-        "command": command("step_choice"), "commit": commit(), "judge": judge or about["judge"],
+        "command": command("benchmarks.step_choice"), "commit": commit(), "judge": judge or about["judge"],
         "questions": len(np.unique(arrays["list"])), "steps": float(arrays["steps"].mean()), "rows": figures(arrays),
     }  # fmt: skip
     readings_file.write(out, result, page(result))

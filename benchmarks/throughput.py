@@ -12,13 +12,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import select
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -30,7 +28,7 @@ from benchmarks.workloads import build, spread
 from latent_rewards.engine.loading import EMBEDDED
 from latent_rewards.engine.prefix_tree import build_tree
 from latent_rewards.files.outputs import to_json
-from latent_rewards.files.runs import commit, cpu_kind, machine
+from latent_rewards.files.runs import command, commit, cpu_kind, machine
 
 HERE = Path(__file__).parent
 FULL = ("gemm", "vllm", "ours", "ours-compiled", "ours-half", "ours-half-compiled")
@@ -250,13 +248,6 @@ def table(report: dict[str, Any]) -> str:
     return "\n".join([note, *lines, "", *tail, ""])
 
 
-def command(module: str, argv: Sequence[str] | None = None) -> str:
-    """The command line of a result file; absolute paths, which another machine does not have, by their names alone."""
-    words = sys.argv[1:] if argv is None else argv
-    shown = [re.sub(r"^((?:[\w.-]+=)?)/.*?((?:bin/)?[^/]*)/?$", r"\1<folder>/\2", word) for word in words]
-    return " ".join(["python", "-m", f"benchmarks.{module}", *shown])
-
-
 def arguments(argv: list[str] | None) -> argparse.Namespace:
     """Command line."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -295,7 +286,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             worker.close()
     floors = floors_of(work, runs)
     report = {
-        "command": command("throughput", argv),
+        "command": command("benchmarks.throughput", argv),
         "commit": commit(), "machine": machine(), "threads": args.threads,
         "rounds": len(next(iter(runs["gemm"].values()))), "llama_share": args.llama_share,
         "plain_share": args.plain_share, "seconds": time.time() - began, "floor": floors, "skipped": skipped,

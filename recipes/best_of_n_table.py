@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,7 +13,7 @@ from latent_rewards.best_of_n.choice_of_n import choose_n, expected_gold
 from latent_rewards.evaluation.report.plots import COLOURS
 from latent_rewards.files.markdown import figure, table
 from latent_rewards.files.outputs import write_json
-from latent_rewards.files.runs import commit
+from latent_rewards.files.runs import provenance
 from latent_rewards.files.types import JsonObject, Row
 from latent_rewards.judge.prompts import to_text
 from latent_rewards.stats.bootstrap import Estimate, Figure, difference, mean_estimate
@@ -29,7 +27,7 @@ def write(
 ) -> list[Path]:
     """Results as JSON, Markdown and PNG in `folder`, and again at `publish` plus suffix."""
     results = {
-        "command": f"python -m recipes.best_of_n {shlex.join(sys.argv[1:])}", "commit": commit() or "unknown", **facts,
+        **provenance("recipes.best_of_n"), **facts,
         "sets": {name: measure(rows, columns) for name, rows in sets.items()},
     }  # fmt: skip
     made = []

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from latent_rewards.files import markdown
 from latent_rewards.files.markdown import figure
 from latent_rewards.files.outputs import write_json
+from latent_rewards.files.runs import provenance
 from latent_rewards.files.types import JsonObject, Messages
 from latent_rewards.stats.bootstrap import mean_estimate
 
@@ -163,7 +164,10 @@ def write_report(
          _cell(g["prompts"])]
         for row in rows for c, g in row["gain"].items()
     ]  # fmt: skip
+    made = provenance("recipes.distill")
     lines = [
+        f"`{made['command']}`, commit {made['commit']}, {made['machine']}.",
+        "",
         f"{n} held-out prompts, seeds {args.seeds}. Divergence: KL(teacher || student), nats per token of the "
         "teacher's own held-out responses. Changes: mean [95 % over seeds, Student's t], mean [95 % over prompts].",
         "",
@@ -188,7 +192,7 @@ def write_report(
         lines += ["", *markdown.table(["mean score of held-out responses", *known], cells)]
     text = "\n".join(lines + _example_lines(report["examples"]))
     (out / "report.md").write_text(f"# Distillation\n\n{text}\n", encoding="utf-8")
-    write_json(out / "results.json", {"metrics": rows, "choices": report})
+    write_json(out / "results.json", made | {"metrics": rows, "choices": report})
     return text
 
 

@@ -39,7 +39,7 @@ from latent_rewards import HFJudge
 from latent_rewards.data.facts import facts
 from latent_rewards.evaluation.kept import KeepingJudge
 from latent_rewards.files.outputs import write_json
-from latent_rewards.files.runs import PACKAGES, as_options, commit, machine, versions
+from latent_rewards.files.runs import PACKAGES, as_options, command, commit, machine, versions
 from recipes.head_to_head_policy import DEVICE, messages, sample, train
 from recipes.head_to_head_report import draw, write_table
 from recipes.head_to_head_rewards import make_reward
@@ -204,6 +204,7 @@ def report(out: Path, args: HeadToHead) -> None:
     judge = as_options(args.judge, "model")
     settings = asdict(args) | {"judge": judge | {"model": Path(str(judge["model"])).name}}
     write_json(out / "results.json", {
+        "command": command("recipes.head_to_head"),
         "settings": {k: v for k, v in settings.items() if k not in ("only", "output_dir", "jobs")},
         "versions": versions(*PACKAGES), "seconds": costs, "runs": runs,
     })  # fmt: skip

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from latent_rewards.files.markdown import figure, table
 from latent_rewards.files.outputs import write_json
+from latent_rewards.files.runs import provenance
 from latent_rewards.files.types import JsonObject
 from latent_rewards.stats.bootstrap import Estimate
 
@@ -64,12 +65,14 @@ def write_markdown(
     out: Path, args: RouteArguments, signals: dict[str, Signal], facts: JsonObject, costs: Costs | None
 ) -> str:
     """report.md and results.json; returns the tables of policies as text."""
+    made = provenance("recipes.route")
     head = [
         "# Routing",
         "",
-        f"`python -m recipes.route` on `{Path(args.data).name}`: k = {args.k}, {args.folds} folds over prompts, seed "
-        f"{args.seed}, {args.resamples} bootstrap draws over prompts. Every prediction is out of fold; a model is "
-        "chosen only where it has a response. `training mean` knows the model but not the prompt.",
+        f"`{made['command']}`, commit {made['commit']}, on `{Path(args.data).name}`: k = {args.k}, {args.folds} folds "
+        f"over prompts, seed {args.seed}, {args.resamples} bootstrap draws over prompts. Every prediction is "
+        "out of fold; a model is chosen only where it has a response. `training mean` knows the model but not the "
+        "prompt.",
         "",
     ]
     if facts:
@@ -91,7 +94,7 @@ def write_markdown(
         }
         for name, s in signals.items()
     }
-    write_json(out / "results.json", {"signals": plain, "costs": costs})
+    write_json(out / "results.json", made | {"signals": plain, "costs": costs})
     return "\n".join(policies)
 
 

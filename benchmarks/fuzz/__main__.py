@@ -26,6 +26,7 @@ from typing import Any
 
 from benchmarks.fuzz import files, words
 from benchmarks.fuzz.draw import Draw
+from latent_rewards.files.runs import commit
 
 TARGETS: dict[str, Callable[[Draw], int | None]] = {**words.TARGETS, **files.TARGETS}
 _LONGEST = 600
@@ -59,7 +60,7 @@ def run(name: str, args: Any) -> dict[str, Any]:
     line = {
         "target": name, "engine": args.engine, "seed": args.seed, "cases": cases, "failures": failures,
         "cpu_seconds": round(time.process_time() - started[0], 1), "wall": round(time.monotonic() - started[1], 1),
-        "commit": _commit(), "command": shlex.join(["python", "-m", "benchmarks.fuzz", *sys.argv[1:]]),
+        "commit": commit(), "command": shlex.join(["python", "-m", "benchmarks.fuzz", *sys.argv[1:]]),
     }  # fmt: skip
     args.log.parent.mkdir(parents=True, exist_ok=True)
     with args.log.open("a") as log:
@@ -129,11 +130,6 @@ def report(log: Path, out: Path) -> None:
         json.dumps({"total": total, "targets": table, "commits": commits, "commands": commands}, indent=1) + "\n"
     )
     print(json.dumps(total))
-
-
-def _commit() -> str:
-    done = subprocess.run(["git", "describe", "--always", "--dirty", "--exclude=*"], capture_output=True, text=True)
-    return done.stdout.strip()
 
 
 if __name__ == "__main__":

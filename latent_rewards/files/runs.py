@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import os
 import platform
+import re
+import shlex
 import subprocess
+import sys
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
 import yaml
 
 from latent_rewards.files.types import JsonObject
+
+_PATH = re.compile(r"(?<![\w<>.:/-])/[^\s,'\"{}\[\]]+")  # absolute ones
 
 # What the figures of a training run depend on.
 PACKAGES = ("latent-rewards", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "numpy")
@@ -39,6 +45,27 @@ def commit() -> str:
     except FileNotFoundError:  # no git on this machine
         return ""
     return head + ("+" if changed else "")
+
+
+def command(module: str, argv: Sequence[str] | None = None) -> str:
+    """The command line of a result file; absolute paths, which another machine does not have, by their names alone.
+
+    Args:
+        module: that was run, e.g. "benchmarks.gpu".
+        argv: its arguments; None for those of this process.
+    """
+    shown = [_PATH.sub(_folded, word) for word in (sys.argv[1:] if argv is None else argv)]
+    return " ".join(["python", "-m", module, *(shlex.quote(w) if re.search(r"[\s{}\"']", w) else w for w in shown)])
+
+
+def _folded(path: re.Match[str]) -> str:
+    *_, folder, name = ["", *path[0].rstrip("/").split("/")]
+    return f"<folder>/{'bin/' if folder == 'bin' else ''}{name}"
+
+
+def provenance(module: str, argv: Sequence[str] | None = None) -> JsonObject:
+    """What every result file says of itself: `command`, `commit` and `machine`, see the functions of these names."""
+    return {"command": command(module, argv), "commit": commit(), "machine": machine()}
 
 
 def versions(*packages: str) -> dict[str, str | None]:

@@ -106,13 +106,6 @@ def test_growth_after_the_warm_up() -> None:
     })  # fmt: skip
 
 
-def test_a_written_command_has_no_path_of_the_machine() -> None:
-    argv = ["--python", "vllm=/home/me/envs/vllm/bin/python", "--runs", "/tmp/mine/", "--out", "benchmarks/results"]
-    assert throughput.command("x", argv) == (
-        "python -m benchmarks.x --python vllm=<folder>/bin/python --runs <folder>/mine --out benchmarks/results"
-    )
-
-
 def test_no_result_or_page_names_a_folder_of_a_machine() -> None:
     root = Path(__file__).parents[2]
     pages = [
