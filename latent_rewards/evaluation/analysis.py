@@ -73,6 +73,7 @@ class Analysis:
         b = self.benchmark
         return {
             "name": b.name, "kind": b.kind, "source": b.source, "items": len(b.items),
+            "prompts": len(np.unique(self.groups)),
             "texts": sum(len(i.responses) for i in b.items), "over_limit": b.limited, "left_out": dict(b.left_out),
             "bad_rows": [asdict(r) for r in b.bad], "primary": self.primary,
             "scorers": {name: self._scorer(name) for name in self.columns},

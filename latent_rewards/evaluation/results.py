@@ -81,6 +81,7 @@ class BenchmarkResult(TypedDict):
     kind: str
     source: str
     items: int
+    prompts: int
     texts: int
     over_limit: int
     left_out: dict[str, int]

@@ -11,10 +11,13 @@ from latent_rewards.files import markdown
 from latent_rewards.files.types import JsonObject
 from latent_rewards.judge.describe import LOW_MASS
 from latent_rewards.stats.bootstrap import Figure
+from latent_rewards.stats.power import FEWEST as ENOUGH
 from latent_rewards.stats.power import MOST_ROWS, about, rows_needed
 
 ARGMAX = "/argmax"  # a column beside a weighted rating, which nobody asks for
-UNREAD = 0.1  # share of texts without a score that is told
+FEWEST = 10  # prompts below which an interval is not relied on: chance alone can leave all draws on one side
+USEFUL = 0.05  # a lead that is worth looking for
+UNREAD = 0.1  # share of texts without a score from which on a scorer is told by itself
 SHOWN = 5  # rows that are named for one reason
 _CHANCE = {"pair": 0.5, "rating": 0.0, "list": 0.0}
 
@@ -59,10 +62,13 @@ def of_benchmark(b: BenchmarkResult, classes: dict[str, str] | None = None) -> s
     ]
     left = [*_left_out(b), *unread]
     if not clean:
-        return " ".join([*left, *(told or [f"no score could be compared on these {b['items']} items."])])
+        none = f"no score could be compared on these {b['items']} items: none was read, or their gold is all the same."
+        return " ".join([*left, *(told or [none])])
     best = max(clean, key=lambda n: clean[n]["value"] or 0.0)
     probes = {n for n in clean if (classes or {}).get(n) == "ProbeReward"}
-    said = (_judgement(b, best, clean[best]), _next(b, best, clean, probes), *_backwards(b, best, clean))
+    said = [_judgement(b, best, clean[best])]
+    if min(b["prompts"], clean[best]["n"]) >= FEWEST:
+        said += [_next(b, best, clean, probes), *_backwards(b, best, clean)]
     return " ".join(filter(None, (*left, *said, *told)))
 
 
@@ -100,28 +106,36 @@ def _rated(b: BenchmarkResult) -> tuple[dict[str, Figure], list[str]]:
     found = {n: s["metrics"][b["primary"]] for n, s in b["scorers"].items() if n != "length"}
     most = max((f["n"] for f in found.values()), default=0)
     kept = {n: f for n, f in found.items() if f["value"] is not None and f["n"] >= (1 - UNREAD) * most}
-    told = []
+    missing, told = {n: b["scorers"][n]["missing"] for n in found}, []
     for n in found:
-        missing = b["scorers"][n]["missing"]
-        if missing > UNREAD * b["texts"]:
+        if missing[n] > UNREAD * b["texts"]:
             what = "its figure is of the others" if n in kept else "it is not compared"
-            told.append(f"{n} has no score for {missing} of {b['texts']} texts, not read or not readable, so {what}.")
+            lost = f"{missing[n]} of {b['texts']} texts"
+            told.append(f"{n} has no score for {lost}, not read or not readable, so {what}.")
+    if some := ", ".join(f"{n} {m}" for n, m in missing.items() if 0 < m <= UNREAD * b["texts"]):
+        told.append(f"Without a score, of {b['texts']} texts: {some}; `scores.jsonl.gz` has null there.")
     return kept, told
 
 
 def _judgement(b: BenchmarkResult, best: str, figure: Figure) -> str:
     """Whether the best score beats chance and length, and what follows."""
     value, chance, length = figure["value"] or 0.0, _CHANCE[b["kind"]], _gap(b, best, "length")
+    items = f"{figure['n']} item{'s' * (figure['n'] != 1)}"
+    prompts = min(b["prompts"], figure["n"])
+    if prompts < figure["n"]:
+        items += f" of {prompts} prompt{'s' * (prompts != 1)}"
     if figure["low"] is None or figure["high"] is None:
-        few = "1 item is" if figure["n"] == 1 else f"{figure['n']} items are"
-        return f"{few} too few for an interval, so the scores cannot be compared: add rows of other prompts."
+        are = "is" if items == "1 item" else "are"
+        return f"{items} {are} too few for an interval, so the scores cannot be compared: add rows of other prompts."
     label = f", the most probable label of {_of(best)}," if best.endswith(ARGMAX) else ""
-    head = f"{best}{label} is the best score, with {b['primary']} {_shown(figure)} on {figure['n']} items"
+    head = f"{best}{label} is the best score, with {b['primary']} {_shown(figure)} on {items}"
+    if prompts < FEWEST:
+        return f"{head}, too few to conclude anything from: add rows of other prompts, {ENOUGH} or more."
     if figure["high"] < chance:
         return f"{head}, which is below chance ({chance:g}): it ranks these rows backwards, so do not train on it."
     if figure["low"] <= chance:
         need = rows_needed(value - chance, figure["low"], figure["high"], figure["n"])
-        told = _wanted(need, value > chance)
+        told = _wanted(need, value - chance, figure["low"] - chance, figure["high"] - chance, figure["n"])
         return f"{head}, which is not separated from chance ({chance:g}): do not train on it yet; {told}."
     if length is None:
         return f"{head}; length could not be compared."
@@ -130,12 +144,19 @@ def _judgement(b: BenchmarkResult, best: str, figure: Figure) -> str:
     if length.high < 0:
         return f"{head}, but length alone does better ({length}): do not train on it as it is."
     need = rows_needed(length.value, length.low, length.high, length.n)
-    return f"{head}, but is not separated from length ({length}): {_wanted(need, length.value > 0)}."
+    return f"{head}, but is not separated from length ({length}): {_wanted(need, *length)}."
 
 
-def _wanted(need: int | None, ahead: bool) -> str:
-    if not ahead:
-        return "it is not ahead, so more rows of this kind are not expected to help: try another prompt or judge"
+def _wanted(need: int | None, value: float, low: float, high: float, n: int) -> str:
+    """What to do about a lead that is not separated: how many items would tell, or that no number will."""
+    if value <= 0 and high < USEFUL:
+        return (
+            f"not even a lead of {USEFUL:g} is in the interval, so more rows of this kind are not expected to help: "
+            "try another prompt or judge"
+        )
+    if value <= 0:
+        wide = about(rows_needed(USEFUL, low, high, n) or 0)
+        return f"it is not ahead here, but these are too few to tell: about {wide} would show a lead of {USEFUL:g}"
     if need is None or need > MOST_ROWS:
         return "the lead is too small for any number of rows one would collect: try another prompt or judge"
     return f"about {about(need)} items would settle a lead of this size (80 % power, by the width of this interval)"

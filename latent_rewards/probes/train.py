@@ -198,7 +198,7 @@ def _figures(features: Features, data: Data, unseen: np.ndarray, scores: dict[st
             if not rows.any():
                 continue
             part, s = data.take(rows), score[rows]
-            about = {"source": source, "scorer": scorer}
+            about = {"source": source, "scorer": scorer, "prompts": len(np.unique(part.group))}
             gap = None if scorer == "probe" else _gap(scores["probe"][rows], s, part)
             if (part.pair >= 0).any():
                 report = pair_report(s, part.label, part.pair, part.group, part.length)

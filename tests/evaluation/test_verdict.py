@@ -28,7 +28,8 @@ def results(
                                      if (b, a) in gaps else (0.01, -0.1, 0.1))  # fmt: skip
         differences.append({"first": a, "second": b, "metric": "accuracy", **figure(*value)})
     one = {
-        "name": "mine", "kind": "pair", "primary": "accuracy", "items": 60, "texts": 120, "differences": differences,
+        "name": "mine", "kind": "pair", "primary": "accuracy", "items": 60, "prompts": 60, "texts": 120,
+        "differences": differences,
         "bad_rows": [], "left_out": {}, "over_limit": 0,
         "scorers": {
             n: {"metrics": {"accuracy": figure(*v)}, "facts": facts.get(n, {}), "missing": 0}
@@ -55,7 +56,12 @@ AHEAD, LEVEL, BEHIND = (0.2, 0.08, 0.32), (0.1, -0.05, 0.25), (-0.15, -0.28, -0.
          ["length alone does better", "do not train"], ["worth using"]),
         (results({"weighted": CHANCE, "length": LENGTH}, {}),
          ["not separated from chance (0.5)", "do not train on it yet", "about 830 items"], ["worth using"]),
-        (results({"weighted": (0.4, 0.3, 0.5), "length": LENGTH}, {}), ["not ahead", "another prompt or judge"], []),
+        (results({"weighted": (0.4, 0.3, 0.5), "length": LENGTH}, {}),
+         ["not even a lead of 0.05", "another prompt or judge"], ["would"]),
+        (results({"weighted": (0.43, 0.3, 0.56), "length": LENGTH}, {}),
+         ["not ahead here, but these are too few to tell: about 830 would show a lead of 0.05"], ["another prompt"]),
+        (results({"weighted": GOOD, "length": LENGTH}, {("weighted", "length"): (-0.05, -0.2, 0.1)}),
+         ["not separated from length", "too few to tell: about 1,200 would"], ["another prompt"]),
         (results({"weighted": GOOD, "verifier": (0.6, 0.5, 0.7), "length": LENGTH},
                  {("weighted", "length"): AHEAD, ("weighted", "verifier"): (0.15, 0.02, 0.28)}),
          ["It is separated from the next, verifier (+0.150 [+0.020, +0.280])"], []),
@@ -100,7 +106,9 @@ def test_each_case(given: Any, said: list[str], unsaid: list[str]) -> None:
 def test_nothing_scored() -> None:
     given = results({"weighted": (math.nan, None, None), "length": LENGTH}, {})
     given["benchmarks"][0]["scorers"]["weighted"]["metrics"]["accuracy"]["value"] = None
-    assert verdict(given) == ["mine: no score could be compared on these 60 items."]
+    assert verdict(given) == [
+        "mine: no score could be compared on these 60 items: none was read, or their gold is all the same."
+    ]
 
 
 def bad(*reasons: str) -> list[dict[str, Any]]:
@@ -132,7 +140,8 @@ def test_scores_that_are_missing_are_told() -> None:
     given = results({"weighted": GOOD, "verifier": WORSE, "length": LENGTH}, {("weighted", "length"): AHEAD})
     scorers = given["benchmarks"][0]["scorers"]
     scorers["weighted"]["missing"] = 12
-    assert "no score" not in verdict(given)[0], "a tenth is not many"
+    text = verdict(given)[0]
+    assert "Without a score, of 120 texts: weighted 12;" in text and "has no score" not in text, "a tenth is not many"
     scorers["weighted"]["missing"] = 13
     text = verdict(given)[0]
     assert (
@@ -143,3 +152,21 @@ def test_scores_that_are_missing_are_told() -> None:
     text = verdict(given)[0]
     assert "weighted has no score for 60 of 120 texts, not read or not readable, so it is not compared." in text
     assert "verifier is the best score" in text and "backwards" in text
+
+
+@pytest.mark.parametrize(("prompts", "n", "said"), [
+    (60, 3, "on 3 items, too few to conclude anything from: add rows of other prompts, 30 or more"),
+    (2, 60, "on 60 items of 2 prompts, too few to conclude"),
+    (1, 60, "on 60 items of 1 prompt, too few to conclude"),
+    (10, 60, "on 60 items of 10 prompts, and beats length"),
+])  # fmt: skip
+def test_few_prompts_conclude_nothing(prompts: int, n: int, said: str) -> None:
+    given = results({"weighted": GOOD, "verifier": WORSE, "length": LENGTH}, {("weighted", "length"): AHEAD})
+    one = given["benchmarks"][0]
+    one["prompts"] = prompts
+    for scorer in one["scorers"].values():
+        scorer["metrics"]["accuracy"]["n"] = n
+    text = verdict(given)[0]
+    assert said in text
+    if "conclude" in said:
+        assert "worth using" not in text and "separated" not in text and "backwards" not in text

@@ -37,20 +37,20 @@ def test_each_case(prompted: Any, length: Any, said: str) -> None:
     assert told.startswith("mine: ") and said in told
 
 
-@pytest.mark.parametrize(
-    ("prompted", "length", "wanted"),
-    [
-        ((0.667, 0.167, 1.0), AHEAD, "50"),
-        (BEHIND, AHEAD, "50"),
-        (LEVEL, AHEAD, "99"),
-        ((0.001, -0.2, 0.2), AHEAD, "50"),
-    ],
-)
-def test_few_unseen_items_are_relied_on_for_nothing(prompted: Any, length: Any, wanted: str) -> None:
-    (told,) = verdict(metrics(prompted, length, n=12))
+def test_few_unseen_items_are_relied_on_for_nothing() -> None:
+    (told,) = verdict(metrics(LEVEL, AHEAD, n=12))
     assert "12 unseen pairs are too few to rely on (the probe minus the prompted score" in told
-    assert told.endswith(f"give more rows, to test on {wanted}.") and "worth using" not in told
+    assert told.endswith("give more rows, to test on 50 or more.") and "worth using" not in told
     assert "beats" in verdict(metrics(AHEAD, AHEAD, n=50))[0]
+
+
+def test_unseen_rows_are_counted_by_prompt() -> None:
+    rows = [row | {"prompts": 11} for row in metrics(AHEAD, AHEAD, n=66)]
+    (told,) = verdict(rows)
+    assert "66 unseen pairs of 11 prompts are too few to rely on" in told
+    assert told.endswith("give rows of more prompts, to test on 50 or more.")
+    (told,) = verdict([row | {"prompts": 50} for row in rows])
+    assert "on 66 unseen pairs of 50 prompts the probe beats" in told
 
 
 def test_prompts_that_were_trained_on_are_known_again() -> None:
