@@ -189,6 +189,11 @@ def main(argv: list[str] | None = None) -> int:
     out = Path(args.output_dir)
     out.mkdir(parents=True, exist_ok=True)
     data = load_lists(args.data)
+    if len(data.prompts) < 2:
+        raise SystemExit("error: routing needs two prompts at the least")
+    if args.folds > len(data.prompts):
+        print(f"{len(data.prompts)} prompts: as many folds in place of {args.folds}", flush=True)
+        args.folds = len(data.prompts)
     embeddings = embed_prompts(data.prompts, args.embedder)
     signals = {"gold": evaluate_signal(args, data, embeddings, data.gold)}
     facts: JsonObject = {}

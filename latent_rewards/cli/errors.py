@@ -18,6 +18,10 @@ LOADING = (ValueError, OSError, ImportError, RuntimeError, AssertionError)  # wh
 USER = (ValueError, OSError, ImportError)
 ClickError: Any = typer.BadParameter.__mro__[2]  # typer has a click of its own from 0.29 on
 
+INTERRUPTED = 130  # exit code after Ctrl-C
+_GOES_ON = "what was read is kept: the same command goes on from there"
+_AFTER = {"evaluate": _GOES_ON, "probe": _GOES_ON, "best-of-n": _GOES_ON, "score": "nothing was written"}
+
 debug: ContextVar[bool] = ContextVar("debug", default=False)
 
 
@@ -72,6 +76,9 @@ class Group(TyperGroup):
                 with contextlib.suppress(typer.Exit):
                     fail(err.format_message().rstrip(".?") + _allowed(err))
             sys.exit(err.exit_code)
+        if code == INTERRUPTED:
+            word = next(iter(sys.argv[1:] if args is None else args), "")
+            typer.echo(f"\nstopped; {_AFTER.get(word, 'run the same command to begin anew')}", err=True)
         sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -79,8 +86,12 @@ def _allowed(err: Any) -> str:
     """What could have been written instead of an option or a command that does not exist."""
     command = getattr(getattr(err, "ctx", None), "command", None)
     if getattr(err, "option_name", None) and "No such option" in err.message and not err.possibilities:
+        if commands := getattr(command, "commands", None):
+            return f"; one of these comes first: {', '.join(commands)}"
         known = sorted({o for p in command.params for o in p.opts if o.startswith("--")}) if command else []
         return f"; known are {', '.join(known)}"
+    if "unexpected extra argument" in err.message and getattr(command, "name", "") == "evaluate":
+        return "; what is measured goes with --benchmarks"
     if "No such command" in err.message and command is not None:
         return f"; known are {', '.join(command.commands)}"
     return ""

@@ -163,7 +163,9 @@ def _tell(scorer: Scorer, path: Path, seconds: float, *, existed: bool) -> None:
         typer.echo(f"and {scorer.bad - SHOWN} more rows with a missing score", err=True)
     where = f"{path} left as it was" if existed and not scorer.scored else f"written to {path}"
     null, rate = scorer.rows - scorer.scored, scorer.rows / max(seconds, 1e-9)
-    typer.echo(f"rows {scorer.rows}, scored {scorer.scored}, null {null}, {rate:.1f} pairs/s, {where}", err=True)
+    partly = f" ({scorer.partly} in part)" if scorer.partly else ""
+    counts = f"rows {scorer.rows}, scored {scorer.scored}{partly}, null {null}"
+    typer.echo(f"{counts}, {rate:.1f} pairs/s, {where}", err=True)
     if not scorer.scored:
         fail("nothing could be scored", 1)
 
@@ -184,13 +186,19 @@ def _check_columns(rewards: dict[str, Reward], columns: dict[str, str], source: 
         InputError: a column is missing, or would be written over.
     """
     from latent_rewards.files.sources import RAW, InputError
-    from latent_rewards.judge.layouts import ACCEPTED
+    from latent_rewards.judge.layouts import ACCEPTED, key_of
     from latent_rewards.judge.transcripts import PEEK, SIDES, hold_prompts
 
     if not source.total:
         raise InputError("the input has no rows")
     named = columns["completion"] != "completion" or "completion" in source.columns
     both = not named and set(SIDES) <= set(source.columns)
+    lists = key_of("completions", source.columns)
+    if not named and not both and lists in source.columns:
+        raise InputError(
+            f"{lists!r} holds lists, and score rates one completion a row, or chosen and rejected: "
+            "`latent-rewards best-of-n` scores every one of a list"
+        )
     names = {f"{name}_{side}" for name in rewards for side in SIDES} if both else set(rewards)
     taken = sorted(names & set(source.columns))
     if taken:
@@ -205,7 +213,7 @@ def _check_columns(rewards: dict[str, Reward], columns: dict[str, str], source: 
             continue
         if column not in source.columns and set(source.columns) - {RAW}:
             how = f"; name it with --{slot}-column" if slot in columns else ""
-            known = f"; {ACCEPTED} (of lists of completions, best-of-n scores each)" if slot in columns else ""
+            known = f"; {ACCEPTED}" if slot in columns else ""
             raise InputError(
                 f"no column {column!r}, which the judge prompt needs; there are {source.columns}{how}{known}"
             )

@@ -7,6 +7,7 @@ import os
 import platform
 import resource
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -65,6 +66,7 @@ def evaluate(config: EvaluateConfig, judge: Judge | None = None) -> Results | No
         benchmarks.load(name, config.limit, max_chars=config.max_chars, per_prompt=config.per_prompt)
         for name in config.benchmarks
     ]
+    sets = _named_apart(sets)
     judge = judge or HFJudge(**({"model": config.judge} if isinstance(config.judge, str) else config.judge))
     rewards = {
         name: build_spec(spec, judge, samples=config.samples, temperature=config.temperature)
@@ -96,6 +98,18 @@ def evaluate(config: EvaluateConfig, judge: Judge | None = None) -> Results | No
     }
     cache.close()
     return results
+
+
+def _named_apart(sets: list[Benchmark]) -> list[Benchmark]:
+    """Benchmarks of one name with their folder before it, or a number behind: results and scores go by the name."""
+    seen: Counter[str] = Counter()
+    out = []
+    for b in sets:
+        if sum(other.name == b.name for other in sets) > 1:
+            b = replace(b, name=f"{Path(b.source).parent.name or '.'}/{b.name}")
+        seen[b.name] += 1
+        out.append(replace(b, name=f"{b.name}-{seen[b.name]}") if seen[b.name] > 1 else b)
+    return out
 
 
 def _check_judge(judge: Judge, rewards: Mapping[str, Reward]) -> None:

@@ -77,6 +77,8 @@ def kind_of(row: object) -> Kind | None:
     if set(SIDES) <= set(row):
         return "pair"
     kinds: tuple[Kind, ...] = ("list", "rating")
+    if strange := _not_answers(row):
+        raise ValueError(strange)
     named = next((k for k in kinds if _first(row, _RESPONSES[k]) and _first(row, _GOLD[k])), None)
     if named is None and any(map(_is_answer, _answers(row))):
         return "list"
@@ -134,8 +136,11 @@ def judged(row: object, kind: Kind) -> Judged:
             raise ValueError(f"{len(given)} responses but {len(numbers)} {keys[2]} values")
         if len(given) < 2:
             raise ValueError("a list needs two responses or more")
+    names = SIDES if kind == "pair" else [keys[1]] * len(given)
+    for name, value in zip((asked, *names), (row.get(asked), *given), strict=True):
+        _check_turns(name, value)
     prompt, responses = split(row.get(asked), given)
-    checked, texts = _checked_prompt(prompt), [_checked_response(r) for r in responses]
+    checked, texts = _checked_prompt(prompt), [_checked_response(n, r) for n, r in zip(names, responses, strict=True)]
     if kind == "pair" and texts[0] == texts[1]:
         raise ValueError("chosen equals rejected")
     return Judged(kind, checked, texts, numbers, keys)
@@ -192,9 +197,31 @@ def _rating(answer: Any, place: int) -> float:
     raise ValueError(f"completion {place} has no rating (fine-grained_score, annotations or overall_score)")
 
 
-def _checked_response(text: object) -> Prompt:
+def _not_answers(row: Row) -> str:
+    """What is wrong with the completions of a row that has them without gold; nothing where they are objects."""
+    key = _first(row, _RESPONSES["list"])
+    if key is None or _first(row, _GOLD["list"]) or any(map(_is_answer, _answers(row))):
+        return ""
+    inner = sorted({type(a).__name__ for a in _entries(row[key])})
+    what = type(row[key]).__name__ + (f" of {', '.join(inner)}" if inner else "")
+    return (
+        f"{key} is {what}, without gold beside it: it must be a list of objects with response and ratings, or of texts "
+        "with gold (or scores)"
+    )
+
+
+def _check_turns(name: str, value: object) -> None:
+    """Messages must have what a message has; said of the column that lacks it."""
+    turns = [t for t in _entries(value) if isinstance(t, Mapping)]
+    if any("role" not in t for t in turns):
+        raise ValueError(f"{name}: messages need 'role' and 'content', there are {sorted(map(str, turns[0]))}")
+    if any("content" not in t and not t.get("tool_calls") for t in turns):
+        raise ValueError(f"{name}: a message has no 'content'")
+
+
+def _checked_response(name: str, text: object) -> Prompt:
     if not isinstance(text, str | list):
-        raise ValueError(f"response is {type(text).__name__}")
+        raise ValueError(f"{name} is {type(text).__name__}, not text or messages")
     to_text(text)
     return text
 

@@ -30,6 +30,8 @@ class Scorer:
         rewards: score column -> reward.
         columns: prompt slot -> input column, for slots that are not named like their column.
         bar: progress bar; messages are written past it.
+
+    `rows` counts what came, `scored` the rows with a score, `partly` those of them that lack another, `bad` messages.
     """
 
     rewards: dict[str, Reward]
@@ -37,6 +39,7 @@ class Scorer:
     bar: Any
     rows: int = 0
     scored: int = 0
+    partly: int = 0
     bad: int = 0
 
     @property
@@ -54,7 +57,9 @@ class Scorer:
             if why:
                 self._report(number, why)
         self.rows += len(chunk.rows)
-        self.scored += sum(any(column[i] is not None for column in scores.values()) for i in range(len(chunk.rows)))
+        found = [[column[i] is not None for column in scores.values()] for i in range(len(chunk.rows))]
+        self.scored += sum(map(any, found))
+        self.partly += sum(any(row) and not all(row) for row in found)
         self.bar.update(len(chunk.rows))
         return scores
 
@@ -187,6 +192,8 @@ class PairScorer(Scorer):
         faults = [f or why for f, (_, why) in zip((f for f in chunk.faults for _ in SIDES), rows, strict=True)]
         scores, reasons = self.read([row for row, _ in rows], faults, [n for n in numbers for _ in SIDES])
         n = len(SIDES)
+        sides = SIDES * len(numbers)
+        reasons = [r and r.replace("'completion'", repr(side)) for r, side in zip(reasons, sides, strict=True)]
         why = ["; ".join(dict.fromkeys(filter(None, reasons[i : i + n]))) or None for i in range(0, len(rows), n)]
         return {f"{name}_{side}": of[i::n] for name, of in scores.items() for i, side in enumerate(SIDES)}, why
 

@@ -115,7 +115,7 @@ def test_score(rows: Path, layout: str, folder: str, tmp_path: Path) -> None:
     common = ["score", "--judge", folder, "--dtype", "float32", "--input", rows, "--limit", 3]
     if layout == "ultrafeedback":
         done = CliRunner().invoke(app, [str(a) for a in [*common, "--output", tmp_path / "s.jsonl"]])
-        assert done.exit_code == 2 and "best-of-n scores each" in done.output.replace("\n", " ")
+        assert done.exit_code == 2 and "best-of-n` scores every one of a list" in done.output.replace("\n", " ")
         return
     invoke(*common, "--output", tmp_path / "both.jsonl")
     both = read(tmp_path / "both.jsonl")
@@ -160,3 +160,23 @@ def test_rows_of_no_layout_are_told_those_there_are(command: list[str], folder: 
     done = CliRunner().invoke(app, [*filled, "--judge", folder])
     told = " ".join(done.output.split())
     assert done.exit_code == 2 and "UltraFeedback" in told and "prompt, chosen, rejected" in told and "'win'" in told
+
+
+def test_half_a_pair_is_counted_and_named(folder: str, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    good = {"prompt": "p", "chosen": "good", "rejected": "bad"}
+    rows.write_text("".join(json.dumps(r) + "\n" for r in (good, {"prompt": "p", "chosen": "a"}, good)))
+    done = CliRunner().invoke(app, [
+        "score", "--judge", folder, "--dtype", "float32", "--input", str(rows), "--output", str(tmp_path / "s.jsonl"),
+    ])  # fmt: skip
+    assert "row 1: column 'rejected' is missing or null" in done.output
+    assert "rows 3, scored 3 (1 in part), null 0" in done.output
+    assert [row["weighted_rejected"] is None for row in read(tmp_path / "s.jsonl")] == [False, True, False]
+
+
+def test_what_could_have_been_meant_is_said() -> None:
+    def said(*words: str) -> str:
+        return CliRunner().invoke(app, words).output
+
+    assert "one of these comes first: probe, verifier, labels" in said("export", "--judge", "x")
+    assert "what is measured goes with --benchmarks" in said("evaluate", "rows.jsonl")

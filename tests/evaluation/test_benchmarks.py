@@ -155,10 +155,10 @@ BAD = [
     ({"prompt": "", "chosen": "a", "rejected": "b"}, "empty prompt"),
     ({"prompt": "q", "chosen": " ", "rejected": "b"}, "empty response"),
     ({"prompt": "q", "chosen": "a", "rejected": "a"}, "chosen equals rejected"),
-    ({"prompt": "q", "chosen": "a", "rejected": 3}, "response is int"),
+    ({"prompt": "q", "chosen": "a", "rejected": 3}, "rejected is int, not text or messages"),
     ({"prompt": [{"role": "assistant", "content": "x"}], "chosen": "a", "rejected": "b"}, "last message"),
     ({"prompt": [], "chosen": "a", "rejected": "b"}, "messages"),
-    ({"prompt": [{"role": "user"}], "chosen": "a", "rejected": "b"}, "empty prompt"),
+    ({"prompt": [{"role": "user"}], "chosen": "a", "rejected": "b"}, "prompt: a message has no 'content'"),
     ([1, 2], "no JSON object but list"),
     ("no json", "not JSON"),
 ]
@@ -313,3 +313,23 @@ def test_lists_of_two_are_pairs() -> None:
     assert longer.kind == "list" and len(longer.items) == 4 and longer.items[0].responses == ("worse", "better")
     assert collect("x", [("f", 1, rows[0])], kind="list").kind == "list"
     assert collect("x", [("f", 3, rows[2])]).kind == "list", "nothing but ties"
+
+
+@pytest.mark.parametrize(("row", "said"), [
+    ({"prompt": "q", "chosen": "a", "rejected": float("nan")}, "rejected is float, not text or messages"),
+    ({"chosen": [{"from": "human", "value": "q"}], "rejected": [{"from": "human", "value": "q"}]},
+     "chosen: messages need 'role' and 'content', there are ['from', 'value']"),
+    ({"prompt": "q", "chosen": [{"role": "assistant"}], "rejected": "b"}, "chosen: a message has no 'content'"),
+    ({"instruction": "q", "completions": "text"}, "completions is str, without gold beside it: it must be a list of"),
+    ({"instruction": "q", "completions": ["a", "b"]}, "completions is list of str, without gold beside it"),
+])  # fmt: skip
+def test_what_is_wrong_with_a_row_is_said_of_its_column(row: dict[str, object], said: str) -> None:
+    good = {"prompt": "p", "chosen": "good", "rejected": "bad"}
+    (bad,) = collect("x", [("f", 1, row), ("f", 2, good)]).bad
+    assert bad.row == 1 and said in bad.reason
+
+
+def test_most_rows_say_what_a_file_holds() -> None:
+    rated, pair = {"prompt": "p", "response": "r", "score": 3}, {"prompt": "p", "chosen": "good", "rejected": "bad"}
+    found = collect("x", [("f", 1, rated), ("f", 2, pair), ("f", 3, pair | {"prompt": "q"})])
+    assert found.kind == "pair" and [b.row for b in found.bad] == [1] and len(found.items) == 2

@@ -603,3 +603,13 @@ def test_all_pairs_as_one_benchmark(tmp_path):
     assert gap["s", "t"]["value"] == pytest.approx(s - t) and gap["t", "s"]["value"] == pytest.approx(t - s)
     assert gap["t", "s"]["low"] == -gap["s", "t"]["high"]
     assert summary.pooled(analyses[:1]) is None
+
+
+def test_files_of_one_name_are_told_apart(tmp_path):
+    paths = [tmp_path / folder / "pairs.jsonl" for folder in ("one", "two")]
+    for path in paths:
+        path.parent.mkdir()
+        path.write_text(json.dumps({"prompt": "p", "chosen": "a", "rejected": "b"}) + "\n")
+    sets = [benchmarks.load(path) for path in (*paths, paths[0])]
+    assert [b.name for b in run_module._named_apart(sets)] == ["one/pairs", "two/pairs", "one/pairs-2"]
+    assert [b.name for b in run_module._named_apart(sets[:1])] == ["pairs"]

@@ -90,7 +90,7 @@ def test_lists(tmp_path, row):
     path.write_text(json.dumps(row))
     assert read_examples(path) == [Example("q", "x", 2.0, 0, "x"), Example("q", "y", 1.0, 0, "x")]
     item = benchmarks.load(path).items[0]
-    assert (item.prompt, item.responses, item.gold) == ("q", ("x", "y"), (2.0, 1.0))
+    assert (item.prompt, item.responses, item.gold) == ("q", ("x", "y"), (1.0, 0.0)), "two responses are a pair"
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def test_rows_that_cannot_be_told_apart_are_left_out_with_a_reason(tmp_path, cap
         ({"score": [4]}, r"score is [4], not a number"),
         ({"prompt": None}, "missing field prompt"),
         ({"prompt": "\n"}, "empty prompt"),
-        ({"response": 3}, "response is int"),
+        ({"response": 3}, "response is int, not text or messages"),
         ("no json", "line 3 is not JSON"),
         ([1], "no JSON object"),
     ],

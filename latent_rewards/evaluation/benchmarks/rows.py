@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -101,8 +102,8 @@ def collect(
     Args:
         name: for reports.
         rows: (file, row number from 1, row); a row that is an Exception is listed as bad.
-        kind: what the rows must be; None takes it from the first row that has all keys of a kind, and takes lists of
-            two responses for pairs.
+        kind: what the rows must be; None takes what most of them are by their keys, and lists of two responses for
+            pairs.
         convert: maps a raw row to the normalised fields; may raise `LeftOut`, or ValueError, KeyError or TypeError for
             a row that is bad.
         source: where the rows come from, with the revision.
@@ -114,13 +115,16 @@ def collect(
     bad: list[BadRow] = []
     left_out: Counter[str] = Counter()
     ranges: list[tuple[float, float]] = []
-    asked = kind
+    asked, rows = kind, list(rows)
+    if kind is None and convert is None:
+        kind = _commonest_kind(raw for _, _, raw in rows)
     for file, line, raw in rows:
         try:
             if isinstance(raw, Exception):
                 raise ValueError(str(raw))
             row = convert(raw) if convert else raw
-            kind = kind or kind_of(row)
+            found = kind_of(row)
+            kind = kind or found
             if kind is None and convert is None:
                 raise ValueError(f"columns {sorted(row)} are no layout that is known")
             item = _item(row, kind or "pair", f"{name}-{line}")
@@ -142,6 +146,15 @@ def collect(
             return Benchmark(name, "pair", tuple(pairs), tuple(bad), dict(+left_out), 0, source)
     scale = (min(r[0] for r in ranges), max(r[1] for r in ranges)) if ranges else None
     return Benchmark(name, kind, tuple(items), tuple(bad), dict(left_out), 0, source, scale)
+
+
+def _commonest_kind(rows: Iterable[object]) -> Kind | None:
+    kinds: Counter[Kind] = Counter()
+    for row in rows:
+        with contextlib.suppress(ValueError):
+            if not isinstance(row, Exception) and (kind := kind_of(row)):
+                kinds[kind] += 1
+    return kinds.most_common(1)[0][0] if kinds else None
 
 
 def _as_pair(item: Item) -> Item:
