@@ -116,4 +116,4 @@ def test_the_first_screen_is_in_its_results() -> None:
     )
     said = f"`weighted` ends at {weighted:.0f} % right, `verifier` at {verifier:.0f} %, one rating at {likert:.0f} %"
     assert said in text and f"without a task,\nat {contrast:.0f} % (one seed)" in text
-    assert f"above that ends at {100 * others[0]:.0f} %, of `verifier` at {100 * others[1]:.0f} %" in text
+    assert f"above that ends at {100 * others[0]:.0f} % (two seeds), of `verifier` at {100 * others[1]:.0f} %" in text
