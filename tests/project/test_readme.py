@@ -86,7 +86,7 @@ def test_the_headlines_of_the_judge_are_in_its_results() -> None:
 
 def test_the_first_screen_is_in_its_results() -> None:
     first = read(README).splitlines()[:22]
-    runs = result("head-to-head-1.5b.json")["runs"]
+    runs, few = (result(f"head-to-head-1.5b{start}.json")["runs"] for start in ("", "-few-right"))
     facts, pairs = result("facts-1.5b.json")["scores"], result("pairs-1.5b.json")["pooled"]
     for start, run, fact, pair in (
         ("`verifier`", "verifier", "verifier", "verifier"), ("`weighted`", "weighted", "weighted", "weighted"),
@@ -101,8 +101,13 @@ def test_the_first_screen_is_in_its_results() -> None:
             less = head_to_head_report.minus(run, "likert", runs)
             assert cells[2] == "{:+.0f} [{:+.0f}, {:+.0f}]".format(*(100 * x for x in less))
         if fact:
-            assert cells[3].startswith(f"{100 * facts[fact]['first']['value']:.0f} %")
-            assert cells[4].startswith(f"{pairs[pair]['accuracy']['value']:.3f}")
+            assert cells[4].startswith(f"{100 * facts[fact]['first']['value']:.0f} %")
+            assert cells[5].startswith(f"{pairs[pair]['accuracy']['value']:.3f}")
+        if seldom := head_to_head_report.runs_of(run, few):
+            shown = head_to_head_report.over_questions_and_seeds(head_to_head_report.ends(seldom))
+            assert cells[3] == "{:.0f} % [{:.0f}, {:.0f}]".format(*(100 * x for x in shown))
+        else:
+            assert not cells[3].strip()
     text = "\n".join(first)
     assert f"{pairs['pairwise']['accuracy']['value']:.3f}" in text
     assert f"less no task {100 * facts['verifier less no task']['first']['value']:.0f} %" in text
