@@ -198,15 +198,16 @@ def _figures(features: Features, data: Data, unseen: np.ndarray, scores: dict[st
             if not rows.any():
                 continue
             part, s = data.take(rows), score[rows]
-            about = {"source": source, "scorer": scorer, "prompts": len(np.unique(part.group))}
+            about, prompts = {"source": source, "scorer": scorer}, len(np.unique(part.group))
             gap = None if scorer == "probe" else _gap(scores["probe"][rows], s, part)
             if (part.pair >= 0).any():
                 report = pair_report(s, part.label, part.pair, part.group, part.length)
-                keys = ("n", "accuracy", "n_matched", "matched", "balanced", "length_correlation")
-                out.append({**about, **{k: report[k] for k in keys}, "probe_minus": gap})
+                keys = ("accuracy", "n_matched", "matched", "balanced", "length_correlation")
+                counts = {"n": report["n"], "prompts": prompts}
+                out.append({**about, **counts, **{k: report[k] for k in keys}, "probe_minus": gap})
             else:
                 rank = _spearman(s, part.label)
-                out.append({**about, "n": len(part), "spearman": rank, "probe_minus": gap})
+                out.append({**about, "n": len(part), "prompts": prompts, "spearman": rank, "probe_minus": gap})
     return out
 
 
