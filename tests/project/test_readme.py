@@ -78,20 +78,25 @@ def test_the_headlines_of_the_judge_are_in_its_results() -> None:
     facts, pairs = result("facts-1.5b.json")["scores"], result("pairs-1.5b.json")
     for name in ("verifier less no task", "Likert-10, mean of ten"):
         assert f"{facts[name]['first']['value']:.2f}" in rows[0]
-    assert f"{pairs['read']:,} pairs" in rows[1]
+    picks = result("pick-facts-1.5b.json")["sets"]["facts"]["picks"]
+    for name, said in (("verifier", "`verifier`"), ("Likert-10, mean of ten", "mean of ten")):
+        gold = picks[name]["gold"]
+        assert f"{said} {gold['value']:.2f} [{gold['low']:.2f}, {gold['high']:.2f}]" in rows[0]
+    assert f"{pairs['read']:,} pairs" in rows[2]
     for name in ("pairwise", "verifier", "weighted"):
         less = pairs["pooled"][name]["minus"]["likert10/mean"]
-        assert f"`{name}` {less['value']:+.3f} [{less['low']:+.3f}, {less['high']:+.3f}]" in rows[1]
+        assert f"`{name}` {less['value']:+.3f} [{less['low']:+.3f}, {less['high']:+.3f}]" in rows[2]
 
 
 def test_the_first_screen_is_in_its_results() -> None:
     first = read(README).splitlines()[:22]
     runs, few = (result(f"head-to-head-1.5b{start}.json")["runs"] for start in ("", "-few-right"))
     facts, pairs = result("facts-1.5b.json")["scores"], result("pairs-1.5b.json")["pooled"]
-    for start, run, fact, pair in (
+    picks = result("pick-facts-1.5b.json")["sets"]["facts"]["picks"]
+    for start, run, fact, pick in (
         ("`verifier`", "verifier", "verifier", "verifier"), ("`weighted`", "weighted", "weighted", "weighted"),
-        ("Likert-10: mean", "likert_mean_of_ten", "Likert-10, mean of ten", "likert10/mean"),
-        ("Likert-10: one", "likert", "Likert-10, one rating", "likert10/one"), ("gold", "gold", "", ""),
+        ("Likert-10: mean", "likert_mean_of_ten", "Likert-10, mean of ten", "Likert-10, mean of ten"),
+        ("Likert-10: one", "likert", "Likert-10, one rating", "Likert-10, one rating"), ("gold", "gold", "", "oracle"),
     ):  # fmt: skip
         cells = next(line for line in first if line.startswith(f"| {start}")).split(" | ")
         found = head_to_head_report.runs_of(run, runs)
@@ -102,7 +107,8 @@ def test_the_first_screen_is_in_its_results() -> None:
             assert cells[2] == "{:+.0f} [{:+.0f}, {:+.0f}]".format(*(100 * x for x in less))
         if fact:
             assert cells[4].startswith(f"{100 * facts[fact]['first']['value']:.0f} %")
-            assert cells[5].startswith(f"{pairs[pair]['accuracy']['value']:.3f}")
+        shown = f"{100 * picks[pick]['gold']['value']:.0f} %" if pick in picks else "-"
+        assert cells[5].removesuffix(" |") == shown
         if seldom := head_to_head_report.runs_of(run, few):
             shown = head_to_head_report.over_questions_and_seeds(head_to_head_report.ends(seldom))
             assert cells[3] == "{:.0f} % [{:.0f}, {:.0f}]".format(*(100 * x for x in shown))
