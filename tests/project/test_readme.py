@@ -79,7 +79,11 @@ def test_the_headlines_of_the_judge_are_in_its_results() -> None:
     for name in ("verifier less no task", "Likert-10, mean of ten"):
         assert f"{facts[name]['first']['value']:.2f}" in rows[0]
     picks = result("pick-facts-1.5b.json")["sets"]["facts"]["picks"]
-    for name, said in (("verifier", "`verifier`"), ("Likert-10, mean of ten", "mean of ten")):
+    for name, said in (
+        ("weighted", "`weighted`"),
+        ("verifier", "`verifier`"),
+        ("Likert-10, mean of ten", "mean of ten"),
+    ):
         gold = picks[name]["gold"]
         assert f"{said} {gold['value']:.2f} [{gold['low']:.2f}, {gold['high']:.2f}]" in rows[0]
     assert f"{pairs['read']:,} pairs" in rows[2]
