@@ -11,11 +11,10 @@ from latent_rewards.files import markdown
 from latent_rewards.files.types import JsonObject
 from latent_rewards.judge.describe import LOW_MASS
 from latent_rewards.stats.bootstrap import Figure
-from latent_rewards.stats.power import FEWEST as ENOUGH
-from latent_rewards.stats.power import MOST_ROWS, about, rows_needed
+from latent_rewards.stats.power import FEWEST, MOST_ROWS, about, rows_needed
 
 ARGMAX = "/argmax"  # a column beside a weighted rating, which nobody asks for
-FEWEST = 10  # prompts below which an interval is not relied on: chance alone can leave all draws on one side
+FEW = 10  # prompts below which an interval is not relied on: chance alone can leave all draws on one side
 USEFUL = 0.05  # a lead that is worth looking for
 UNREAD = 0.1  # share of texts without a score from which on a scorer is told by itself
 SHOWN = 5  # rows that are named for one reason
@@ -67,7 +66,7 @@ def of_benchmark(b: BenchmarkResult, classes: dict[str, str] | None = None) -> s
     best = max(clean, key=lambda n: clean[n]["value"] or 0.0)
     probes = {n for n in clean if (classes or {}).get(n) == "ProbeReward"}
     said = [_judgement(b, best, clean[best])]
-    if min(b["prompts"], clean[best]["n"]) >= FEWEST:
+    if min(b["prompts"], clean[best]["n"]) >= FEW:
         said += [_next(b, best, clean, probes), *_backwards(b, best, clean)]
     return " ".join(filter(None, (*left, *said, *told)))
 
@@ -129,8 +128,8 @@ def _judgement(b: BenchmarkResult, best: str, figure: Figure) -> str:
         return f"{items} {are} too few for an interval, so the scores cannot be compared: add rows of other prompts."
     label = f", the most probable label of {_of(best)}," if best.endswith(ARGMAX) else ""
     head = f"{best}{label} is the best score, with {b['primary']} {_shown(figure)} on {items}"
-    if prompts < FEWEST:
-        return f"{head}, too few to conclude anything from: add rows of other prompts, {ENOUGH} or more."
+    if prompts < FEW:
+        return f"{head}, too few to conclude anything from: add rows of other prompts, {FEWEST} or more."
     if figure["high"] < chance:
         return f"{head}, which is below chance ({chance:g}): it ranks these rows backwards, so do not train on it."
     if figure["low"] <= chance:

@@ -24,7 +24,7 @@ def verdict(metrics: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _of(name: str, rows: Mapping[str, Mapping[str, Any]]) -> str:
     n = int(rows["probe"]["n"])
-    prompts = int(rows["probe"].get("prompts", n))  # cards of before do not say it
+    prompts = min(n, int(rows["probe"].get("prompts", n)))  # some have no pair; cards of before do not say it
     ahead = {scorer: rows[scorer]["probe_minus"] for scorer in ("prompted", "length") if scorer in rows}
     unit = "unseen pairs" if "accuracy" in rows["probe"] else "unseen rows"
     some_of = f"{n} {unit}" if prompts == n else f"{n} {unit} of {prompts} prompts"

@@ -49,6 +49,8 @@ def test_unseen_rows_are_counted_by_prompt() -> None:
     (told,) = verdict(rows)
     assert "66 unseen pairs of 11 prompts are too few to rely on" in told
     assert told.endswith("give rows of more prompts, to test on 50 or more.")
+    (told,) = verdict([row | {"prompts": 60} for row in metrics(AHEAD, AHEAD, n=40)])
+    assert "40 unseen pairs are too few to rely on" in told, "prompts without a pair tell nothing"
     (told,) = verdict([row | {"prompts": 50} for row in rows])
     assert "on 66 unseen pairs of 50 prompts the probe beats" in told
 
