@@ -104,6 +104,8 @@ def key_values(given: Iterable[str] | None, flag: str) -> JsonObject:
         key, equals, value = text.partition("=")
         if not equals or not key.strip("."):
             raise ValueError(f"{flag} {text!r}: expected key=value{' or reward.key=value' * ('reward' in flag)}")
+        if not value.strip():
+            raise ValueError(f"{flag} {text!r}: no value; write null for none")
         try:
             out[key] = yaml.safe_load(value)
         except yaml.YAMLError as err:

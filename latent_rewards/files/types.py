@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -30,3 +31,35 @@ def check_lists(**given: Any) -> None:
             raise TypeError(
                 f"{name} must be a list with one entry per row, got one {type(value).__name__}: {value!r:.60}"
             )
+
+
+def number(value: Any, what: str, *, finite: bool = True) -> float:
+    """A number, also one that is written as text.
+
+    Args:
+        value: what was given.
+        what: its name, for the error.
+        finite: infinite ones are refused.
+
+    Raises:
+        ValueError: none; names it.
+    """
+    try:
+        found = float(value)
+    except (ValueError, TypeError):
+        raise ValueError(f"{what} is {value!r:.50}, not a number") from None
+    if math.isnan(found) or (finite and math.isinf(found)):
+        raise ValueError(f"{what} is {found}")
+    return found
+
+
+def whole(value: Any, what: str) -> int:
+    """A whole number, also one that is written as text.
+
+    Raises:
+        ValueError: none; names it.
+    """
+    found = number(value, what)
+    if not found.is_integer():
+        raise ValueError(f"{what} is {value!r:.50}, not a whole number")
+    return int(found)

@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from latent_rewards.files.types import number
 from latent_rewards.judge.messages import Prompt, Row, to_text
 from latent_rewards.judge.transcripts import SIDES, is_dialogue, split, turns_of
 
@@ -36,6 +37,11 @@ _GOLD: dict[Kind, tuple[str, ...]] = {
     "list": ("gold", "scores", "ratings", "score", "rating"), "rating": ("score", "rating", "gold"),
 }  # fmt: skip
 _KEYS = {"prompt": _PROMPTS, "completion": _RESPONSES["rating"], "completions": _RESPONSES["list"]}
+# What some sets of pairs say of each side; the two need not be far apart, nor in order.
+_RATED = (
+    ("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"), ("chosen_rating", "rejected_rating"),
+    ("chosen-rating", "rejected-rating"),
+)  # fmt: skip
 _ASKING = {"user", "tool", "function"}  # roles that an answer can follow
 
 
@@ -141,9 +147,23 @@ def judged(row: object, kind: Kind) -> Judged:
         _check_turns(name, value)
     prompt, responses = split(row.get(asked), given)
     checked, texts = _checked_prompt(prompt), [_checked_response(n, r) for n, r in zip(names, responses, strict=True)]
-    if kind == "pair" and texts[0] == texts[1]:
-        raise ValueError("chosen equals rejected")
+    if kind == "pair":
+        _check_order(row)
+        if texts[0] == texts[1]:
+            raise ValueError("chosen equals rejected")
     return Judged(kind, checked, texts, numbers, keys)
+
+
+def _check_order(row: Row) -> None:
+    """Of a pair whose sides were rated, the chosen one must be rated higher: a tie prefers neither."""
+    for better, worse in _RATED:
+        try:
+            high, low = number(row.get(better), better), number(row.get(worse), worse)
+        except ValueError:
+            continue  # not rated
+        if high <= low:
+            how = "equals" if high == low else "is below"
+            raise ValueError(f"{better} {how} {worse} ({high:g}, {low:g}), so the chosen side is not the better one")
 
 
 def _entries(value: object) -> list[Any]:
@@ -240,21 +260,6 @@ def _checked_prompt(prompt: object) -> Prompt:
         )
     to_text(prompt)
     return prompt
-
-
-def number(value: Any, what: str) -> float:
-    """A finite number, also one that is written as text.
-
-    Raises:
-        ValueError: none.
-    """
-    try:
-        found = float(value)
-    except (ValueError, TypeError):
-        raise ValueError(f"{what} is {value!r:.50}, not a number") from None
-    if not np.isfinite(found):
-        raise ValueError(f"{what} is {found}")
-    return found
 
 
 def _first(row: Row, keys: Sequence[str]) -> str | None:

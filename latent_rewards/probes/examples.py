@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from latent_rewards.files.sources import RowError, numbered_rows
-from latent_rewards.files.types import Prompt, Row
-from latent_rewards.judge.layouts import ACCEPTED, BadRow, Judged, Kind, judged, kind_of, number
+from latent_rewards.files.types import Prompt, Row, number
+from latent_rewards.judge.layouts import ACCEPTED, BadRow, Judged, Kind, judged, kind_of
 from latent_rewards.judge.prompts import to_text
 
 logger = logging.getLogger(__name__)

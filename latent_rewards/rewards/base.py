@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 
-from latent_rewards.files.types import check_lists
+from latent_rewards.files.types import check_lists, number
 from latent_rewards.judge import fingerprint
 from latent_rewards.judge.opening import open_judge
 from latent_rewards.judge.prompts import JudgePrompt
@@ -83,7 +83,8 @@ class Reward:
     ) -> None:
         if on_missing not in ("auto", "none", "raise"):
             raise ValueError(f"on_missing must be 'auto', 'none' or 'raise', got {on_missing!r}")
-        if clip is not None and not clip[0] < clip[1]:
+        ends = (-np.inf, np.inf) if clip is None else [number(x, "an end of clip", finite=False) for x in clip]
+        if len(ends) != 2 or not ends[0] < ends[1]:
             raise ValueError(f"clip must be (low, high) with low < high, got {clip}")
         self.judge: Judge = open_judge(judge)
         self.prompt = JudgePrompt.load(prompt if prompt is not None else self.default_prompt)
@@ -95,7 +96,8 @@ class Reward:
             reasoning, thought_tags, keep_unfinished=unfinished == "keep", opened=opened
         )
         self.floor_unfinished = float(unfinished) if isinstance(unfinished, int | float) else None
-        self.scale, self.shift, self.clip, self.on_missing = float(scale), float(shift), clip, on_missing
+        self.scale, self.shift = number(scale, "scale"), number(shift, "shift")
+        self.clip, self.on_missing = None if clip is None else (ends[0], ends[1]), on_missing
         self.__name__ = self._asked_name = name or self._default_name()
         self._prepare()
         self._take_name()

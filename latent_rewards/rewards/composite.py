@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from latent_rewards.files.types import number
 from latent_rewards.judge.hf import Need, Reading, Request
 from latent_rewards.judge.prompts import to_text
 from latent_rewards.rewards.base import with_prompt_of
@@ -47,7 +48,7 @@ class ContrastiveReward(LatentReward):
         check_members("ContrastiveReward", reward)
         if not reward.by_row:
             raise ValueError(f"{reward.__name__} compares the replies to a prompt; without their task there is no such")
-        self.reward, self.against, self.weight = reward._as_part(), against, float(weight)
+        self.reward, self.against, self.weight = reward._as_part(), against, number(weight, "weight")
         options.setdefault("name", f"{self.reward.__name__}-vs-{against}")
         super().__init__(reward.judge, **with_prompt_of(reward, options))
 

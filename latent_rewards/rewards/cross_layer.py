@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from latent_rewards import readouts
+from latent_rewards.files.types import number
 from latent_rewards.judge.hf import Judge, Lens, Need, Reading
 from latent_rewards.rewards.latent import LatentReward
 
@@ -40,7 +41,7 @@ class CrossLayerReward(LatentReward):
         if lens not in ("raw", "normed"):
             raise ValueError(f"lens must be 'raw' or 'normed', got {lens!r}")
         self.lens, self.drop_last = lens, drop_last
-        self.weights = None if weights is None else [float(w) for w in weights]
+        self.weights = None if weights is None else [number(w, f"layer weight {i}") for i, w in enumerate(weights)]
         super().__init__(judge, **options)
 
     def _default_name(self) -> str:

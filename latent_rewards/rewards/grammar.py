@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,6 +46,12 @@ def parse_reward(spec: str | tuple[str, Mapping[str, Any]]) -> tuple[str, dict[s
     name, _, argument = str(name).partition(":")
     if not argument:
         return name, options
+    if re.fullmatch(r"\w+=.*", argument, re.DOTALL) and not Path(argument).exists():
+        key, _, value = argument.partition("=")
+        raise ValueError(
+            f"{name}:{argument}: after the colon stands a prompt or a member, not an option; give it as "
+            f"`--reward-option {name}.{key}={value}`, or as `{key}: {value}` under the reward's name in a YAML file"
+        )
     if name.startswith("likert") and argument in ("bare", "guided"):
         how = {"feedback": False} if argument == "bare" else {"guided": True}
         return name, {**how, **options}

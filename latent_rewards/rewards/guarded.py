@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from latent_rewards.files.types import number
 from latent_rewards.judge.hf import Need, Reading, Request
 from latent_rewards.judge.prompts import to_text
 from latent_rewards.rewards.base import bounds_of, with_prompt_of
@@ -166,7 +167,9 @@ class GuardedReward(LatentReward):
             raise ValueError("gate and gate_below go together")
         if gate is None and (gate_slope is not None or relevance):
             raise ValueError("gate_slope and relevance need a gate")
-        if gate_slope is not None and not gate_slope > 0:
+        self.gate_below = None if gate_below is None else number(gate_below, "gate_below")
+        self.gate_slope = None if gate_slope is None else number(gate_slope, "gate_slope")
+        if self.gate_slope is not None and not self.gate_slope > 0:
             raise ValueError(f"gate_slope must be positive, got {gate_slope}")
         if gate is not None and gate.judge is not reward.judge:
             raise ValueError("the gate must read the same judge as the reward")
@@ -175,9 +178,7 @@ class GuardedReward(LatentReward):
                 raise ValueError(f"{reward.__name__} has no lowest score; give floor=")
             floor = reward.bounds[0]
         self.reward, self.gate = reward._as_part(), None if gate is None else gate._as_part()
-        self.gate_below, self.guards = gate_below, tuple(guards)
-        self.gate_slope, self.relevance = gate_slope, float(relevance)
-        self.floor = float(floor)
+        self.guards, self.relevance, self.floor = tuple(guards), number(relevance, "relevance"), number(floor, "floor")
         options.setdefault("name", f"{self.reward.__name__}-guarded")
         super().__init__(reward.judge, **with_prompt_of(reward, options))
 
@@ -187,8 +188,8 @@ class GuardedReward(LatentReward):
     def options(self) -> dict[str, Any]:
         """The guarded reward, the rules, the floor, and all of the gate; of relevance its fitted weights, too."""
         gate = None if self.gate is None or self.gate_below is None else {
-            "reward": self.gate.facts, "below": float(self.gate_below), "relevance": self.relevance,
-            "slope": None if self.gate_slope is None else float(self.gate_slope),
+            "reward": self.gate.facts, "below": self.gate_below, "relevance": self.relevance,
+            "slope": self.gate_slope,
             "relevance_weights": weights_hash() if self.relevance else None,
         }  # fmt: skip
         return {"reward": self.reward.facts, "guards": sorted(set(self.guards)), "floor": self.floor, "gate": gate}

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from latent_rewards import readouts
+from latent_rewards.files.types import number
 from latent_rewards.judge.hf import Judge, Need, Reading
 from latent_rewards.judge.reading import Request
 from latent_rewards.rewards.base import Reward
@@ -186,9 +187,9 @@ class ProbabilityWeightedReward(LatentReward):
     ) -> None:
         if readout not in _READOUTS:
             raise ValueError(f"readout must be one of {tuple(_READOUTS)}, got {readout!r}")
-        if not k >= 0:
+        self.of_distribution, self.k = readout, number(k, "k")
+        if self.k < 0:
             raise ValueError(f"k must be at least 0 standard deviations, got {k}")
-        self.of_distribution, self.k = readout, float(k)
         super().__init__(judge, **options)
 
     def _default_name(self) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from latent_rewards.files.types import number, whole
 from latent_rewards.judge.hf import Judge, Reading
 from latent_rewards.judge.prompts import JudgePrompt
 from latent_rewards.rewards.base import Reward
@@ -53,11 +54,12 @@ class LikertReward(Reward):
     ) -> None:
         if scale_points not in (5, 10):
             raise ValueError(f"scale_points must be 5 or 10, got {scale_points!r}")
-        if n_samples < 1 or temperature < 0:
+        self.temperature, self.seed = number(temperature, "temperature"), whole(seed, "seed")
+        self.n_samples = whole(n_samples, "n_samples")
+        if self.n_samples < 1 or self.temperature < 0:
             raise ValueError(f"need n_samples >= 1 and temperature >= 0, got {n_samples} and {temperature}")
         if statistic not in ("mean", "one"):
             raise ValueError(f"statistic must be 'mean' or 'one', got {statistic!r}")
-        self.temperature, self.n_samples, self.seed = float(temperature), int(n_samples), int(seed)
         self.statistic = statistic
         self.max_new_tokens = max_new_tokens or (160 if feedback else 8)
         shipped = f"likert{scale_points}" + ("" if feedback else "_bare")
@@ -145,9 +147,10 @@ class GuidedLikertReward(LatentReward):
     ) -> None:
         if scale_points not in (5, 10):
             raise ValueError(f"scale_points must be 5 or 10, got {scale_points!r}")
-        if n_samples < 1 or temperature < 0:
+        self.temperature, self.seed = number(temperature, "temperature"), whole(seed, "seed")
+        self.n_samples = whole(n_samples, "n_samples")
+        if self.n_samples < 1 or self.temperature < 0:
             raise ValueError(f"need n_samples >= 1 and temperature >= 0, got {n_samples} and {temperature}")
-        self.temperature, self.n_samples, self.seed = float(temperature), int(n_samples), int(seed)
         if options.get("prompt") is None:
             options["prompt"] = f"likert{scale_points}_guided"
         super().__init__(judge, **options)

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from latent_rewards import readouts
+from latent_rewards.files.types import whole
 from latent_rewards.judge.hf import Judge, Reading, Request
 from latent_rewards.judge.reading import Row
 from latent_rewards.rewards.games import Game, content_of, groups_of, in_both_orders, opponents_of, sigmoid, table_of
@@ -77,9 +78,9 @@ class PairwiseReward(LatentReward):
             raise ValueError(
                 "opponents='column' is no group, for which strengths could be fitted; use 'log_odds' or 'win_rate'"
             )
-        if count < 1:
+        self.opponents, self.strength, self.count, self.column = opponents, score, whole(count, "count"), column
+        if self.count < 1:
             raise ValueError(f"count must be at least 1, got {count}")
-        self.opponents, self.strength, self.count, self.column = opponents, score, int(count), column
         super().__init__(judge, **options)
         self.by: LatentReward | None = None
         if opponents == "anchors":

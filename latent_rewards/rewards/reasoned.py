@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from latent_rewards.files.types import number, whole
 from latent_rewards.judge.fingerprint import layout_of
 from latent_rewards.judge.prompts import JudgePrompt
 from latent_rewards.rewards.base import Reward, bounds_of, with_prompt_of
@@ -57,10 +58,11 @@ class ReasonedReward(Reward):
             )
         if self.feedback_prompt.kind != "generate":
             raise ValueError(f"prompt {self.feedback_prompt.name!r} is of kind 'label'; feedback needs kind 'generate'")
-        if rationales < 1:
-            raise ValueError(f"rationales must be at least 1, got {rationales}")
-        self.rationales, self.temperature = rationales, temperature if rationales > 1 else 0.0
-        self.max_new_tokens, self.seed = max_new_tokens, seed
+        self.rationales, self.seed = whole(rationales, "rationales"), whole(seed, "seed")
+        self.max_new_tokens = whole(max_new_tokens, "max_new_tokens")
+        if self.rationales < 1 or self.max_new_tokens < 1:
+            raise ValueError(f"rationales and max_new_tokens must be at least 1, got {rationales} and {max_new_tokens}")
+        self.temperature = number(temperature, "temperature") if self.rationales > 1 else 0.0
         options.setdefault("name", f"{self.reward.__name__}-reasoned")
         super().__init__(reward.judge, **with_prompt_of(reward, options))
 
@@ -68,8 +70,8 @@ class ReasonedReward(Reward):
         """The reward, and how the feedback is drawn."""
         return {
             "reward": self.reward.facts, "feedback_prompt": self.feedback_prompt.hash,
-            "feedback_layout": layout_of(self.judge, self.feedback_prompt), "rationales": int(self.rationales),
-            "temperature": float(self.temperature), "max_new_tokens": int(self.max_new_tokens), "seed": int(self.seed),
+            "feedback_layout": layout_of(self.judge, self.feedback_prompt), "rationales": self.rationales,
+            "temperature": self.temperature, "max_new_tokens": self.max_new_tokens, "seed": self.seed,
         }  # fmt: skip
 
     @property

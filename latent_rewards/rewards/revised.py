@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from latent_rewards.files.cache import Cache, content_key
+from latent_rewards.files.types import whole
 from latent_rewards.judge.fingerprint import judge_key, layout_of
 from latent_rewards.judge.hf import Reading, Request
 from latent_rewards.judge.messages import to_text
@@ -62,13 +63,13 @@ class RevisedReward(LatentReward):
             raise ValueError(
                 f"prompt {own.name!r} shows no {{{{ reference }}}}; use prompt='weighted_reference', or add the slot"
             )
-        if max_new_tokens < 1 or at_once < 1:
+        self.max_new_tokens, self.at_once = whole(max_new_tokens, "max_new_tokens"), whole(at_once, "at_once")
+        if self.max_new_tokens < 1 or self.at_once < 1:
             raise ValueError(f"max_new_tokens and at_once must be at least 1, got {max_new_tokens} and {at_once}")
         self.reward = reward._as_part()
         self.revise_prompt = JudgePrompt.load(revise_prompt).with_thoughts(
             own.reasoning, own.thought_tags, keep_unfinished=own.unfinished == "keep", opened=own.opened
         )
-        self.max_new_tokens, self.at_once = int(max_new_tokens), int(at_once)
         self.cache = None if cache is None else Path(cache)
         self._known: dict[bytes, str | None] = {}
         options.setdefault("name", f"{self.reward.__name__}-revised")

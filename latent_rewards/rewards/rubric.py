@@ -13,7 +13,7 @@ import torch
 from latent_rewards import readouts
 from latent_rewards.files.keys import prompt_key
 from latent_rewards.files.sources import RowError
-from latent_rewards.files.types import check_lists
+from latent_rewards.files.types import check_lists, number, whole
 from latent_rewards.judge.hf import Judge, Reading, Request
 from latent_rewards.rewards.criteria import Criteria, Criterion, load_criteria, parse_criteria, subset
 from latent_rewards.rewards.latent import UNKNOWN, LatentReward, uncertainty
@@ -79,7 +79,8 @@ class RubricReward(LatentReward):
     ) -> None:
         if aggregate not in AGGREGATES:
             raise ValueError(f"aggregate must be one of {sorted(AGGREGATES)}, got {aggregate!r}")
-        if not 0 <= threshold < 1 or not 0 <= dropout < 1:
+        self.threshold, self.dropout = number(threshold, "threshold"), number(dropout, "dropout")
+        if not 0 <= self.threshold < 1 or not 0 <= self.dropout < 1:
             raise ValueError(f"need 0 <= threshold, dropout < 1, got {threshold} and {dropout}")
         if unreadable not in ("none", "leave_out"):
             raise ValueError(f"unreadable must be 'none' or 'leave_out', got {unreadable!r}")
@@ -87,8 +88,8 @@ class RubricReward(LatentReward):
         self.criteria: Criteria | None = None
         if criteria is not None:
             self.criteria = load_criteria(criteria) if from_file else parse_criteria(criteria)  # type: ignore[arg-type]
-        self.criteria_column, self.aggregate, self.threshold = criteria_column, aggregate, float(threshold)
-        self.dropout, self.seed, self.unreadable = float(dropout), int(seed), unreadable
+        self.criteria_column, self.aggregate = criteria_column, aggregate
+        self.seed, self.unreadable = whole(seed, "seed"), unreadable
         super().__init__(judge, **options)
 
     def _default_name(self) -> str:

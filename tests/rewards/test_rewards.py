@@ -340,6 +340,31 @@ def test_an_option_that_there_is_none_of() -> None:
             build_reward(kind, FakeJudge(), **{wrong: 1})
 
 
+@pytest.mark.parametrize(
+    ("kind", "wrong", "what"),
+    [
+        ("weighted", {"scale": "abc"}, "scale is 'abc', not a number"),
+        ("weighted", {"shift": float("nan")}, "shift is nan"),
+        ("weighted", {"clip": ["low", 3]}, "an end of clip is 'low', not a number"),
+        ("weighted", {"clip": [1]}, "clip must be"),
+        ("weighted", {"k": None}, "k is None, not a number"),
+        ("likert10", {"temperature": "hot"}, "temperature is 'hot', not a number"),
+        ("likert10", {"n_samples": 2.5}, "n_samples is 2.5, not a whole number"),
+        ("likert10", {"guided": True, "seed": "x"}, "seed is 'x', not a number"),
+        ("guarded", {"floor": []}, r"floor is \[\], not a number"),
+        ("guarded", {"gate": "verifier", "gate_below": "x"}, "gate_below is 'x', not a number"),
+        ("contrastive", {"weight": "abc"}, "weight is 'abc', not a number"),
+        ("pairwise", {"count": "two"}, "count is 'two', not a number"),
+        ("cross_layer", {"weights": [1, "b"]}, "layer weight 1 is 'b', not a number"),
+        ("rubric_list", {"threshold": "half"}, "threshold is 'half', not a number"),
+    ],
+)
+def test_a_number_that_is_none_is_told_by_its_name(kind: str, wrong: dict[str, Any], what: str) -> None:
+    with pytest.raises(ValueError, match=what):
+        build_reward(kind, FakeJudge(), **wrong)
+    assert build_reward("weighted", FakeJudge(), scale="1e-1", clip=[0, float("inf")]).scale == 0.1  # as YAML has it
+
+
 def test_a_null_is_not_said_to_be_lacking() -> None:
     for row, what in (({"completion": None}, "is null in this row"), ({"x": 1}, r"this row lacks \(has \['x'\]\)")):
         with pytest.raises(ValueError, match=f"prompt 'verifier' needs 'completion', which {what}"):

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from latent_rewards.files.keys import prompt_key
-from latent_rewards.files.types import NumberedRow, Prompt, Row
-from latent_rewards.judge.layouts import ACCEPTED, BadRow, Kind, judged, kind_of, number
+from latent_rewards.files.types import NumberedRow, Prompt, Row, number
+from latent_rewards.judge.layouts import ACCEPTED, BadRow, Kind, judged, kind_of
 from latent_rewards.judge.prompts import to_text
 
 
