@@ -21,9 +21,10 @@ from latent_rewards.best_of_n.shards import ShardStore, dump
 from latent_rewards.files.atomic import publish, write_text
 from latent_rewards.files.outputs import open_output, to_json
 from latent_rewards.files.sources import open_source
-from latent_rewards.files.types import JsonObject, Prompt, Row
+from latent_rewards.files.types import JsonObject, Prompt, Row, as_messages
 from latent_rewards.judge.layouts import answers_of
 from latent_rewards.judge.prompts import to_text
+from latent_rewards.judge.transcripts import SIDES
 from latent_rewards.stats.bootstrap import none_if_nan
 
 # Of the span of a run's scores: far above the rounding of float32. In bfloat16 other batches change the order of
@@ -211,6 +212,12 @@ class Finisher:
         row.pop(self.config.completions_column, None)
         if row.get(self.config.prompt_column) is None:  # it was inside the completions
             row[self.config.prompt_column] = group.record.get("prompt")
+        dialogue = row.get("messages")
+        if dialogue is not None and dialogue in [
+            row.get(side) for side in SIDES
+        ]:  # what to imitate, as in UltraFeedback
+            prompt, reply = row[self.config.prompt_column], group.completions[i]
+            row["messages"] = [*as_messages(prompt), *as_messages("" if reply is None else reply, "assistant")]
         return row
 
 

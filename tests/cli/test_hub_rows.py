@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from latent_rewards.cli.main import app
+from latent_rewards.judge.layouts import judged
 
 FACTS = [("capital of Italy", "Rome", "Oslo"), ("largest ocean", "the Pacific", "the Baltic"),
          ("author of Faust", "Goethe", "Kafka"), ("symbol of gold", "Au", "Fe"),
@@ -105,6 +106,20 @@ def test_best_of_n(rows: Path, layout: str, folder: str, tmp_path: Path) -> None
     invoke(*common, "--output", tmp_path / "pairs", "--select", "pairs", "--margin", 0)
     for (_, good, bad), row in zip(ASKED, read(tmp_path / "pairs" / "selected.jsonl"), strict=True):
         assert {text(row["chosen"]), text(row["rejected"])} <= {good, bad, f"{bad} Or {good}"}
+        if layout == "ultrafeedback_binarized":  # what is to be imitated is what was chosen here
+            assert row["messages"] == [user(row["prompt"]), said(row["chosen"])]
+
+
+@pytest.mark.parametrize(("high", "low"), [(5.0, 5.0), (3, "4")])
+@pytest.mark.parametrize(
+    ("better", "worse"), [("score_chosen", "score_rejected"), ("chosen_rating", "rejected_rating")]
+)
+def test_a_pair_that_was_not_rated_higher_is_none(better: str, worse: str, high: object, low: object) -> None:
+    row = {"prompt": "p", "chosen": "a", "rejected": "b", better: high, worse: low}
+    with pytest.raises(ValueError, match=f"{better} (equals|is below) {worse} .* not the better one"):
+        judged(row, "pair")
+    assert judged({**row, better: 9}, "pair").gold == [1, 0]
+    assert judged({**row, better: None}, "pair").gold == judged({**row, worse: "unknown"}, "pair").gold == [1, 0]
 
 
 def text(said: Any) -> str:
