@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,100 +21,64 @@ app = typer.Typer(
     help="Write a standard sequence-classification reward model.", no_args_is_help=True, rich_markup_mode=None
 )
 
-Output = Annotated[Path | None, typer.Option(help="Required: folder to write; new or empty, or see --overwrite.")]
 Old = Annotated[Path | None, typer.Argument(hidden=True, help="Folder to write; now --output.")]
 Prompt = Annotated[str, typer.Option(help="Judge prompt: name of a shipped one, or a file.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export.")]
-Check = Annotated[
-    bool,
-    typer.Option("--check", help="Load the folder as each installed stack would; 1 if a score differs."),
-]
-CheckPython = Annotated[
-    list[str] | None,
-    typer.Option(help="Interpreter whose stacks are checked, instead of this one's; may be given several times."),
-]
+
+WRITING: options.Group = {
+    "output": (Annotated[Path | None, typer.Option(
+        help="Required: folder to write; new or empty, or see --overwrite.",
+    )], None),
+    "overwrite": (Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export.")], False),
+    "check": (Annotated[bool, typer.Option(
+        "--check", help="Load the folder as each installed stack would; 1 if a score differs.",
+    )], False),
+    "check_python": (Annotated[list[str] | None, typer.Option(
+        help="Interpreter whose stacks are checked, instead of this one's; may be given several times.",
+    )], None),
+}  # fmt: skip
 
 
 @app.command("probe", cls=options.Command)
+@options.takes(options.JUDGE, WRITING)
 def probe(
     ctx: typer.Context,
     path: Annotated[str, typer.Argument(help="Folder of a linear probe, or the name of a shipped one.")],
     old_output: Old = None,
-    output: Output = None,
-    judge: options.Judge = "embedded",
-    judge_option: options.JudgeOption = None,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
-    revision: options.Revision = None,
-    overwrite: Overwrite = False,
-    check: Check = False,
-    check_python: CheckPython = None,
 ) -> None:
     """The judge cut to the probe's layer, with the probe as score head."""
     with user_errors():
-        folder = _folder(output, old_output)
+        folder = _folder(ctx.params["output"], old_output)
         from latent_rewards.export.heads import export_probe
         from latent_rewards.probes.probe import Probe
 
         loaded = Probe.load(path)
-        judged = options.load_judge(options.judge_arguments(ctx))
-        _say(export_probe(judged, loaded, _empty(folder, overwrite=overwrite)))
-        if check or check_python:
-            _check(folder, judged, loaded.prompt, check_python)
+        _write(ctx, folder, lambda judge: export_probe(judge, loaded, folder), loaded.prompt)
 
 
 @app.command("verifier", cls=options.Command)
-def verifier(
-    ctx: typer.Context,
-    old_output: Old = None,
-    output: Output = None,
-    judge: options.Judge = "embedded",
-    judge_option: options.JudgeOption = None,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
-    revision: options.Revision = None,
-    prompt: Prompt = "verifier",
-    overwrite: Overwrite = False,
-    check: Check = False,
-    check_python: CheckPython = None,
-) -> None:
+@options.takes(options.JUDGE, WRITING)
+def verifier(ctx: typer.Context, old_output: Old = None, prompt: Prompt = "verifier") -> None:
     """The judge with the log-odds of yes as score head."""
     with user_errors():
-        folder = _folder(output, old_output)
+        folder = _folder(ctx.params["output"], old_output)
         from latent_rewards.export.heads import export_verifier
         from latent_rewards.judge.prompts import JudgePrompt
 
-        judged = options.load_judge(options.judge_arguments(ctx))
-        _say(export_verifier(judged, _empty(folder, overwrite=overwrite), prompt=prompt))
-        if check or check_python:
-            _check(folder, judged, JudgePrompt.load(prompt), check_python)
+        asked = JudgePrompt.load(prompt)
+        _write(ctx, folder, lambda judge: export_verifier(judge, folder, prompt=asked), asked)
 
 
 @app.command("labels", cls=options.Command)
-def labels(
-    ctx: typer.Context,
-    old_output: Old = None,
-    output: Output = None,
-    judge: options.Judge = "embedded",
-    judge_option: options.JudgeOption = None,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
-    revision: options.Revision = None,
-    prompt: Prompt = "four_rubric",
-    overwrite: Overwrite = False,
-    check: Check = False,
-    check_python: CheckPython = None,
-) -> None:
+@options.takes(options.JUDGE, WRITING)
+def labels(ctx: typer.Context, old_output: Old = None, prompt: Prompt = "four_rubric") -> None:
     """The judge with one logit per label, for vLLM's /classify."""
     with user_errors():
-        folder = _folder(output, old_output)
+        folder = _folder(ctx.params["output"], old_output)
         from latent_rewards.export.heads import export_labels
         from latent_rewards.judge.prompts import JudgePrompt
 
-        judged = options.load_judge(options.judge_arguments(ctx))
-        _say(export_labels(judged, _empty(folder, overwrite=overwrite), prompt=prompt))
-        if check or check_python:
-            _check(folder, judged, JudgePrompt.load(prompt), check_python)
+        asked = JudgePrompt.load(prompt)
+        _write(ctx, folder, lambda judge: export_labels(judge, folder, prompt=asked), asked)
 
 
 def _folder(output: Path | None, old: Path | None) -> Path:
@@ -127,11 +92,15 @@ def _folder(output: Path | None, old: Path | None) -> Path:
     return folder
 
 
-def _empty(folder: Path, *, overwrite: bool) -> Path:
-    """The folder, without an earlier export if that may be replaced; other folders are left to the refusal."""
-    if overwrite and (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
-        shutil.rmtree(folder)
-    return folder
+def _write(ctx: typer.Context, folder: Path, export: Callable[[HFJudge], Path], prompt: JudgePrompt) -> None:
+    """Export, say how the folder is used, and check it where that is asked for."""
+    given = ctx.params
+    judge = options.load_judge(options.judge_arguments(ctx))
+    if given["overwrite"] and (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
+        shutil.rmtree(folder)  # an earlier export; other folders are left to the refusal
+    _say(export(judge))
+    if given["check"] or given["check_python"]:
+        _check(folder, judge, prompt, given["check_python"])
 
 
 def _say(folder: Path) -> None:
