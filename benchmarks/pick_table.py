@@ -64,7 +64,7 @@ def main() -> None:
     plain = HFJudge(args.judge, dtype=args.dtype)
     judge = KeepingJudge(plain, args.work / "kept")
     told = {
-        "judge": plain.name, "dtype": str(plain.blocks.model.dtype), "device": device_of(plain), "commit": commit(),
+        "judge": plain.name, "revision": plain.revision, "dtype": str(plain.blocks.model.dtype), "device": device_of(plain), "commit": commit(),
         "n": args.n,
     }  # fmt: skip
     found: dict[str, JsonObject] = {}

@@ -149,6 +149,7 @@ def prepare(args: DistillArguments, training: GKDConfig) -> Material:
     report["mean_score"] = {
         r.__name__: dict(zip(names, row_means(scored.scores[r.__name__].T).tolist(), strict=True)) for r in rewards
     }
+    report["judge"] = {"name": judge.name, "revision": judge.revision}
     report["unscored"] = {n: len(why) for n, why in scored.reasons.items()}
     report["examples"] = examples(names, prompts, responses, scored.scores, choices)
     if PartialState().is_main_process:

@@ -179,7 +179,8 @@ def make_run(name: str, seed: int, start: Path, args: HeadToHead) -> None:
     found = train(reward, start, args, seed, f"{name}, seed {seed}")
     wall = time.perf_counter() - began
     device = torch.cuda.get_device_name() if DEVICE == "cuda" else machine()
-    told = {"reward": name, "seed": seed, "commit": commit(), "device": device, "wall": wall}
+    read = {} if gold else {"judge_revision": open_judges(_judge(args), out)[0].revision}
+    told = {"reward": name, "seed": seed, "commit": commit(), "device": device, "wall": wall, **read}
     write_json(run_path(out, name, seed), told | found)
 
 
