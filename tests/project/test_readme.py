@@ -125,10 +125,11 @@ def test_the_first_screen_is_in_its_results() -> None:
         head_to_head_report.ends(head_to_head_report.runs_of(n, runs)).mean() for n in ("contrast", "contrast_verifier")
     ]
     flattered = result("head-to-head-1.5b-flattery.json")["runs"]
-    weighted, verifier, likert, contrast = (
+    weighted, verifier, likert, contrast, guarded = (
         head_to_head_report.ends(head_to_head_report.runs_of(n, flattered)).mean() * 100
-        for n in ("weighted", "verifier", "likert", "contrast")
+        for n in ("weighted", "verifier", "likert", "contrast", "guarded")
     )
     said = f"`weighted` ends at {weighted:.0f} % right, `verifier` at {verifier:.0f} %, one rating at {likert:.0f} %"
-    assert said in text and f"without a task,\nat {contrast:.0f} % (one seed)" in text
+    assert said in text and f"without a task (`contrastive`),\nat {contrast:.0f} % (one seed)" in text
+    assert f"{guarded:.0f}" == f"{contrast:.0f}", "with rules (`guarded`), or less no task: one number for both"
     assert f"above that ends at {100 * others[0]:.0f} % (two seeds), of `verifier` at {100 * others[1]:.0f} %" in text
