@@ -67,8 +67,8 @@ def main() -> None:
     judge = KeepingJudge(plain, args.work)
     kinds = np.array([f["kind"] for f in rows])
     facts_of_run = {
-        "judge": plain.name, "revision": plain.revision, "dtype": str(plain.blocks.model.dtype), "device": device_of(plain), "commit": commit(),
-        "questions": len(rows),
+        "judge": plain.name, "revision": plain.revision, "dtype": str(plain.blocks.model.dtype),
+        "device": device_of(plain), "commit": commit(), "questions": len(rows),
     }  # fmt: skip
     found: dict[str, dict[str, object]] = {}
     tops: dict[str, np.ndarray] = {}

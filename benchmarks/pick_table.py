@@ -64,8 +64,8 @@ def main() -> None:
     plain = HFJudge(args.judge, dtype=args.dtype)
     judge = KeepingJudge(plain, args.work / "kept")
     told = {
-        "judge": plain.name, "revision": plain.revision, "dtype": str(plain.blocks.model.dtype), "device": device_of(plain), "commit": commit(),
-        "n": args.n,
+        "judge": plain.name, "revision": plain.revision, "dtype": str(plain.blocks.model.dtype),
+        "device": device_of(plain), "commit": commit(), "n": args.n,
     }  # fmt: skip
     found: dict[str, JsonObject] = {}
     for name in [*(["facts"] if args.policy else []), *args.lists]:

@@ -76,9 +76,7 @@ class Transport:
         self._pid = os.getpid()
         self._client: httpx.Client | None = None
         self._slots = threading.BoundedSemaphore(self.concurrency)
-        self._async: weakref.WeakKeyDictionary[Any, tuple[httpx.AsyncClient, asyncio.Semaphore]] = (
-            weakref.WeakKeyDictionary()
-        )
+        self._ours: _Loop | None = None
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -111,26 +109,24 @@ class Transport:
             time.sleep(wait)
 
     async def request_async(self, method: str, path: str, payload: Any = None) -> Any:
-        """As `request`, without blocking the event loop."""
+        """As `request`, without blocking the event loop, from any number of loops: connections are on one of ours.
+
+        A pool that belonged to the caller's loop would leave its sockets open when that loop is closed, and some stacks
+        begin a loop for every batch (ms-swift 4.6, rl_core/grpo_algorithm.py: `asyncio.run`).
+        """
         body = None if payload is None else encode(payload)
         attempt = _Attempt(self, f"{method} {self.url}{path}")
-        client, slots = self._async_client()
-        while True:
-            try:
-                async with slots:
-                    outcome: Any = await client.request(method, path, content=body, timeout=attempt.timeout())
-            except httpx.TransportError as err:
-                outcome = err
-            wait = attempt.wait_before_next(outcome)
-            if wait is None:
-                return outcome.json()
-            await asyncio.sleep(wait)
+        return await self._own_loop().run(attempt, method, path, body)
 
     def close(self) -> None:
         """Close pooled connections; they open again when needed."""
-        client, self._client = self._client, None
-        if client is not None and self._pid == os.getpid():
+        (client, self._client), (ours, self._ours) = (self._client, None), (self._ours, None)
+        if self._pid != os.getpid():
+            return
+        if client is not None:
             client.close()
+        if ours is not None:
+            ours.end()
 
     def _slot(self, attempt: _Attempt) -> threading.BoundedSemaphore:
         self._check_fork()
@@ -156,13 +152,61 @@ class Transport:
                 self._client = httpx.Client(**self._options())
             return self._client
 
-    def _async_client(self) -> tuple[httpx.AsyncClient, asyncio.Semaphore]:
+    def _own_loop(self) -> _Loop:
         self._check_fork()
-        loop = asyncio.get_running_loop()
         with self._lock:
-            if loop not in self._async:
-                self._async[loop] = (httpx.AsyncClient(**self._options()), asyncio.Semaphore(self.concurrency))
-            return self._async[loop]
+            if self._ours is None:
+                self._ours = _Loop(httpx.AsyncClient(**self._options()), self.concurrency)
+                weakref.finalize(self, self._ours.end)
+            return self._ours
+
+
+class _Loop:
+    """An event loop in a thread of its own, with the client whose connections belong to it.
+
+    Args:
+        client: to send with.
+        concurrency: most requests under way at once.
+    """
+
+    def __init__(self, client: httpx.AsyncClient, concurrency: int) -> None:
+        self.client, self.slots = client, asyncio.Semaphore(concurrency)
+        self.loop, self.pid = asyncio.new_event_loop(), os.getpid()
+        threading.Thread(target=self._serve, name="latent-rewards-http", daemon=True).start()
+
+    async def run(self, attempt: _Attempt, method: str, path: str, body: bytes | None) -> Any:
+        """The answer's JSON; whoever is cancelled while waiting for it cancels the request."""
+        sent = asyncio.run_coroutine_threadsafe(self._send(attempt, method, path, body), self.loop)
+        return await asyncio.wrap_future(sent)
+
+    def end(self) -> None:
+        """Close the connections and end the thread; nothing in a process that was forked off, or twice."""
+        if self.pid == os.getpid() and not self.loop.is_closed():
+            self.loop.call_soon_threadsafe(self.loop.stop)
+
+    async def _send(self, attempt: _Attempt, method: str, path: str, body: bytes | None) -> Any:
+        while True:
+            try:
+                async with self.slots:
+                    outcome: Any = await self.client.request(method, path, content=body, timeout=attempt.timeout())
+            except httpx.TransportError as err:
+                outcome = err
+            wait = attempt.wait_before_next(outcome)
+            if wait is None:
+                return outcome.json()
+            await asyncio.sleep(wait)
+
+    async def _finish(self) -> None:
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+        await self.client.aclose()
+
+    def _serve(self) -> None:
+        self.loop.run_forever()
+        self.loop.run_until_complete(self._finish())
+        self.loop.close()
 
 
 class _Attempt:

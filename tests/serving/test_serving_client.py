@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import pickle
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -226,6 +227,43 @@ def test_threads_and_event_loops(server: Server, local: HFJudge) -> None:
 
     for _ in range(2):  # a new event loop each time, as notebooks and trainers do
         np.testing.assert_allclose(asyncio.run(together()), want, rtol=1e-5)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts open files")
+def test_a_loop_for_every_batch_leaves_no_socket_open(server: Server) -> None:
+    client = RewardClient(server.url, token="secret", reward="weighted")
+    asyncio.run(client.score_async(ROWS[:1]))
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(12):  # ms-swift 4.6 calls `asyncio.run` for every batch
+        asyncio.run(client.score_async(ROWS[:1]))
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before
+
+
+def test_whoever_is_cancelled_or_closed_does_not_wait() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections and never answers
+        transport = Transport(f"http://127.0.0.1:{silent.getsockname()[1]}", deadline=60)
+
+        async def impatient() -> None:
+            await asyncio.wait_for(transport.request_async("GET", "/health"), 0.2)
+
+        async def closed() -> None:
+            asking = asyncio.create_task(transport.request_async("GET", "/health"))
+            await asyncio.sleep(0.2)
+            transport.close()
+            await asking
+
+        started = time.monotonic()
+        with pytest.raises(TimeoutError):
+            asyncio.run(impatient())
+        with pytest.raises(asyncio.CancelledError):
+            asyncio.run(closed())
+        assert time.monotonic() - started < 20
+    names = lambda: [t.name for t in threading.enumerate() if t.name == "latent-rewards-http"]  # noqa: E731
+    for _ in range(100):
+        if len(names()) <= 1:  # that of the module's client, perhaps
+            break
+        time.sleep(0.05)
+    assert len(names()) <= 1
 
 
 def test_async_rewards_run_side_by_side(remote: ServerJudge, local: HFJudge) -> None:
