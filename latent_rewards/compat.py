@@ -38,6 +38,12 @@ def release(name: str) -> tuple[int, int] | None:
         return None
 
 
+def counts_missing() -> bool:
+    """Whether this TRL counts a reward of None as 0: its trainers leave such rows out from 1.6 on."""
+    found = release("trl")
+    return found is not None and found < (1, 6)
+
+
 def gguf_options() -> dict[str, object]:
     """Arguments of `from_pretrained` for a GGUF file whose weights are wanted dequantised.
 

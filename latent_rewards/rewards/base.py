@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 
+from latent_rewards import compat
 from latent_rewards.files.types import check_lists, number
 from latent_rewards.judge import fingerprint
 from latent_rewards.judge.opening import open_judge
@@ -29,6 +30,8 @@ logger = logging.getLogger(__name__)
 # Names that are taken. Of the whole process, since a trainer's rewards may have several judges and still need one key
 # each in its logs; nothing but the name is looked up here.
 _live: weakref.WeakValueDictionary[str, Reward] = weakref.WeakValueDictionary()
+
+COUNTED = "; this trainer counts None as 0: on_missing='none' lets it, unfinished= is for replies cut off in a thought"
 
 
 class MissingScoreError(ValueError):
@@ -53,8 +56,9 @@ class Reward:
             reward, "keep" judges the text as it is.
         thought_tags: pairs of an opening and a closing tag that surround thoughts, besides the known ones.
         opened: completions are known to begin inside a thought, which the policy's chat template opened.
-        on_missing: what a row without a score becomes: "none" (None: GRPO and RLOO leave it out), "raise", or "auto":
-            raise under OnlineDPO, which would count None as 0, and None elsewhere.
+        on_missing: what a row without a score becomes: "none" (None: GRPO and RLOO leave it out where every reward of
+            the trainer gives None), "raise", or "auto": raise under OnlineDPO and TRL before 1.6, which count None as
+            0, and None elsewhere.
 
     Raises:
         ValueError: unknown options, a prompt that the judge cannot read, or labels that do not fit the readout.
@@ -220,11 +224,11 @@ class Reward:
         elsewhere = self._read_together(list(prompts or []), list(completions), kwargs)
         rewards, facts = self._rewards(list(prompts or []), list(completions), kwargs)
         missing = np.flatnonzero(np.isnan(rewards))
-        no_way_out = "trainer_state" in kwargs and "log_metric" not in kwargs
+        no_way_out = "trainer_state" in kwargs and ("log_metric" not in kwargs or compat.counts_missing())
         if len(missing) and (self.on_missing == "raise" or (self.on_missing == "auto" and no_way_out)):
             raise MissingScoreError(
                 f"{self.__name__}: no score for {len(missing)} of {len(rewards)} rows, first row {missing[0]}: "
-                f"{facts['reasons'][missing[0]]}"
+                f"{facts['reasons'][missing[0]]}" + COUNTED * no_way_out
             )
         if len(missing):
             logger.warning(

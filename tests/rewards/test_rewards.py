@@ -26,6 +26,7 @@ from latent_rewards import (
     ProbabilityWeightedReward,
     VerifierReward,
     build_reward,
+    compat,
 )
 from latent_rewards.judge.filling import value_of
 from latent_rewards.rewards.build import REWARDS
@@ -80,11 +81,23 @@ def test_scores_are_the_equations() -> None:
     assert chosen == pytest.approx(float((first * torch.arange(11)).sum()), rel=1e-5)
 
 
-def test_missing_under_grpo_rloo_and_async_grpo() -> None:
+def test_missing_under_grpo_rloo_and_async_grpo(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compat, "release", {"trl": (1, 16)}.get)
     reward = ProbabilityWeightedReward(FakeJudge())
     for kwargs in (trl_kwargs(2), {"completion_ids": [[1], [2]], "category": ["x", "y"]}):
         out = reward(**GRPO_ROWS, **kwargs)
         assert isinstance(out[0], float) and out[1] is None
+
+
+def test_missing_under_a_trl_that_counts_it_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compat, "release", {"trl": (1, 5)}.get)
+    reward = ProbabilityWeightedReward(FakeJudge())
+    with pytest.raises(MissingScoreError, match="UNREADABLE; this trainer counts None as 0: on_missing='none' lets it"):
+        reward(**GRPO_ROWS, **trl_kwargs(2))
+    assert ProbabilityWeightedReward(FakeJudge(), on_missing="none")(**GRPO_ROWS, **trl_kwargs(2))[1] is None
+    assert reward(**GRPO_ROWS)[1] is None, "nobody's trainer"
+    monkeypatch.setattr(compat, "release", {"trl": (1, 6)}.get)
+    assert reward(**GRPO_ROWS, **trl_kwargs(2))[1] is None
 
 
 def test_missing_under_online_dpo_raises() -> None:

@@ -21,7 +21,14 @@ pytest.importorskip("trl")
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
-from latent_rewards import CrossLayerReward, HFJudge, MissingScoreError, ProbabilityWeightedReward, VerifierReward
+from latent_rewards import (
+    CrossLayerReward,
+    HFJudge,
+    MissingScoreError,
+    ProbabilityWeightedReward,
+    VerifierReward,
+    compat,
+)
 from latent_rewards.compat import release
 
 PROMPTS = ["Name a prime.", "Say hello.", "Count to three.", "What is a dog?"]
@@ -74,6 +81,7 @@ def test_grpo_with_two_rewards_makes_one_forward_per_batch(
     np.testing.assert_allclose(rewards[0].score(kwargs["prompts"], kwargs["completions"]), out, rtol=1e-6)
 
 
+@pytest.mark.skipif(compat.counts_missing(), reason="this TRL counts a missing score as 0, so it is an error")
 def test_grpo_with_async_twins_and_missing_scores(policy: str, folder: str, tmp_path: Path) -> None:
     judge = HFJudge(folder)
     tight = VerifierReward(HFJudge(folder, max_length=10), name="never")
