@@ -105,8 +105,8 @@ class _Ids:
             except sqlite3.IntegrityError as err:
                 ((other,),) = self.db.execute("SELECT row FROM ids WHERE id = ?", (digest,))
                 raise InputError(
-                    f"rows {other} and {number} have the same {self.column!r}; make ids unique, or name another column "
-                    "with --id-column"
+                    f"rows {other + 1} and {number + 1} have the same {self.column!r}; make ids unique, or name "
+                    "another column with --id-column"
                 ) from err
         self.pending.clear()
 
@@ -132,7 +132,9 @@ class ForwardReader:
         while found < rows:
             group = next(self.stream, None)
             if group is None:
-                raise InputError(f"{self.config.input} ended before row {first + rows}; it changed during the run")
+                raise InputError(
+                    f"{self.config.input} ended before row {first + rows}, counted from 1; it changed during the run"
+                )
             self.position = group.number + len(group.rows)
             if group.number >= first:
                 found += len(group.rows)

@@ -117,7 +117,7 @@ class Engine:
                 row = group.rows[i] if len(group.rows) > 1 else group.rows[0]
                 rows.append({**row, "prompt": group.prompt, "completion": completion})
                 faults.append(group.fault or (None if completion is not None else "the completion is missing or null"))
-                numbers.append(group.number + i if len(group.rows) > 1 else group.number)
+                numbers.append(group.number + 1 + (i if len(group.rows) > 1 else 0))  # as a file counts them
         scores, reasons = self._read(scorer, rows, faults, numbers)
         out: list[Record] = []
         start = 0

@@ -50,7 +50,7 @@ def score(
         bool, typer.Option("--describe", help="Print what is used of the judge and how, with a self-check, and stop.")
     ] = False,
 ) -> None:
-    """Score every row; rows that cannot be scored are kept with a null score and reported by number (from 0)."""
+    """Score every row; rows that cannot be scored are kept with a null score and reported by number (from 1)."""
     given = ctx.params
     with user_errors():
         arguments = options.judge_arguments(ctx)

@@ -49,9 +49,9 @@ class Scorer:
 
     def __call__(self, chunk: Chunk) -> Scores:
         """Scores of a chunk, n per column, None where a row has none."""
+        numbers = range(self.rows + 1, self.rows + len(chunk.rows) + 1)
         if any(taken := set(self.names) & row.keys() for row in chunk.rows):
-            raise InputError(f"row(s) from {self.rows} on already have {sorted(taken)}; choose another --score-column")
-        numbers = range(self.rows, self.rows + len(chunk.rows))
+            raise InputError(f"row(s) from {numbers[0]} on already have {sorted(taken)}; choose another --score-column")
         scores, reasons = self._scored(chunk, numbers)
         for number, why in zip(numbers, reasons, strict=True):
             if why:
@@ -76,7 +76,7 @@ class Scorer:
         Args:
             rows: n mappings of column to value.
             faults: (n,) None, or why a row cannot be scored at all.
-            numbers: (n,) number of each row, for messages.
+            numbers: (n,) number of each row, for messages; in a file from 1.
 
         Returns:
             Scores, n per reward, None where there is none; and n reasons, None where no score is missing.

@@ -323,7 +323,7 @@ def test_another_layout_or_probe_is_refused_by_name(run: Any, make_model: Any, t
 def test_duplicate_ids_name_both_rows(run: Any) -> None:
     rows = [dict(r) for r in PAIRS]
     rows[44]["id"] = 13
-    with pytest.raises(InputError, match="rows 13 and 44 have the same 'id'"):
+    with pytest.raises(InputError, match="rows 14 and 45 have the same 'id'"):
         run(rows)
     assert not (run.folder / "manifest.json").exists()
     run(rows, id_column=None)

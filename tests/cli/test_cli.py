@@ -189,7 +189,7 @@ def test_bad_rows_are_kept_with_null_and_told_by_number(tmp_path, score, expecte
     assert got == [{"_raw": r} if isinstance(r, str) else r for r in BAD]
     lines = [line[line.index("row ") :] for line in result.output.splitlines() if "row " in line and ": " in line]
     for row, reason in REASONS.items():
-        assert [x for x in lines if x.startswith(f"row {row}: ") and reason in x], (row, lines)
+        assert [x for x in lines if x.startswith(f"row {row + 1}: ") and reason in x], (row, lines)
     assert len(lines) == len(REASONS)
 
 
@@ -267,7 +267,7 @@ def test_columns_fill_the_slots_of_a_prompt(tmp_path, score):
     result = score("--input", source, "--output", tmp_path / "out.jsonl", "--prompt", "rubric")
     scores = [r["weighted"] for r in read(tmp_path / "out.jsonl")]
     assert result.exit_code == 0 and scores[3] is None and len(set(scores)) == 4
-    assert "row 3: column 'criteria' is missing or null" in result.output
+    assert "row 4: column 'criteria' is missing or null" in result.output
 
 
 def test_own_prompt_file_and_a_prompt_without_completion(tmp_path, score):
@@ -298,7 +298,7 @@ def test_on_overflow(tmp_path, score, choice, code):
     result = score("--input", source, "--output", out, "--on-overflow", choice, "--batch-size", 1)
     assert result.exit_code == code
     if choice == "error":
-        assert "error: row 1: " in result.output and not out.exists()
+        assert "error: row 2: " in result.output and not out.exists()
     else:
         assert (read(out)[1]["weighted"] is None) == (choice == "none")
 

@@ -184,7 +184,7 @@ def test_half_a_pair_is_counted_and_named(folder: str, tmp_path: Path) -> None:
     done = CliRunner().invoke(app, [
         "score", "--judge", folder, "--dtype", "float32", "--input", str(rows), "--output", str(tmp_path / "s.jsonl"),
     ])  # fmt: skip
-    assert "row 1: column 'rejected' is missing or null" in done.output
+    assert "row 2: column 'rejected' is missing or null" in done.output
     assert "rows 3, scored 3 (1 in part), null 0" in done.output
     assert [row["weighted_rejected"] is None for row in read(tmp_path / "s.jsonl")] == [False, True, False]
 

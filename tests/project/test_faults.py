@@ -371,7 +371,7 @@ def test_one_row_of_many_lacks_a_column(tmp_path: Path, n: int) -> None:
                 sizes.append(resident())
     grown = max(sizes[20:]) - sizes[20]
     assert (scorer.rows, scorer.scored, scorer.bad) == (n, n - 1, 1)
-    assert f"row {missing}: column 'completion' is missing" in (tmp_path / "log").read_text()
+    assert f"row {missing + 1}: column 'completion' is missing" in (tmp_path / "log").read_text()
     seen = 0
     with out.open() as lines:
         for i, line in enumerate(lines):

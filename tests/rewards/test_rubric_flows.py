@@ -103,7 +103,7 @@ def test_published_schemas_on_the_command_line(make: Any, names: Any, folder: st
             "--overwrite",
         ],
     )
-    assert f"row 3: column '{rubric}': criterion 0: its weight must be a finite number, got 'many'" in done.output
+    assert f"row 4: column '{rubric}': criterion 0: its weight must be a finite number, got 'many'" in done.output
     assert [r["rubric_list"] is None for r in read(out)] == [i == 3 for i in range(10)]
 
 

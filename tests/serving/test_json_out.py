@@ -115,6 +115,6 @@ def test_score_judges_the_last_turn_of_dialogues(folder, tmp_path):
         )  # fmt: skip
         scores[name] = json.loads(out.read_text())["weighted"]
         if name == "strange":
-            assert "row 0: the dialogue does not begin with the row's prompt" in done.output
+            assert "row 1: the dialogue does not begin with the row's prompt" in done.output
     assert scores["text"] == scores["prompt"] == scores["implicit"] == scores["HH"] and scores["text"] is not None
     assert scores["strange"] is None
