@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -126,7 +127,7 @@ def _judgement(b: BenchmarkResult, best: str, figure: Figure) -> str:
     if figure["low"] is None or figure["high"] is None:
         are = "is" if items == "1 item" else "are"
         return f"{items} {are} too few for an interval, so the scores cannot be compared: add rows of other prompts."
-    label = f", the most probable label of {_of(best)}," if best.endswith(ARGMAX) else ""
+    label = f", the most probable label of {_of(best)} (readout: mode)," if best.endswith(ARGMAX) else ""
     head = f"{best}{label} is the best score, with {b['primary']} {_shown(figure)} on {items}"
     if prompts < FEW:
         return f"{head}, too few to conclude anything from: add rows of other prompts, {FEWEST} or more."
@@ -134,7 +135,7 @@ def _judgement(b: BenchmarkResult, best: str, figure: Figure) -> str:
         return f"{head}, which is below chance ({chance:g}): it ranks these rows backwards, so do not train on it."
     if figure["low"] <= chance:
         need = rows_needed(value - chance, figure["low"], figure["high"], figure["n"])
-        told = _wanted(need, value - chance, figure["low"] - chance, figure["high"] - chance, figure["n"])
+        told = _wanted(need, value - chance, figure["low"] - chance, figure["high"] - chance, figure["n"], prompts)
         return f"{head}, which is not separated from chance ({chance:g}): do not train on it yet; {told}."
     if length is None:
         return f"{head}; length could not be compared."
@@ -143,10 +144,10 @@ def _judgement(b: BenchmarkResult, best: str, figure: Figure) -> str:
     if length.high < 0:
         return f"{head}, but length alone does better ({length}): do not train on it as it is."
     need = rows_needed(length.value, length.low, length.high, length.n)
-    return f"{head}, but is not separated from length ({length}): {_wanted(need, *length)}."
+    return f"{head}, but is not separated from length ({length}): {_wanted(need, *length, prompts)}."
 
 
-def _wanted(need: int | None, value: float, low: float, high: float, n: int) -> str:
+def _wanted(need: int | None, value: float, low: float, high: float, n: int, prompts: int) -> str:
     """What to do about a lead that is not separated: how many items would tell, or that no number will."""
     if value <= 0 and high < USEFUL:
         return (
@@ -154,11 +155,19 @@ def _wanted(need: int | None, value: float, low: float, high: float, n: int) -> 
             "try another prompt or judge"
         )
     if value <= 0:
-        wide = about(rows_needed(USEFUL, low, high, n) or 0)
+        wide = _items(rows_needed(USEFUL, low, high, n) or 0, n, prompts)
         return f"it is not ahead here, but these are too few to tell: about {wide} would show a lead of {USEFUL:g}"
     if need is None or need > MOST_ROWS:
         return "the lead is too small for any number of rows one would collect: try another prompt or judge"
-    return f"about {about(need)} items would settle a lead of this size (80 % power, by the width of this interval)"
+    return (
+        f"about {_items(need, n, prompts)} would settle a lead of this size (80 % power, by the width of this interval)"
+    )
+
+
+def _items(need: int, n: int, prompts: int) -> str:
+    """So many items, of so many prompts where here several of n items share one."""
+    more = f" of {about(math.ceil(need * prompts / n))} prompts" if prompts < n else ""
+    return f"{about(need)} items{more}"
 
 
 def _next(b: BenchmarkResult, best: str, rated: dict[str, Figure], probes: set[str]) -> str:

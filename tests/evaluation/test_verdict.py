@@ -59,9 +59,9 @@ AHEAD, LEVEL, BEHIND = (0.2, 0.08, 0.32), (0.1, -0.05, 0.25), (-0.15, -0.28, -0.
         (results({"weighted": (0.4, 0.3, 0.5), "length": LENGTH}, {}),
          ["not even a lead of 0.05", "another prompt or judge"], ["would"]),
         (results({"weighted": (0.43, 0.3, 0.56), "length": LENGTH}, {}),
-         ["not ahead here, but these are too few to tell: about 830 would show a lead of 0.05"], ["another prompt"]),
+         ["but these are too few to tell: about 830 items would show a lead of 0.05"], ["another prompt"]),
         (results({"weighted": GOOD, "length": LENGTH}, {("weighted", "length"): (-0.05, -0.2, 0.1)}),
-         ["not separated from length", "too few to tell: about 1,200 would"], ["another prompt"]),
+         ["not separated from length", "too few to tell: about 1,200 items would"], ["another prompt"]),
         (results({"weighted": GOOD, "verifier": (0.6, 0.5, 0.7), "length": LENGTH},
                  {("weighted", "length"): AHEAD, ("weighted", "verifier"): (0.15, 0.02, 0.28)}),
          ["It is separated from the next, verifier (+0.150 [+0.020, +0.280])"], []),
@@ -91,7 +91,7 @@ AHEAD, LEVEL, BEHIND = (0.2, 0.08, 0.32), (0.1, -0.05, 0.25), (-0.15, -0.28, -0.
          ["0.267 [0.167, 0.383] on 60 items, which is below chance (0.5): it ranks these rows backwards"],
          ["not separated", "weighted is below"]),
         (results({"weighted": CHANCE, "weighted/argmax": GOOD, "length": LENGTH}, {}),
-         ["weighted/argmax, the most probable label of weighted, is the best score"], ["next"]),
+         ["weighted/argmax, the most probable label of weighted (readout: mode), is the best score"], ["next"]),
         (results({"weighted": (1.0, None, None), "length": (1.0, None, None)}, {}),
          ["mine: 60 items are too few for an interval, so the scores cannot be compared"], ["best", "1.000"]),
     ],
@@ -170,3 +170,9 @@ def test_few_prompts_conclude_nothing(prompts: int, n: int, said: str) -> None:
     assert said in text
     if "conclude" in said:
         assert "worth using" not in text and "separated" not in text and "backwards" not in text
+
+
+def test_what_is_still_wanted_is_said_in_prompts_where_items_share_one() -> None:
+    given = results({"weighted": GOOD, "length": LENGTH}, {("weighted", "length"): LEVEL})
+    given["benchmarks"][0]["prompts"] = 20
+    assert "about 280 items of 92 prompts would settle" in " ".join(verdict(given))
