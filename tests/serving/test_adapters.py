@@ -98,20 +98,30 @@ def test_openrlhf_url_and_slime(url: str) -> None:
     assert httpx.post(url + "/remote_rm", json=slime).json() == want()
 
 
-def test_ms_swift(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`orms[name](args=...)`, then `await func(completions, **reward_kwargs)` with messages that end in the answer."""
+def swift_rewards(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """`swift.rewards` with what the adapter imports of it, and the adapter imported into it."""
     rewards = types.ModuleType("swift.rewards")
 
     class AsyncORM:
         def __init__(self, args: Any = None, **kwargs: Any) -> None:
             self.args = args
 
+    class DefaultRMPlugin:
+        def __init__(self, model: Any, template: Any) -> None:
+            self.model, self.template = model, template
+
     rewards.AsyncORM, rewards.orms = AsyncORM, {}  # type: ignore[attr-defined]
+    rewards.rm_plugins = {"default": DefaultRMPlugin}  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "swift", types.ModuleType("swift"))
     monkeypatch.setitem(sys.modules, "swift.rewards", rewards)
     monkeypatch.delitem(sys.modules, "latent_rewards.serving.adapters.ms_swift", raising=False)
     importlib.import_module("latent_rewards.serving.adapters.ms_swift")
-    func = rewards.orms["latent_rewards"](args=object())  # type: ignore[attr-defined]
+    return rewards
+
+
+def test_ms_swift(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`orms[name](args=...)`, then `await func(completions, **reward_kwargs)` with messages that end in the answer."""
+    func = swift_rewards(monkeypatch).orms["latent_rewards"](args=object())
     assert inspect.iscoroutinefunction(type(func).__call__)
     messages = [
         [{"role": "user", "content": p}, {"role": "assistant", "content": a}] for p, a in (("a", "b"), ("c", "d"))
@@ -119,6 +129,23 @@ def test_ms_swift(monkeypatch: pytest.MonkeyPatch) -> None:
     columns = {"trainer_state": object(), "solution": ["x", "y"], "completion_ids": [[1], [2]]}
     got = asyncio.run(func(["b", "d"], messages=messages, **columns))
     assert got == [want("a", "b"), want("c", "d")] and all(type(x) is float for x in got)
+
+
+def test_ms_swift_rows_of_several_data_sets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`RowPreprocessor.rows_to_batched` fills the columns that a row lacks with None."""
+    func = swift_rewards(monkeypatch).orms["latent_rewards"](args=object())
+    asked: list[dict[str, Any]] = []
+
+    async def score_async(rows: list[dict[str, Any]]) -> list[float]:
+        asked.extend(rows)
+        return [0.0] * len(rows)
+
+    module = sys.modules["latent_rewards.serving.adapters.ms_swift"]
+    monkeypatch.setattr(module, "client", lambda: types.SimpleNamespace(score_async=score_async))
+    talk = [{"role": "user", "content": PROMPT}, {"role": "assistant", "content": ANSWER}]
+    columns = {"solution": ["4", None, None], "ground_truth": [None, "8", None], "answer": [None, None, "9"]}
+    asyncio.run(func([ANSWER] * 3, messages=[talk] * 3, trainer_state=None, **columns))
+    assert [row["reference"] for row in asked] == ["4", "8", "9"]
 
 
 def test_nemo_rl(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
