@@ -148,6 +148,15 @@ def test_ms_swift_rows_of_several_data_sets(monkeypatch: pytest.MonkeyPatch) -> 
     assert [row["reference"] for row in asked] == ["4", "8", "9"]
 
 
+def test_ms_swift_reward_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`rm_plugins[rm_plugin](model=rm, template=rm_template)`: scored with the folder's own chat template."""
+    rewards = swift_rewards(monkeypatch)
+    model, template = object(), types.SimpleNamespace(template_backend="swift")
+    plugin = rewards.rm_plugins["latent_rewards"](model=model, template=template)
+    assert isinstance(plugin, rewards.rm_plugins["default"]) and plugin.model is model and plugin.template is template
+    assert template.template_backend == "jinja"
+
+
 def test_nemo_rl(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     """`actor_class.options(...).remote(config)`, then `step(message_log_batch, metadata)`."""
 
