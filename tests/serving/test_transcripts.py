@@ -1,7 +1,7 @@
 """Stacks that cannot be installed here: their calls as their source makes them, against a real HTTP server.
 
 Sources, read on 26 November 2026, with their commits: AReaL `areal/workflow/rlvr.py`, `areal/api/reward_api.py`
-4aef98d; EasyR1 `verl/workers/reward/function.py` b44b311; SkyRL
+cbff54d; EasyR1 `verl/workers/reward/function.py` b44b311; SkyRL
 `skyrl-gym/skyrl_gym/envs/{base_text_env,registration}.py`, `skyrl/train/generators/skyrl_gym_generator.py` a956457;
 open-instruct `open_instruct/{ground_truth_utils,vllm_utils}.py` e6c3044; rLLM `rllm/eval/_resolution.py`,
 `rllm/eval/reward_fns/_helpers.py`, `rllm/workflows/simple_workflow.py` 9beb6e0; oat
