@@ -26,19 +26,25 @@ from servers import in_thread
 pytest.importorskip("fastapi")
 pytest.importorskip("prometheus_client")
 
-from latent_rewards import build_reward
+from latent_rewards import VerifierReward, build_reward
 from latent_rewards.serving import JudgeServerError, adapters
 from latent_rewards.serving.service import Service
 from latent_rewards.serving.settings import ServeSettings
 
 CHATML = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n".format
 PROMPT, ANSWER = "Name a prime.", "Seven."
+REWARDS = ("weighted", "verifier", "odds")
+
+
+def named(name: str, judge: Any) -> Any:
+    return VerifierReward(judge, output="log_odds") if name == "odds" else build_reward(name, judge)
 
 
 @pytest.fixture(scope="module")
 def url() -> Any:
-    rewards = ("weighted", "verifier")
-    service = Service([FakeJudge()], lambda j: {n: build_reward(n, j) for n in rewards}, ServeSettings(linger=0.0))
+    judge: Any = FakeJudge()
+    judge.blocks = types.SimpleNamespace(config=types.SimpleNamespace(hidden_size=8))  # for /info
+    service = Service([judge], lambda j: {n: named(n, j) for n in REWARDS}, ServeSettings(linger=0.0))
     with in_thread(service) as it:
         yield it
 
@@ -52,7 +58,7 @@ def configured(url: str, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def want(prompt: Any = PROMPT, answer: str = ANSWER, reward: str = "weighted") -> Any:
-    return pytest.approx(float(build_reward(reward, FakeJudge()).score([prompt], [answer])[0]), rel=1e-6)
+    return pytest.approx(float(named(reward, FakeJudge()).score([prompt], [answer])[0]), rel=1e-6)
 
 
 def test_verl() -> None:
@@ -73,20 +79,34 @@ def test_verl() -> None:
         asyncio.run(call(functools.partial(module.compute_score, prompt_key="question")))
 
 
-def test_openrlhf_file() -> None:
+def openrlhf_info(answer: str = ANSWER) -> Any:
     """`SingleTurnAgentExecutor`: loads the file, calls it with one sample in a thread, reads the dict."""
     path = Path(adapters.__file__).parent / "openrlhf.py"
     spec: Any = importlib.util.spec_from_file_location("reward_func", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    query, prompt = CHATML(PROMPT) + ANSWER + "<|im_end|>", CHATML(PROMPT)
+    query, prompt = CHATML(PROMPT) + answer + "<|im_end|>", CHATML(PROMPT)
 
     async def fetch() -> Any:
         return await asyncio.gather(asyncio.to_thread(module.reward_func, [query], [prompt], ["7"]))
 
     (info,) = asyncio.run(fetch())
+    return info
+
+
+def test_openrlhf_file(url: str) -> None:
+    info = openrlhf_info()
     assert isinstance(info["rewards"], torch.Tensor) and info["rewards"].shape == (1,)
-    assert float(info["rewards"][0]) == want() and float(info["scores"][0]) == want()
+    assert float(info["rewards"][0]) == want()
+    payload = {"query": [CHATML(PROMPT) + ANSWER], "prompts": [CHATML(PROMPT)], "labels": ["7"]}
+    by_route = httpx.post(url + "/get_reward", json=payload).json()["scores"]
+    assert info["scores"].tolist() == pytest.approx(by_route, rel=1e-6) and by_route != pytest.approx([want()])
+
+
+def test_openrlhf_file_gives_no_scores_for_a_reward_without_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LATENT_REWARDS_REWARD", "odds")
+    info = openrlhf_info()
+    assert "scores" not in info and float(info["rewards"][0]) == want(reward="odds")
 
 
 def test_openrlhf_url_and_slime(url: str) -> None:
