@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx2 as httpx
+import numpy as np
 import pytest
 import torch
 from contracts import UNREADABLE, FakeJudge
@@ -77,6 +78,26 @@ def test_verl() -> None:
     assert set(asyncio.run(call(routed))) == {"score"}
     with pytest.raises(ValueError, match="extra_info has no 'question'"):
         asyncio.run(call(functools.partial(module.compute_score, prompt_key="question")))
+
+
+def test_verl_prompt_of_the_agent_loop() -> None:
+    """`extra_info.update(tool_extra_fields.items())`, which hold `raw_prompt`, as `naive` and `remote` do it."""
+    module = importlib.import_module("latent_rewards.serving.adapters.verl")
+    talk = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": PROMPT}]
+    info: dict[str, Any] = {}
+    info.update({"turn_scores": [], "raw_prompt": np.array([*talk, None], dtype=object)[:2]}.items())
+    asked = {"data_source": "d", "solution_str": ANSWER, "ground_truth": "7"}
+    assert asyncio.run(module.compute_score(**asked, extra_info=info)) == {"score": want(talk)}
+    assert asyncio.run(module.compute_score(**asked, extra_info=info | {"prompt": PROMPT})) == {"score": want()}
+
+
+def test_verl_in_processes_of_its_own() -> None:
+    """`RemoteRewardManager` asserts that the function is not async, and calls it in a Ray actor."""
+    function = importlib.import_module("latent_rewards.serving.adapters.verl").compute_score_sync
+    assert not inspect.iscoroutinefunction(function)
+    asked = {"data_source": "d", "solution_str": ANSWER, "ground_truth": "7"}
+    chosen = functools.partial(function, reward="verifier")
+    assert chosen(**asked, extra_info={"raw_prompt": PROMPT}) == {"score": want(reward="verifier")}
 
 
 def openrlhf_info(answer: str = ANSWER) -> Any:
