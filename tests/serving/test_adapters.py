@@ -11,6 +11,8 @@ import functools
 import importlib
 import importlib.util
 import inspect
+import json
+import re
 import sys
 import types
 from abc import ABC
@@ -263,6 +265,22 @@ def test_verifiers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, url: str) ->
     task = types.SimpleNamespace(prompt_text=PROMPT, withheld_prompt_text="")
     trace = types.SimpleNamespace(last_reply=ANSWER)
     assert asyncio.run(judge.score(task, trace)) == want(reward="verifier")
+
+
+def test_the_option_of_verifiers_that_the_pages_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The real package: its `eval` takes no option that it does not know."""
+    config = pytest.importorskip("verifiers.v1.configs.cli.eval")
+    adapter = "latent_rewards.serving.adapters.verifiers"
+    (tmp_path / "latent_judge.py").write_text(f"from {adapter} import *\nfrom {adapter} import __all__\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for text in (Path(adapters.__file__).parent / "verifiers.py", Path(__file__).parents[2] / "docs" / "stacks.md"):
+        found: Any = re.search(r"--(env[\w.]+judges) '(\[.*?\])'", text.read_text(encoding="utf-8"))
+        value: Any = json.loads(found[2])
+        for key in reversed(found[1].split(".")):
+            value = {key: value}
+        value["env"]["taskset"] |= {"id": "openenv", "base_url": "http://env"}
+        (judge,) = config.EvalConfig.model_validate(value).env.taskset.task.judges
+        assert judge.server == "http://judge:8077"
 
 
 def test_a_score_that_cannot_be_read_is_an_error_in_every_stack(url: str) -> None:
