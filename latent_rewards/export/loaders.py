@@ -68,15 +68,16 @@ def verl(folder: str, talks: Sequence[Messages], dtype: str, device: str) -> Fou
 
 
 def swift(folder: str, talks: Sequence[Messages], dtype: str, device: str) -> Found:
-    """`--reward_model folder --template_backend jinja`: its loader, template and default plugin (4.6)."""
+    """`--reward_model folder --reward_model_plugin latent_rewards`: its loader, template and plugin (4.6)."""
     from swift.model import get_model_processor
     from swift.rewards.rm_plugin import DefaultRMPlugin
     from swift.template import get_template
 
     options = {"torch_dtype": getattr(torch, dtype), "device_map": device}
     model, processor = get_model_processor(folder, task_type="seq_cls", num_labels=1, **options)
-    template = get_template(processor, template_backend="jinja")
+    template = get_template(processor)
     template.set_mode("train")
+    template.template_backend = "jinja"  # as the plugin of latent_rewards.serving.adapters.ms_swift does
     ids = [list(template.encode({"messages": talk})["input_ids"]) for talk in talks]
     scores = DefaultRMPlugin(model.eval(), template)([{"messages": talk} for talk in talks])
     return scores.float()[:, None].tolist(), ids

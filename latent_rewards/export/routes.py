@@ -8,6 +8,7 @@ from pathlib import Path
 
 from latent_rewards.files.types import JsonObject
 
+_PLUGIN = "latent_plugin.py: import latent_rewards.serving.adapters.ms_swift"
 _SERVED = "# the judge itself, on a server: latent-rewards serve --judge"
 
 
@@ -31,7 +32,8 @@ def _single(folder: str | Path, bias: float) -> dict[str, str]:
         "TRL": f'GRPOTrainer(reward_funcs="{folder}", ...)   # conversational prompts only: others get no judge prompt',
         "verl": f"reward.reward_model.enable=True reward.reward_model.model_path={folder} "
         "reward.reward_model.rollout.name=vllm reward.reward_model.rollout.tensor_model_parallel_size=1",
-        "ms-swift": f"--reward_model {folder} --template_backend jinja   # without jinja: not the judge prompt",
+        "ms-swift": f"--external_plugins latent_plugin.py --reward_model {folder} "
+        f"--reward_model_plugin latent_rewards   # {_PLUGIN}; with its own plugin: not the judge prompt",
         "vLLM": f"vllm serve {folder} --runner pooling --pooler-config '{json.dumps({'logit_mean': -bias})}'   "
         '# POST /classify {"messages": [...], "use_activation": false}',
         "SGLang": f"python -m sglang.launch_server --model-path {folder} --is-embedding   "
@@ -49,7 +51,7 @@ def _several(folder: str | Path, about: JsonObject, served: str) -> dict[str, st
         "TRL": f"no line: {one}",
         "verl": "reward.custom_reward_function.path=pkg://latent_rewards.serving.adapters.verl "
         f"reward.custom_reward_function.name=compute_score   # {one}",
-        "ms-swift": f"--external_plugins .../serving/adapters/ms_swift.py --reward_funcs latent_rewards   # {one}",
+        "ms-swift": f"--external_plugins latent_plugin.py --reward_funcs latent_rewards   # {_PLUGIN}; {one}",
         "vLLM": f"vllm serve {folder} --runner pooling   "
         f'# POST /classify {{"messages": [...], "use_activation": {activation}}}: {what}',
         "SGLang": f"python -m sglang.launch_server --model-path {folder} --is-embedding   "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -48,6 +49,18 @@ class RewardClient:
     async def score_async(self, rows: Sequence[Mapping[str, Any]]) -> list[float]:
         """As `score`."""
         return self._scores(await self.transport.request_async("POST", "/score", self._payload(rows)))
+
+    @functools.cached_property
+    def bounds(self) -> tuple[float, float] | None:
+        """Lowest and highest reward that can be, asked once; None where there is no end, or the server says nothing.
+
+        Raises:
+            JudgeServerError: no answer.
+        """
+        about = self.transport.request("GET", "/info")
+        name = next(iter(about["rewards"])) if self.reward is None else self.reward
+        ends = about.get("bounds", {}).get(name)
+        return None if ends is None else (float(ends[0]), float(ends[1]))
 
     def _payload(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         check_lists(rows=rows)

@@ -121,7 +121,7 @@ class GenerateResponse(BaseModel):
 
 
 class Info(BaseModel):
-    """What this server is."""
+    """What this server is; `rewards` has the prompt of each, `bounds` its lowest and highest, or null for no end."""
 
     judge: str
     revision: str
@@ -130,6 +130,7 @@ class Info(BaseModel):
     width: int
     capabilities: list[str]
     rewards: dict[str, str]
+    bounds: dict[str, tuple[float, float] | None]
     max_rows: int
     max_text_chars: int
     version: str

@@ -210,7 +210,8 @@ def test_usage_names_every_stack(judge, tmp_path):
     lines = usage(export_probe(judge, random_probe(judge, 2), tmp_path / "out"))
     assert set(lines) == {"TRL", "verl", "OpenRLHF", "ms-swift", "vLLM", "SGLang"}
     assert '"logit_mean": -3.0' in lines["vLLM"] and "3 is to be added" in lines["SGLang"]
-    assert "--template_backend jinja" in lines["ms-swift"] and "tensor_model_parallel_size=1" in lines["verl"]
+    assert "--reward_model_plugin latent_rewards" in lines["ms-swift"] and "template_backend" not in lines["ms-swift"]
+    assert "tensor_model_parallel_size=1" in lines["verl"]
     assert "/get_reward" in lines["OpenRLHF"] and "model_name_or_path" not in lines["OpenRLHF"]
 
 

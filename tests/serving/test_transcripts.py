@@ -1,9 +1,9 @@
 """Stacks that cannot be installed here: their calls as their source makes them, against a real HTTP server.
 
 Sources, read on 26 November 2026, with their commits: AReaL `areal/workflow/rlvr.py`, `areal/api/reward_api.py`
-4aef98d; EasyR1 `verl/workers/reward/function.py` b44b311; SkyRL
+cbff54d; EasyR1 `verl/workers/reward/function.py` b44b311; SkyRL
 `skyrl-gym/skyrl_gym/envs/{base_text_env,registration}.py`, `skyrl/train/generators/skyrl_gym_generator.py` a956457;
-open-instruct `open_instruct/{ground_truth_utils,vllm_utils}.py` e6c3044; rLLM `rllm/eval/rollout_decorator.py`,
+open-instruct `open_instruct/{ground_truth_utils,vllm_utils}.py` e6c3044; rLLM `rllm/eval/_resolution.py`,
 `rllm/eval/reward_fns/_helpers.py`, `rllm/workflows/simple_workflow.py` 9beb6e0; oat
 `oat/oracles/{base,countdown}.py`, `oat/actors/reward.py` c1a074c; LLaMA-Factory
 `src/llamafactory/train/ppo/{ppo_utils,trainer}.py` ff6d4d1; slime `slime/rollout/rm_hub/__init__.py` 624b824; miles
@@ -17,6 +17,7 @@ import asyncio
 import functools
 import importlib
 import importlib.util
+import inspect
 import json
 import sys
 import types
@@ -185,7 +186,7 @@ def test_open_instruct(want: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_rllm(want: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`reward_function(task, action)` with an `Action`, and `evaluator(task, episode)` with a `Task` or a row."""
+    """`reward_function(task, action)` with an `Action`; `evaluator.evaluate(task, episode)` with a `Task` or a row."""
 
     @dataclass
     class RewardOutput:
@@ -195,11 +196,30 @@ def test_rllm(want: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     class Action(NamedTuple):
         action: str
 
+    @dataclass
+    class EvalOutput:
+        reward: float
+        is_correct: bool
+        signals: list[Any] = field(default_factory=list)
+        metadata: dict[str, Any] = field(default_factory=dict)
+
     def extract_answer_text(episode: Any) -> str:
         return str(episode.artifacts["answer"])
 
+    def adapted(evaluator: Any) -> Any:
+        """`_adapt_legacy_evaluator`: an evaluator of dicts gets the metadata alone."""
+        first = next(iter(inspect.signature(evaluator.evaluate).parameters.values()))
+        dicts = first.annotation is dict or str(first.annotation).startswith("dict")
+        if not dicts and first.name not in ("task_data", "task_info"):
+            return evaluator.evaluate
+        return lambda task, episode: evaluator.evaluate(task.metadata, episode)
+
     stub(monkeypatch, rllm__rewards__reward_types={"RewardOutput": RewardOutput})
-    stub(monkeypatch, rllm__eval__reward_fns___helpers={"extract_answer_text": extract_answer_text})
+    stub(
+        monkeypatch,
+        rllm__eval__reward_fns___helpers={"extract_answer_text": extract_answer_text},
+        rllm__eval__types={"EvalOutput": EvalOutput},
+    )
     module = adapter("rllm", monkeypatch)
     function = module.latent_reward_fn
     task = {"question": ASKED, "ground_truth": TRUE, "data_source": "d"}
@@ -209,7 +229,13 @@ def test_rllm(want: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     episode = types.SimpleNamespace(artifacts={"answer": SAID + "<|im_end|>"})
     row = types.SimpleNamespace(instruction="", metadata=task)
     own = types.SimpleNamespace(instruction=ASKED, metadata={"ground_truth": TRUE})
-    assert [module.latent_evaluator(t, episode) for t in (row, own, task)] == [want] * 3
+    blocks = types.SimpleNamespace(instruction=[{"type": "text", "text": ASKED}], metadata={"ground_truth": TRUE})
+    by_row = {"instruction": ASKED, "ground_truth": TRUE}
+    evaluate = adapted(module.latent_evaluator)
+    found = [evaluate(t, episode) for t in (row, own, blocks)]
+    found += [module.latent_evaluator.evaluate(t, episode) for t in (task, by_row)]
+    assert [f.reward for f in found] == [want] * 5 and all(isinstance(f, EvalOutput) for f in found)
+    assert all(f.is_correct == (f.reward > 0) for f in found)
     with pytest.raises(ValueError, match="without what was asked"):
         function({"ground_truth": TRUE}, SAID)
 

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import tempfile
 from pathlib import Path
 
 import torch
@@ -10,11 +11,12 @@ from swift.rl_core.data import GRPOSample
 from swift.rl_core.grpo_algorithm import compute_rewards_per_func
 from swift.utils import import_external_file
 
-import latent_rewards.serving.adapters
-
 
 def main() -> None:
-    import_external_file(str(Path(latent_rewards.serving.adapters.__file__).parent / "ms_swift.py"))
+    with tempfile.TemporaryDirectory() as folder:
+        plugin = Path(folder, "latent_plugin.py")  # as docs/stacks.md has it
+        plugin.write_text("import latent_rewards.serving.adapters.ms_swift\n")
+        import_external_file(str(plugin))
     rows, function = json.load(sys.stdin), orms["latent_rewards"](args=None)
     samples = [
         GRPOSample.from_row({

@@ -29,7 +29,7 @@ def main() -> None:
         function, manager = get_custom_reward_fn(config), load_reward_manager(config, tokenizer)
         out: dict[str, list[float]] = {"get_custom_reward_fn": [], "run_single": []}
         for row in rows:
-            info = {"prompt": row["prompt"]}
+            info, talk = {"prompt": row["prompt"]}, [{"role": "user", "content": row["prompt"]}]
             asked = {"data_source": "d", "solution_str": row["completion"], "ground_truth": row["reference"]}
             out["get_custom_reward_fn"].append((await function(**asked, extra_info=info))["score"])
             ids = tokenizer(row["completion"], add_special_tokens=False, return_tensors="pt")["input_ids"]
@@ -38,7 +38,8 @@ def main() -> None:
                 non_tensors={
                     "data_source": np.array(["d"], dtype=object),
                     "reward_model": np.array([{"ground_truth": row["reference"]}], dtype=object),
-                    "extra_info": np.array([dict(info)], dtype=object),
+                    "extra_info": np.array([{}], dtype=object),
+                    "tool_extra_fields": np.array([{"raw_prompt": talk}], dtype=object),  # as the agent loop adds it
                 },
             )
             out["run_single"].append((await manager.run_single(data))["reward_score"])

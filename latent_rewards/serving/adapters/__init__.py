@@ -3,7 +3,8 @@
 The server's URL comes from `LATENT_REWARDS_SERVER`, its token from `LATENT_REWARDS_TOKEN`, the name of the reward
 from `LATENT_REWARDS_REWARD` (default: the server's first), seconds after which a request is given up from
 `LATENT_REWARDS_DEADLINE` (default: a little less than the stack waits, 600 where it waits for ever). A score that
-cannot be read is an error here: none of these stacks has a way to leave a row out.
+cannot be read is an error here: no reward function of these stacks can leave a row out. What a stack makes of an error
+is in docs/stacks.md: most stop, some go on without the sample, or count 0.
 """
 
 from __future__ import annotations

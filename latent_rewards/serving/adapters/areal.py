@@ -3,11 +3,13 @@
     RLVRWorkflow(reward_fn="latent_rewards.serving.adapters.areal.reward_fn", ...)
 
 AReaL waits 15 seconds, asks three times more, and then counts 0 without an error (`areal/api/reward_api.py`). So
-this gives up after 12, with an error; AReaL repeats it as often, and then stops. Where a judge needs longer, wrap
-the function in a workflow of your own with `AsyncRewardWrapper(reward_fn, timeout_seconds=600)` and set
-LATENT_REWARDS_DEADLINE=590.
+this gives up after 12, with an error; AReaL repeats it as often, and then leaves out the sample with its whole group
+and takes the next prompt. Nothing stops: where the judge is away, the run waits for a batch without end. Watch
+`rollout/rejected`. Where a judge needs longer, wrap the function in a workflow of your own with
+`AsyncRewardWrapper(reward_fn, timeout_seconds=600)` and set LATENT_REWARDS_DEADLINE=590.
 
-Source: AReaL `areal/api/reward_api.py`, `areal/workflow/rlvr.py`, read on 26 November 2026 at commit 4aef98d.
+Source: AReaL `areal/api/reward_api.py`, `areal/workflow/rlvr.py`, `areal/infra/workflow_executor.py`,
+`areal/infra/remote_inf_engine.py`, read on 28 November 2026 at commit cbff54d.
 """
 
 from __future__ import annotations

@@ -4,7 +4,10 @@
     from nemo_rl.environments.utils import register_env
     name = "latent_rewards.serving.adapters.nemo_rl.LatentRewardsEnvironment"
     ACTOR_ENVIRONMENT_REGISTRY[name] = PY_EXECUTABLES.SYSTEM
-    register_env("latent_rewards", name)  # then `env: {latent_rewards: {server: http://judge:8077}}`
+    register_env("latent_rewards", name)
+
+    env: {latent_rewards: {server: http://judge:8077}}
+    data: {default: {env_name: latent_rewards}}
 
 The user's content is the prompt as the chat template renders it (the messages themselves are not there); a usual
 template is taken apart again, and a system message that the template puts in by itself is one of the prompt. What

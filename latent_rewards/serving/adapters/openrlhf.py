@@ -3,7 +3,12 @@
     --reward.remote_url /path/to/latent_rewards/serving/adapters/openrlhf.py
     --reward.remote_url http://judge:8077/get_reward
 
-Source: OpenRLHF `openrlhf/utils/agent.py` (called with one sample, in a thread).
+Dynamic filtering compares the mean of a group's `scores` with `--algo.dynamic_filtering_range` (0 and 1 by default), so
+they are the rewards mapped from their bounds to 0..1, as the route does it; a reward without bounds (log-odds) gives
+none, OpenRLHF takes the rewards, and the range has to be in their units.
+
+Source: OpenRLHF 0.11.2 `openrlhf/utils/agent.py` (called with one sample, in a thread),
+`openrlhf/trainer/ppo_utils/samples_generator.py`.
 """
 
 from __future__ import annotations
@@ -22,5 +27,9 @@ def reward_func(queries: list[str], prompts: list[str], labels: list[Any]) -> di
         {"prompt": plain_prompt(prompt), "completion": split_query(query, prompt), **truth_slots(label)}
         for query, prompt, label in zip(queries, prompts, labels, strict=True)
     ]
-    rewards = torch.tensor(client().score(rows))
-    return {"rewards": rewards, "scores": rewards, "extra_logs": {"latent_reward": rewards}}
+    rewards, bounds = torch.tensor(client().score(rows)), client().bounds
+    found = {"rewards": rewards, "extra_logs": {"latent_reward": rewards}}
+    if bounds is not None and bounds[0] < bounds[1]:
+        low, high = bounds
+        found["scores"] = ((rewards - low) / (high - low)).clamp(0.0, 1.0)
+    return found

@@ -3,7 +3,9 @@
     from skyrl_gym.envs import register
     register(id="latent_rewards", entry_point="latent_rewards.serving.adapters.skyrl:LatentRewardsEnv")
 
-inside the Ray task that runs the experiment (`skyrl_entrypoint`), and `env_class: latent_rewards` in the data.
+inside the Ray task that runs the experiment (`skyrl_entrypoint`), and `env_class: latent_rewards` in the data. SkyRL
+passes only variables that it names on to Ray: on a cluster that already runs, put LATENT_REWARDS_SERVER and the others
+into Ray's `runtime_env`.
 
 Source: SkyRL `skyrl-gym/skyrl_gym/envs/base_text_env.py`, `skyrl/train/generators/skyrl_gym_generator.py`,
 `examples/train/multiply/main_multiply.py`, read on 26 November 2026 at commit a956457.

@@ -2,8 +2,8 @@
 
     --custom-rm-path latent_rewards.serving.adapters.slime.reward_func
 
-It sends the token, asks for a whole group at once (`--group-rm`), and what a sample's `metadata` holds under
-`reference`, `rubrics` or `criteria` travels.
+It sends the token, asks for a whole group at once (`--group-rm`, not with an eval set: evaluation asserts that it is
+off), and what a sample's `metadata` holds under `reference`, `rubrics` or `criteria` travels.
 
 Source: slime `slime/rollout/rm_hub/__init__.py`, `slime/utils/types.py` at commit 624b824, miles
 `miles/rollout/rm_hub/__init__.py` at commit 31f1ca9, read on 26 November 2026.

@@ -4,9 +4,10 @@
     from latent_rewards.serving.adapters.verifiers import *
     from latent_rewards.serving.adapters.verifiers import __all__  # by which the loader finds the judge
 
-    --taskset.task.judges '[{"id": "latent_judge", "server": "http://judge:8077"}]'
+    --env.taskset.task.judges '[{"id": "latent_judge", "server": "http://judge:8077"}]'
 
-Source: verifiers 0.4 `verifiers/v1/{judge,task}.py`, `verifiers/v1/utils/loaders.py`.
+Source: verifiers 0.4.0 `verifiers/v1/{judge,task}.py`, `verifiers/v1/configs/task.py`,
+`verifiers/v1/utils/loaders.py`.
 """
 
 from __future__ import annotations
