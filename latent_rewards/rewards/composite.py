@@ -102,6 +102,10 @@ class ContrastiveReward(LatentReward):
         baselines = [self.baseline(r) for r in rows]
         return first_reasons(self.reward.reasons(rows, readings[:own]), self.reward.reasons(baselines, readings[own:]))
 
+    def facts_of(self, rows: Sequence[Mapping[str, Any]], readings: Sequence[Reading]) -> dict[str, Any]:
+        """Those of the reward on the rows themselves."""
+        return self.reward.facts_of(rows, readings[: len(readings) // 2])
+
     def scores_of(self, rows: Sequence[Mapping[str, Any]], readings: Sequence[Reading]) -> np.ndarray:
         """(B,) differences, in the reward's units; the reward's floor for a reply that ends inside its thought."""
         own = len(readings) // 2

@@ -227,8 +227,7 @@ class GuardedReward(LatentReward):
         own = len(self.reward.requests(rows))
         alone, _ = self.reward.rewards_of(rows, readings[:own])
         scores = alone
-        judged = [self.prompt.as_judged(r) for r in rows]
-        low = np.array([bool(broken_guards(r["prompt"], r["completion"], self.guards)) for r in judged], dtype=bool)
+        low = np.array([bool(broken) for broken in self._broken(rows)], dtype=bool)
         if self.gate is not None and self.gate_below is not None:
             below = self._gate_scores(rows, readings[own:]) - self.gate_below
             if self.gate_slope is None:
@@ -248,6 +247,19 @@ class GuardedReward(LatentReward):
             if self.gate is None
             else first_reasons(found, self.gate.reasons(self._uncopied(rows), readings[own:]))
         )
+
+    def facts_of(self, rows: Sequence[Mapping[str, Any]], readings: Sequence[Reading]) -> dict[str, Any]:
+        """Those of the reward, the share of completions that break a rule, and which ones each breaks."""
+        found = self.reward.facts_of(rows, readings[: len(self.reward.requests(rows))])
+        broken = self._broken(rows)
+        return {
+            "metrics": found.get("metrics", {}) | {"broken": float(np.mean([bool(b) for b in broken]))},
+            "extra": found.get("extra", {}) | {"broken": [", ".join(b) for b in broken]},
+        }
+
+    def _broken(self, rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+        judged = [self.prompt.as_judged(r) for r in rows]
+        return [broken_guards(r["prompt"], r["completion"], self.guards) for r in judged]
 
     def _gate_scores(self, rows: Sequence[Mapping[str, Any]], readings: Sequence[Reading]) -> np.ndarray:
         assert self.gate is not None

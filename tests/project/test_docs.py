@@ -95,7 +95,7 @@ def test_the_first_page_prints_what_it_says(printed: dict[str, Any]) -> None:
     ]
     assert len(shown) == 2
     for text, (out, _) in zip(shown, printed["README.md"], strict=True):
-        said, was = (re.sub(r"('weighted/seconds': )[\d.]+", r"\g<1>0", t) for t in (text, out))
+        said, was = (re.sub(r"('weighted-guarded/seconds': )[\d.]+", r"\g<1>0", t) for t in (text, out))
         # The trainer prints a line of its own before ours.
         was = "\n".join(was.splitlines()[-len(said.splitlines()) :])
         number = r"-?\d+\.?\d*"

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from contracts import UNREADABLE, FakeJudge
+from contracts import UNREADABLE, FakeJudge, Logs, trl_kwargs
 
 from latent_rewards import (
     ContrastiveReward,
@@ -90,6 +90,21 @@ def test_guarded_by_hand() -> None:
     threshold = float(np.sort(gate.score(PROMPTS, COMPLETIONS))[1])
     gated = GuardedReward(inner, guards=(), gate=gate, gate_below=threshold).score(PROMPTS, COMPLETIONS)
     np.testing.assert_allclose(gated, np.where(gate.score(PROMPTS, COMPLETIONS) < threshold, 0, plain))
+
+
+def test_what_broke_a_rule_is_logged_beside_what_the_reward_logs() -> None:
+    inner = ProbabilityWeightedReward(FakeJudge())
+    gated = GuardedReward(inner, gate=VerifierReward(inner.judge), gate_below=0.5)
+    plain, contrast = Logs(), Logs()
+    inner(prompts=PROMPTS, completions=COMPLETIONS, **trl_kwargs(3, plain))
+    for guarded in (GuardedReward(inner), gated):
+        logs, name = Logs(), guarded.__name__
+        guarded(prompts=PROMPTS, completions=COMPLETIONS, **trl_kwargs(3, logs))
+        assert logs.metrics[f"{name}/broken"] == pytest.approx(1 / 3)
+        assert logs.extra[f"{name}/broken"] == ["", "blank, opener", ""]
+        assert logs.metrics[f"{name}/uncertainty"] == plain.metrics["weighted/uncertainty"]
+    ContrastiveReward(inner)(prompts=PROMPTS, completions=COMPLETIONS, **trl_kwargs(3, contrast))
+    assert contrast.metrics["weighted-vs-task/uncertainty"] == plain.metrics["weighted/uncertainty"]
 
 
 @pytest.mark.parametrize("slope", [None, 2.0])
