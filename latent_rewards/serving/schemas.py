@@ -130,7 +130,7 @@ class Info(BaseModel):
     width: int
     capabilities: list[str]
     rewards: dict[str, str]
-    bounds: dict[str, tuple[float, float] | None]
+    bounds: dict[str, Annotated[list[float], Field(min_length=2, max_length=2)] | None]
     max_rows: int
     max_text_chars: int
     version: str
