@@ -92,6 +92,14 @@ def test_the_headlines_of_the_judge_are_in_its_results() -> None:
         assert f"`{name}` {less['value']:+.3f} [{less['low']:+.3f}, {less['high']:+.3f}]" in rows[2]
 
 
+def test_the_headline_from_few_right_answers_is_in_its_results() -> None:
+    (row,) = [r for r in section(README, "Headline figures").splitlines() if "from 10 % right" in r]
+    few = result("head-to-head-1.5b-few-right.json")["runs"]
+    for said, other in (("the mean of ten ratings by", "likert_mean_of_ten"), ("of one by", "likert")):
+        value, low, high = head_to_head_report.minus("weighted", other, few)
+        assert f"{said} {value:+.2f} [{low:+.2f}, {high:+.2f}]" in row
+
+
 def test_the_first_screen_is_in_its_results() -> None:
     first = read(README).splitlines()[:22]
     runs, few = (result(f"head-to-head-1.5b{start}.json")["runs"] for start in ("", "-few-right"))
