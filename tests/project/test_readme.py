@@ -130,7 +130,8 @@ def test_the_first_screen_is_in_its_results() -> None:
     assert f"{pairs['pairwise']['accuracy']['value']:.3f}" in text
     assert f"less no task {100 * facts['verifier less no task']['first']['value']:.0f} %" in text
     others = [
-        head_to_head_report.ends(head_to_head_report.runs_of(n, runs)).mean() for n in ("contrast", "contrast_verifier")
+        head_to_head_report.ends(head_to_head_report.runs_of(n, runs)).mean() * 100
+        for n in ("guarded", "contrast", "contrast_verifier")
     ]
     flattered = result("head-to-head-1.5b-flattery.json")["runs"]
     weighted, verifier, likert, contrast, guarded = (
@@ -140,4 +141,7 @@ def test_the_first_screen_is_in_its_results() -> None:
     said = f"`weighted` ends at {weighted:.0f} % right, `verifier` at {verifier:.0f} %, one rating at {likert:.0f} %"
     assert said in text and f"without a task (`contrastive`),\nat {contrast:.0f} % (one seed)" in text
     assert f"{guarded:.0f}" == f"{contrast:.0f}", "with rules (`guarded`), or less no task: one number for both"
-    assert f"above that ends at {100 * others[0]:.0f} % (two seeds), of `verifier` at {100 * others[1]:.0f} %" in text
+    said = "rules end at {:.0f} % (one), `contrastive` at {:.0f} % (two), of `verifier` at {:.0f} % (one)".format(
+        *others
+    )
+    assert said in text
