@@ -212,10 +212,8 @@ class Finisher:
         row.pop(self.config.completions_column, None)
         if row.get(self.config.prompt_column) is None:  # it was inside the completions
             row[self.config.prompt_column] = group.record.get("prompt")
-        dialogue = row.get("messages")
-        if dialogue is not None and dialogue in [
-            row.get(side) for side in SIDES
-        ]:  # what to imitate, as in UltraFeedback
+        sides = [row[side] for side in SIDES if side in row]
+        if row.get("messages") is not None and row["messages"] in sides:  # what to imitate, as in UltraFeedback
             prompt, reply = row[self.config.prompt_column], group.completions[i]
             row["messages"] = [*as_messages(prompt), *as_messages("" if reply is None else reply, "assistant")]
         return row

@@ -143,7 +143,7 @@ def test_openrlhf_url_and_slime(url: str) -> None:
 
 def swift_rewards(monkeypatch: pytest.MonkeyPatch) -> Any:
     """`swift.rewards` with what the adapter imports of it, and the adapter imported into it."""
-    rewards = types.ModuleType("swift.rewards")
+    rewards: Any = types.ModuleType("swift.rewards")
 
     class AsyncORM:
         def __init__(self, args: Any = None, **kwargs: Any) -> None:
@@ -153,8 +153,8 @@ def swift_rewards(monkeypatch: pytest.MonkeyPatch) -> Any:
         def __init__(self, model: Any, template: Any) -> None:
             self.model, self.template = model, template
 
-    rewards.AsyncORM, rewards.orms = AsyncORM, {}  # type: ignore[attr-defined]
-    rewards.rm_plugins = {"default": DefaultRMPlugin}  # type: ignore[attr-defined]
+    rewards.AsyncORM, rewards.orms = AsyncORM, {}
+    rewards.rm_plugins = {"default": DefaultRMPlugin}
     monkeypatch.setitem(sys.modules, "swift", types.ModuleType("swift"))
     monkeypatch.setitem(sys.modules, "swift.rewards", rewards)
     monkeypatch.delitem(sys.modules, "latent_rewards.serving.adapters.ms_swift", raising=False)

@@ -255,6 +255,12 @@ def test_whoever_is_cancelled_or_closed_does_not_wait() -> None:
         started = time.monotonic()
         with pytest.raises(TimeoutError):
             asyncio.run(impatient())
+        ours = transport._ours
+        for _ in range(100):
+            if not (left := asyncio.all_tasks(ours.loop)):
+                break
+            time.sleep(0.05)
+        assert not left, "the request is given up, too"
         with pytest.raises(asyncio.CancelledError):
             asyncio.run(closed())
         assert time.monotonic() - started < 20
