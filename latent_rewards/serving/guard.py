@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import json
 from collections.abc import Iterable
@@ -10,6 +11,7 @@ from typing import Any
 from urllib.parse import parse_qs
 
 OPEN = ("/health", "/ready", "/docs", "/openapi.json")
+_QUIET = 1.0  # seconds without a byte after which what a refused client still sends is no longer waited for
 
 
 class Guard:
@@ -41,16 +43,18 @@ class Guard:
             and scope["path"] not in self.open
             and not _allowed(scope, self.token, self.url_token)
         ):
-            await refuse(send, 401, "unauthorized", "this server needs a bearer token: 'Authorization: Bearer ...'")
+            said = "this server needs a bearer token: 'Authorization: Bearer ...'"
+            await refuse(receive, send, (401, "unauthorized", said), self.body_timeout)
             return
         length = _header(scope, b"content-length")
         if length.isdigit() and int(length[:20]) > self.max_body:
-            await refuse(send, 413, "too_large", f"the body has {int(length[:20])} bytes; the limit is {self.max_body}")
+            said = f"the body has {int(length[:20])} bytes; the limit is {self.max_body}"
+            await refuse(receive, send, (413, "too_large", said), self.body_timeout)
             return
         body = _Body(receive, send, self.max_body, self.body_timeout)
         await self.app(scope, body.receive, body.send)
         if body.refusal is not None and not body.started:
-            await refuse(send, *body.refusal)
+            await refuse(receive, send, body.refusal, self.body_timeout)
 
 
 class _Body:
@@ -89,7 +93,7 @@ class _Body:
             await self._send(message)
         elif not self.started:
             self.started = True
-            await refuse(self._send, *self.refusal)
+            await refuse(self._receive, self._send, self.refusal, self.seconds)
 
 
 def _allowed(scope: Any, token: str, url_token: bool) -> bool:
@@ -104,8 +108,13 @@ def _header(scope: Any, name: bytes) -> bytes:
     return next((v for k, v in scope["headers"] if k == name), b"")
 
 
-async def refuse(send: Any, status: int, kind: str, message: str) -> None:
-    """A JSON error, after which the connection is closed."""
+async def refuse(receive: Any, send: Any, refusal: tuple[int, str, str], seconds: float) -> None:
+    """A JSON error of a status, kind and message, after which the connection is closed.
+
+    What the client still sends is read and thrown away before (RFC 9112, 9.6: a connection that is closed on unread
+    bytes is reset, and the client may lose the answer): until its end, a second of silence, or `seconds` in all.
+    """
+    status, kind, message = refusal
     body = json.dumps({"error": {"type": kind, "message": message, "row": None}}).encode()
     headers = [
         (b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), (b"connection", b"close"),
@@ -113,4 +122,11 @@ async def refuse(send: Any, status: int, kind: str, message: str) -> None:
     if status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
     await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    await send({"type": "http.response.body", "body": body, "more_body": True})
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            more = True
+            while more:
+                part = await asyncio.wait_for(receive(), _QUIET)
+                more = part["type"] == "http.request" and part.get("more_body", False)
+    await send({"type": "http.response.body", "body": b""})

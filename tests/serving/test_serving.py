@@ -361,6 +361,23 @@ def test_the_token_guards_everything_but_health(strict: Server) -> None:
         assert http.post("/score", json=row, headers={"authorization": f"Bearer {TOKEN}"}).status_code == 200
 
 
+@pytest.mark.parametrize(("line", "status"), [("content-length: 3000000", b" 401 "),
+                                              ("transfer-encoding: chunked", b" 413 ")])  # fmt: skip
+def test_a_client_that_is_refused_while_it_sends_is_not_cut_off(strict: Server, line: str, status: bytes) -> None:
+    lines = head(line)
+    if status == b" 401 ":
+        lines = lines.replace(TOKEN.encode(), b"wrong")
+    where = urlsplit(strict.url)
+    part = b"x" * 300_000 if status == b" 401 " else b"493e0\r\n" + b"x" * 300_000 + b"\r\n"
+    with socket.create_connection((where.hostname, where.port), timeout=30) as connection:
+        connection.sendall(lines)
+        for _ in range(10):
+            connection.sendall(part)  # after the answer has been sent; a connection closed on it is reset
+            time.sleep(0.05)
+        answer = connection.makefile("rb").readline()
+    assert status in answer
+
+
 def test_limits_of_rows_texts_and_prompts(strict: Server) -> None:
     from latent_rewards.serving.schemas import PromptSpec
 
