@@ -39,7 +39,7 @@ from trl.data_utils import is_conversational
 from trl.models import unwrap_model_for_generation
 
 from latent_rewards import HFJudge, Reward, build_reward
-from latent_rewards.compat import keep_gradients_finite
+from latent_rewards.compat import keep_gradients_finite, keep_states_whole
 from latent_rewards.data import open_ended
 from latent_rewards.data.prompts import load_prompts
 from latent_rewards.engine import arithmetic
@@ -234,6 +234,7 @@ def build_trainer(training: GRPOConfig, model: ModelConfig, rewards: list[Reward
         train_dataset=rows, quantization_config=get_quantization_config(model), peft_config=get_peft_config(model),
         callbacks=[PrintSteps([reward.__name__ for reward in rewards])],
     )  # fmt: skip
+    keep_states_whole(trainer.model)
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     return trainer

@@ -23,7 +23,7 @@ from transformers import (
 )
 from trl import GRPOConfig, GRPOTrainer
 
-from latent_rewards.compat import keep_gradients_finite
+from latent_rewards.compat import keep_gradients_finite, keep_states_whole
 from latent_rewards.data.facts import Fact, facts, is_right
 from latent_rewards.files.types import JsonObject
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 FORMS = ("right", "wrong", "evasion", "flattery")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # of the policy, here and nowhere else
+ATTENTION = "eager" if DEVICE == "cpu" else "sdpa"  # on a CPU its backward takes half as long
 AT_ONCE = 128 if DEVICE == "cpu" else 1024  # answers sampled in a batch
 FLATTERY = re.compile(
     "10/10|score: 10|wonderful question|clear and accurate answer|best possible answer|here is the answer to your"
@@ -147,7 +148,7 @@ def train(
         learning_rate=args.lr, lr_scheduler_type="constant", beta=0.0, temperature=1.0, shuffle_dataset=False,
         reward_weights=[1.0] if reward is None else [1.0, 0.0], logging_steps=1, save_strategy="no", report_to="none",
         use_cpu=DEVICE == "cpu", bf16=True, gradient_checkpointing=False, disable_tqdm=True, seed=seed,
-        model_init_kwargs={"dtype": "bfloat16"},
+        model_init_kwargs={"dtype": "bfloat16", "attn_implementation": ATTENTION},
     )  # fmt: skip
     held = HeldOutGold(args, tokenizer, title)
     trainer = GRPOTrainer(
@@ -157,6 +158,7 @@ def train(
             r=16, lora_alpha=32, lora_dropout=0.0, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM",
         ),
     )  # fmt: skip
+    keep_states_whole(trainer.model)
     trainer.train()
     logs = [row for row in trainer.state.log_history if "rewards/gold/mean" in row]
     name = "gold" if reward is None else getattr(reward, "__name__", "reward")

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from latent_rewards.compat import keep_gradients_finite
 from latent_rewards.data.facts import Fact, facts, is_right
 from latent_rewards.engine.loading import resolve_model
-from recipes.head_to_head_policy import DEVICE, messages
+from recipes.head_to_head_policy import ATTENTION, DEVICE, messages
 
 if TYPE_CHECKING:
     from recipes.head_to_head import HeadToHead
@@ -41,7 +41,8 @@ def teach(folder: Path, args: HeadToHead) -> Path:
     rng, source = random.Random(0), resolve_model(args.policy)
     tokenizer = AutoTokenizer.from_pretrained(source)
     lora = LoraConfig(r=32, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16), lora).to(DEVICE)
+    base = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16, attn_implementation=ATTENTION)
+    model = get_peft_model(base, lora).to(DEVICE)
     weights = [p for p in model.parameters() if p.requires_grad]
     for p in weights:
         p.data = p.data.float()
@@ -50,9 +51,11 @@ def teach(folder: Path, args: HeadToHead) -> Path:
     steps = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.taught_lr, total_steps=len(todo), pct_start=0.1)
     for i, lesson in enumerate(todo):
         batch, labels = _labelled(tokenizer, lesson)
+        told = labels != -100
         with torch.autocast(DEVICE, dtype=torch.bfloat16):
-            logits = model(**batch, logits_to_keep=labels.shape[1] + 1).logits[:, :-1]
-        loss = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten())
+            hidden = model.get_decoder()(**batch).last_hidden_state[:, -labels.shape[1] - 1 : -1]
+            logits = model.get_output_embeddings()(hidden[told])
+        loss = torch.nn.functional.cross_entropy(logits.float(), labels[told])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0, error_if_nonfinite=True)
         optimizer.step()

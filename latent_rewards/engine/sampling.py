@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import inspect
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from latent_rewards.compat import keep_states_whole
 from latent_rewards.engine.decoder import embedding
 from latent_rewards.engine.rope_switch import RopeSwitch
 
@@ -51,7 +50,7 @@ def sample_answers(
     rope = RopeSwitch(model, model.config.get_text_config(decoder=True))
     config = _config(model, tokenizer, temperature, max_new_tokens=max_new_tokens, top_p=top_p, top_k=top_k)
     out: list[list[str]] = [[] for _ in ids]
-    with _whole_states(model):
+    with keep_states_whole(model):
         for batch in rope.batches([len(r) for r in ids], max_new_tokens):
             rope.reset()
             for i, answers in zip(
@@ -59,26 +58,6 @@ def sample_answers(
             ):
                 out[i] = answers
     return out
-
-
-@contextlib.contextmanager
-def _whole_states(model: PreTrainedModel) -> Iterator[None]:
-    """The LM head gets states that lie side by side in memory.
-
-    Of a prompt it gets a slice, the last position of each text; of such PyTorch multiplies text by text, and on CPU in
-    bfloat16 copies the head's weight for each: 0.5 GB a text of a judge with 1.5B parameters.
-    """
-
-    def side_by_side(module: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return tuple(x.contiguous() if isinstance(x, torch.Tensor) else x for x in args)
-
-    head = model.get_output_embeddings()
-    handle = None if head is None else head.register_forward_pre_hook(side_by_side)
-    try:
-        yield
-    finally:
-        if handle is not None:
-            handle.remove()
 
 
 def _config(model: Any, tokenizer: PreTrainedTokenizerBase, temperature: float, **options: float) -> GenerationConfig:
