@@ -110,6 +110,15 @@ def test_same_seed_same_table(finished: list[Path]) -> None:
     assert answers == again
 
 
+def test_the_policys_head_gets_whole_states(
+    tiny_folder: Path, data_file: Path, tmp_path: Path, head_states: list[tuple[tuple[int, ...], bool]]
+) -> None:
+    """Of a slice of the states PyTorch copies the head's weight for each text, on CPU in bfloat16."""
+    assert grpo.main([*arguments(tiny_folder, tmp_path / "run", data_file), "--max_steps", "1"]) == 0
+    assert any(shape[0] > 1 for shape, _ in head_states), "texts of a batch"
+    assert all(whole for _, whole in head_states)
+
+
 def test_interrupt_keeps_what_there_is(
     tiny_folder: Path, data_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -70,6 +70,15 @@ def test_a_run_that_is_there_stays(finished, capsys):
         run(["--config", str(finished / "config.yaml"), "--only", "wieghted"])
 
 
+def test_the_policys_head_gets_whole_states(finished, tmp_path, head_states):
+    options = yaml.safe_load((finished / "config.yaml").read_text())
+    told = {"output_dir": str(tmp_path / "run"), "rewards": {"gold": {"reward": "gold"}}, "steps": 1, "timed": 0}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(options | told, sort_keys=False), encoding="utf-8")
+    run(["--config", str(tmp_path / "config.yaml")])
+    assert any(shape[0] > 1 for shape, _ in head_states), "texts of a batch"
+    assert all(whole for _, whole in head_states)
+
+
 def test_ratings_are_drawn_anew(folder):
     reward = make_reward({"reward": "likert10", "guided": True}, HFJudge(folder, device="cpu", dtype="float32"), 0)
     texts = ["A ball."] * 64
