@@ -34,7 +34,7 @@ _BATCH_TOKENS_ELSEWHERE = 16_384
 
 
 class JudgeFailedError(RuntimeError):
-    """The judge fails on everything, so it is not the rows; nothing of the shard was written."""
+    """The judge fails on everything, or does not answer, so it is not the rows; nothing of the shard was written."""
 
 
 class Engine:
@@ -118,7 +118,12 @@ class Engine:
                 rows.append({**row, "prompt": group.prompt, "completion": completion})
                 faults.append(group.fault or (None if completion is not None else "the completion is missing or null"))
                 numbers.append(group.number + 1 + (i if len(group.rows) > 1 else 0))  # as a file counts them
+        outages = self.judge.outages
         scores, reasons = self._read(scorer, rows, faults, numbers)
+        if self.judge.outages != outages:
+            raise JudgeFailedError(
+                "the judge did not answer; nothing of this shard was written, what is done is kept: run it again"
+            )
         out: list[Record] = []
         start = 0
         for group in some:

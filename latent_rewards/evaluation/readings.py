@@ -57,8 +57,10 @@ class Readings:
                 keys.append(list(missing))
         if not wanted:
             return
-        started = time.perf_counter()
+        outages, started = self.judge.outages, time.perf_counter()
         found = zip(keys, self.judge.read(wanted), wanted, strict=True)
+        if self.judge.outages != outages:
+            return  # what nobody answered is asked again another time
         self.cache.put(
             [part for own, reading, r in found for part in _split(own, reading, r.need)],
             stage="read " + "+".join(dict.fromkeys(r.prompt.name for r in requests)),
@@ -75,16 +77,17 @@ class Readings:
             missing = self._missing(reward.prompt, some, [part])
             if missing:
                 todo = [row for _, row in missing]
-                started = time.perf_counter()
+                outages, started = reward.judge.outages, time.perf_counter()
                 answers = reward.judge.generate(
                     reward.prompt, todo, n=n, temperature=temperature, max_new_tokens=reward.max_new_tokens,
                     seed=reward.seed,
                 )  # fmt: skip
-                self.cache.put(
-                    [(key, part, list(a)) for (key, _), a in zip(missing, answers, strict=True)],
-                    stage=f"{'greedy' if greedy else 'sample'} {reward.prompt.name}", texts=len(todo),
-                    tokens=self._tokens(reward.prompt, todo), seconds=time.perf_counter() - started,
-                )  # fmt: skip
+                if reward.judge.outages == outages:
+                    self.cache.put(
+                        [(key, part, list(a)) for (key, _), a in zip(missing, answers, strict=True)],
+                        stage=f"{'greedy' if greedy else 'sample'} {reward.prompt.name}", texts=len(todo),
+                        tokens=self._tokens(reward.prompt, todo), seconds=time.perf_counter() - started,
+                    )  # fmt: skip
             yield len(some)
 
     def _missing(self, prompt: JudgePrompt, rows: Rows, parts: Sequence[str]) -> list[tuple[bytes, Row]]:
@@ -122,10 +125,11 @@ class Readings:
         key = content_key(reward.fingerprint, "", {"rows": texts})
         known = self.cache.get([key], part)[0]
         if known is None:
-            started = time.perf_counter()
+            outages, started = reward.judge.outages, time.perf_counter()
             known = [compute()]
             seconds = time.perf_counter() - started
-            self.cache.put([(key, part, known)], stage="stability", texts=len(rows), tokens=0, seconds=seconds)
+            if reward.judge.outages == outages:
+                self.cache.put([(key, part, known)], stage="stability", texts=len(rows), tokens=0, seconds=seconds)
         return known[0]
 
     def _stack(self, keys: Sequence[bytes], part: str, prompt: JudgePrompt) -> torch.Tensor:

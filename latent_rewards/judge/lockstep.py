@@ -76,6 +76,11 @@ class LockstepJudge(Judge):
         """The judge's."""
         return self.judge.encoder
 
+    @property
+    def outages(self) -> int:
+        """The judge's."""
+        return self.judge.outages
+
     def check(self, prompt: JudgePrompt, need: Need) -> None:
         """As the judge; not collective."""
         self.judge.check(prompt, need)

@@ -209,6 +209,11 @@ class Judge(Protocol):
         """What renders prompts into token ids; None where that is done elsewhere."""
         return None
 
+    @property
+    def outages(self) -> int:
+        """Calls that it left unanswered, rows unread, in place of an error; what they gave is not to be kept."""
+        return 0
+
     @cached_property
     def readers(self) -> Readers:
         """The rewards that a trainer calls on this judge, so that they are read together."""

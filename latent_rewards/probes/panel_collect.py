@@ -61,8 +61,9 @@ def collect_readings(
         if shard is not None and (shard / "readings.json").is_file():
             found = _kept(shard, about, len(questions))
         else:
+            outages = judge.outages
             found = _read(judge, questions, some, wanted, also)
-            if shard is not None:
+            if shard is not None and judge.outages == outages:  # else it is read again another time
                 _keep(shard, about, found)
             logger.info("readings: %d of %d rows", start + len(some), len(examples))
         for part, reading in zip(parts, found, strict=True):

@@ -51,6 +51,7 @@ class Jury(Judge):
         if len(judges) < 2:
             raise ValueError(f"a jury needs two judges or more, got {len(judges)}")
         self.judges = list(judges)
+        self._outages = 0
 
     def __repr__(self) -> str:
         return f"Jury({self.judges!r})"
@@ -70,6 +71,11 @@ class Jury(Judge):
     def capabilities(self) -> frozenset[str]:
         """What all of them can give."""
         return frozenset.intersection(*(judge.capabilities for judge in self.judges))
+
+    @property
+    def outages(self) -> int:
+        """Calls in which a judge did not answer."""
+        return self._outages
 
     def check(self, prompt: JudgePrompt, need: Need) -> None:
         """As every judge."""
@@ -92,14 +98,20 @@ class Jury(Judge):
             if not isinstance(request, Addressed):
                 raise ValueError(f"{self!r} reads requests that are addressed to one of its judges; see EnsembleReward")
             asked.setdefault(id(request.judge), (request.judge, []))[1].append(i)
+        found = self._read(requests, list(asked.values()))
+        self._outages += not answered(found)
+        return found
+
+    @staticmethod
+    def _read(requests: Sequence[Request], asked: Sequence[tuple[Judge, list[int]]]) -> list[Reading]:
         out: dict[int, Reading] = {}
         if len(asked) == 1:
-            ((judge, own),) = asked.values()
+            ((judge, own),) = asked
             return _read(judge, [requests[i] for i in own])
         with ThreadPoolExecutor(len(asked), thread_name_prefix="jury") as threads:
             work: list[tuple[list[int], Judge, Future[list[Reading]] | None]] = [
                 (own, judge, None if _collective(judge) else threads.submit(_read, judge, [requests[i] for i in own]))
-                for judge, own in asked.values()
+                for judge, own in asked
             ]
             for own, judge, future in sorted(work, key=lambda one: one[2] is not None):  # ours, while the threads work
                 found = future.result() if future is not None else _read(judge, [requests[i] for i in own])

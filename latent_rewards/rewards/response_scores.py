@@ -107,13 +107,13 @@ def _score_cells(
     todo = [i for i, value in enumerate(known) if value is None]
     if todo:
         slots = {key: [rows[i][key] for i in todo] for key in rows[0]}
-        started = time.perf_counter()
+        outages, started = reward.judge.outages, time.perf_counter()
         values, why = reward.score_with_reasons(slots.pop("prompt"), slots.pop("completion"), **slots)
         seconds = time.perf_counter() - started
         out.seconds += seconds
         for i, value, reason in zip(todo, values, why, strict=True):
             known[i] = [None, reason] if np.isnan(value) else [float(value), None]
-        if store is not None:
+        if store is not None and reward.judge.outages == outages:  # what nobody answered is asked again another time
             fresh: list[tuple[bytes, str, Any]] = [(keys[i], "score", known[i]) for i in todo]
             store.put(fresh, stage=f"score {name}", texts=len(todo), tokens=0, seconds=seconds)
     for cell, found in zip(cells, known, strict=True):

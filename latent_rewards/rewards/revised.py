@@ -72,6 +72,7 @@ class RevisedReward(LatentReward):
         )
         self.cache = None if cache is None else Path(cache)
         self._known: dict[bytes, str | None] = {}
+        self._unanswered: set[bytes] = set()
         options.setdefault("name", f"{self.reward.__name__}-revised")
         super().__init__(reward.judge, **with_prompt_of(reward, options))
 
@@ -122,6 +123,9 @@ class RevisedReward(LatentReward):
 
     def requests(self, rows: Sequence[Row]) -> list[Request]:
         """Those of the reward, each row with its reference; has the judge write what is not known yet."""
+        for key in self._unanswered:  # when this was last asked; another time there may be an answer
+            self._known.pop(key, None)
+        self._unanswered.clear()
         return self.reward.requests(self._filled(rows, self.references(rows)))
 
     def scores_of(self, rows: Sequence[Row], readings: Sequence[Reading]) -> np.ndarray:
@@ -165,9 +169,12 @@ class RevisedReward(LatentReward):
                 todo = {key: row for key, row in todo.items() if key not in self._known}
             for start in range(0, len(todo), self.at_once):
                 some = list(todo)[start : start + self.at_once]
+                outages = self.judge.outages
                 texts = self._write([todo[key] for key in some])
                 self._known |= dict(zip(some, texts, strict=True))
-                if kept is not None:
+                if self.judge.outages != outages:
+                    self._unanswered.update(some)
+                elif kept is not None:
                     parts = [(key, "revision", [text]) for key, text in zip(some, texts, strict=True)]
                     kept.put(parts, stage="revise", texts=len(some), tokens=0, seconds=0.0)
         out = [self._known[key] for key in keys]

@@ -25,6 +25,9 @@ from latent_rewards.serving.transport import JudgeServerError, encode
 logger = logging.getLogger(__name__)
 
 
+_OF_PROCESS = ("_pid", "_lock", "_memory", "readers", "forwards", "_outages")
+
+
 class Backend(Protocol):
     """What `ServerJudge` needs of a kind of server."""
 
@@ -99,10 +102,10 @@ class ServerJudge(Judge):
         self._lock = threading.RLock()
         self._memory = Memory()
         self.readers = Readers()
-        self.forwards = 0
+        self.forwards = self._outages = 0
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k not in ("_pid", "_lock", "_memory", "readers", "forwards")}
+        return {k: v for k, v in self.__dict__.items() if k not in _OF_PROCESS}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -145,6 +148,11 @@ class ServerJudge(Judge):
     def capabilities(self) -> frozenset[str]:
         """What this server can give."""
         return frozenset(self.info["capabilities"])
+
+    @property
+    def outages(self) -> int:
+        """Calls with `on_failure="none"` that the server did not answer."""
+        return self._outages
 
     def forget(self) -> None:
         """Drop remembered readings and answers."""
@@ -205,12 +213,14 @@ class ServerJudge(Judge):
             if self.on_failure == "raise" or not err.outage:
                 raise
             logger.error("no answers: %s", err)
+            self._outages += 1
             return [[None] * n for _ in rows]
 
     def _failed(self, requests: Sequence[Request], err: JudgeServerError) -> list[Reading]:
         if self.on_failure == "raise" or not err.outage:
             raise err
         logger.error("no score: %s", err)
+        self._outages += 1
         known = self._info or {"layers": 0, "width": 1}
         out = []
         for prompt, rows, need in requests:
