@@ -36,6 +36,7 @@ from trl import ModelConfig, SFTConfig, SFTTrainer, TrlParser, get_peft_config
 from trl.experimental.gkd import GKDConfig
 
 from latent_rewards import HFJudge, Reward, build_reward
+from latent_rewards.best_of_n.config import Manifest
 from latent_rewards.compat import keep_gradients_finite
 from latent_rewards.distillation.choice_rows import choice_report, choice_rows, write_rows
 from latent_rewards.distillation.options import LossOptions
@@ -50,6 +51,11 @@ from latent_rewards.stats.distributions import row_means
 from recipes.distill_data import given_responses, kept, mapping, read_prompts, respond
 from recipes.distill_models import HeldOutText, load_student, load_teacher, sample_responses
 from recipes.distill_report import Measured, Runs, draw, examples, write_report
+
+MAY_CHANGE = (  # of the trainer's options, by their beginning, where a run goes on
+    "output_dir", "log", "report", "run_name", "save", "push", "hub", "local_rank", "ddp", "dataloader", "disable_tqdm",
+    "resume", "eval", "project", "trackio",
+)  # fmt: skip
 
 
 @dataclass
@@ -297,6 +303,9 @@ def main(argv: list[str] | None = None) -> int:
         "config": {"script": asdict(args), "training": training.to_dict(), "model": asdict(model)},
         "versions": versions(*PACKAGES), "command": " ".join(sys.argv),
     }  # fmt: skip
+    script = {k: v for k, v in asdict(args).items() if k not in ("choices", "seeds", "threads")}
+    how = {k: v for k, v in training.to_dict().items() if not k.startswith(MAY_CHANGE)}
+    Manifest(out).agree({"script": script, "training": how, "model": asdict(model)})
     first = PartialState().is_main_process
     if first:
         write_json(out / "run.json", record)

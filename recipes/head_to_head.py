@@ -36,16 +36,19 @@ from transformers.hf_argparser import HfArg
 from trl import TrlParser
 
 from latent_rewards import HFJudge
+from latent_rewards.best_of_n.config import Manifest
 from latent_rewards.data.facts import facts
 from latent_rewards.evaluation.kept import KeepingJudge
 from latent_rewards.files.outputs import write_json
 from latent_rewards.files.runs import PACKAGES, as_options, command, commit, machine, versions
+from latent_rewards.files.types import JsonObject
 from recipes.head_to_head_policy import DEVICE, messages, sample, train
 from recipes.head_to_head_report import draw, write_table
 from recipes.head_to_head_rewards import make_reward
 from recipes.head_to_head_start import teach
 
 Judges = tuple[HFJudge, KeepingJudge]
+MAY_CHANGE = ("only", "output_dir", "jobs", "seeds", "rewards", "timed", "threads", "baseline")  # where runs are kept
 _RANK = 0  # of this process among those that make runs at once
 
 
@@ -106,6 +109,7 @@ def measure_seconds(name: str, judge: HFJudge, start: Path, args: HeadToHead) ->
 def main(args: HeadToHead) -> None:
     out = Path(args.output_dir)
     (out / "runs").mkdir(parents=True, exist_ok=True)
+    Manifest(out).agree({k: v for k, v in _settings(args).items() if k not in MAY_CHANGE})
     if args.threads:
         torch.set_num_threads(args.threads)
     names = [n for n in args.only.split(",") if n] or list(args.rewards)
@@ -113,7 +117,7 @@ def main(args: HeadToHead) -> None:
     if unknown:
         raise ValueError(f"only={sorted(unknown)}: known are {sorted(args.rewards)}")
     report(out, args)
-    todo = [(n, int(s)) for s in args.seeds.split(",") for n in names if not run_path(out, n, int(s)).is_file()]
+    todo = [(n, int(s)) for s in args.seeds.split(",") for n in names if not _is_made(out, n, int(s), args)]
     for _ in make_runs(todo, args):
         report(out, args)
     costs = json.loads((out / "seconds.json").read_text()) if (out / "seconds.json").is_file() else {}
@@ -180,8 +184,26 @@ def make_run(name: str, seed: int, start: Path, args: HeadToHead) -> None:
     wall = time.perf_counter() - began
     device = torch.cuda.get_device_name() if DEVICE == "cuda" else machine()
     read = {} if gold else {"judge_revision": open_judges(_judge(args), out)[0].revision}
-    told = {"reward": name, "seed": seed, "commit": commit(), "device": device, "wall": wall, **read}
+    told = {
+        "reward": name,
+        "spec": args.rewards[name],
+        "seed": seed,
+        "commit": commit(),
+        "device": device,
+        "wall": wall,
+        **read,
+    }
     write_json(run_path(out, name, seed), told | found)
+
+
+def _is_made(out: Path, name: str, seed: int, args: HeadToHead) -> bool:
+    path = run_path(out, name, seed)
+    if not path.is_file():
+        return False
+    spec = json.loads(path.read_text()).get("spec", args.rewards[name])
+    if spec != args.rewards[name]:
+        raise ValueError(f"{path} is of {spec}, not of {args.rewards[name]}: give the reward another name or remove it")
+    return True
 
 
 def run_path(out: Path, name: str, seed: int) -> Path:
@@ -202,17 +224,20 @@ def report(out: Path, args: HeadToHead) -> None:
     if not runs:
         return
     costs = json.loads((out / "seconds.json").read_text()) if (out / "seconds.json").is_file() else {}
-    judge = as_options(args.judge, "model")
-    settings = asdict(args) | {"judge": judge | {"model": Path(str(judge["model"])).name}}
     write_json(out / "results.json", {
         "command": command("recipes.head_to_head"),
-        "settings": {k: v for k, v in settings.items() if k not in ("only", "output_dir", "jobs")},
+        "settings": {k: v for k, v in _settings(args).items() if k not in ("only", "output_dir", "jobs")},
         "versions": versions(*PACKAGES), "seconds": costs, "runs": runs,
     })  # fmt: skip
     ordered = [name for name in args.rewards if any(r["reward"] == name for r in runs)]
     write_table(out / "table.md", ordered, runs, costs, steps=args.steps, baseline=args.baseline)
     kinds = {name: str(args.rewards[name]["reward"]) for name in ordered}
     draw(out / "curves.png", kinds, runs, costs)
+
+
+def _settings(args: HeadToHead) -> JsonObject:
+    judge = as_options(args.judge, "model")
+    return asdict(args) | {"judge": judge | {"model": Path(str(judge["model"])).name}}
 
 
 def _judge(args: HeadToHead) -> str:

@@ -78,6 +78,14 @@ def test_run_leaves_everything(finished: tuple[Path, list[str]]) -> None:
     assert "latent minus" in (out / "report.md").read_text()
 
 
+@pytest.mark.parametrize(("name", "value"), [("seed", 7), ("max_new_tokens", 4), ("held_out", 2)])
+def test_a_folder_is_of_one_configuration(finished: tuple[Path, list[str]], name: str, value: int) -> None:
+    """Another seed splits the prompts otherwise, so kept responses would be other prompts' own."""
+    _, given = finished
+    with pytest.raises(ValueError, match=f"holds a run of another configuration.* Changed: .*{name}"):
+        distill.main([*given, f"--{name}", str(value)])
+
+
 def test_a_second_start_trains_nothing_again(finished: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
     out, given = finished
     before = (out / "report.md").read_text()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +86,25 @@ def test_ratings_are_drawn_anew(folder):
     first, second = (reward.score(["Say"] * 64, texts) for _ in range(2))
     assert len(set(first)) > 1 and not np.array_equal(first, second)
     assert {*first, *second} <= set(range(1, 11))
+
+
+def test_a_folder_is_of_one_configuration(finished, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(finished / "run", out)
+    options = yaml.safe_load((finished / "config.yaml").read_text()) | {"output_dir": str(out)}
+    more = {**options["rewards"], "verifier": {"reward": "verifier"}}
+    for change, said in (
+        ({"lr": 1e-3}, "holds a run of another configuration.* Changed: lr"),
+        ({"shares": {"right": 1.0}}, "Changed: shares"),
+        ({"rewards": {**more, "likert": {"reward": "likert5", "guided": True}}}, "likert-0.json is of .*likert10"),
+    ):
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(options | change, sort_keys=False), encoding="utf-8")
+        with pytest.raises(ValueError, match=said):
+            run(["--config", str(tmp_path / "config.yaml")])
+    told = options | {"rewards": more, "timed": 0}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(told, sort_keys=False), encoding="utf-8")
+    run(["--config", str(tmp_path / "config.yaml"), "--only", "verifier"])
+    assert (out / "runs" / "verifier-0.json").is_file(), "a further reward"
 
 
 def test_runs_at_once(finished, tmp_path):
