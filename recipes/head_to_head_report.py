@@ -60,6 +60,12 @@ def ends(found: Sequence[JsonObject]) -> np.ndarray:
     return np.array(shares)
 
 
+def right_after(found: Sequence[JsonObject]) -> Interval:
+    """Share of right answers at the end, with its interval; no end of it lies where no share can."""
+    value, low, high = over_questions_and_seeds(ends(found))
+    return value, max(low, 0.0), min(high, 1.0)
+
+
 def minus(name: str, other: str, runs: Sequence[JsonObject]) -> Interval:
     """Right answers at the end, of one reward less another: the same questions, and the seeds that both have."""
     pairs = [runs_of(n, runs) for n in (name, other)]
@@ -80,7 +86,7 @@ def write_table(
     for name in names:
         found = runs_of(name, runs)
         first, last = [r["held_out"][0] for r in found], [r["held_out"][-1] for r in found]
-        value, low, high = over_questions_and_seeds(ends(found))
+        value, low, high = right_after(found)
         by_seed = [look["right"] for look in last]
         rows.append([
             name, str(len(found)), f"{np.mean([look['right'] for look in first]):.2f}",
@@ -148,7 +154,7 @@ def curve(found: Sequence[JsonObject]) -> tuple[np.ndarray, np.ndarray]:
 
 def _draw_ends(axis: Axes, styles: Mapping[str, dict[str, object]], runs: Sequence[JsonObject]) -> None:
     """Where each ends, best first: the mean with its interval, and a dot for each seed."""
-    figures = {name: over_questions_and_seeds(ends(runs_of(name, runs))) for name in styles}
+    figures = {name: right_after(runs_of(name, runs)) for name in styles}
     order = sorted(figures, key=lambda name: figures[name][0])
     for y, name in enumerate(order):
         value, low, high = figures[name]

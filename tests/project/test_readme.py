@@ -112,7 +112,7 @@ def test_the_first_screen_is_in_its_results() -> None:
     ):  # fmt: skip
         cells = next(line for line in first if line.startswith(f"| {start}")).split(" | ")
         found = head_to_head_report.runs_of(run, runs)
-        ends = head_to_head_report.over_questions_and_seeds(head_to_head_report.ends(found))
+        ends = head_to_head_report.right_after(found)
         assert len(found) == 3 and cells[1] == "{:.0f} % [{:.0f}, {:.0f}]".format(*(100 * x for x in ends))
         if run != "likert":
             less = head_to_head_report.minus(run, "likert", runs)
@@ -122,7 +122,7 @@ def test_the_first_screen_is_in_its_results() -> None:
         shown = f"{100 * picks[pick]['gold']['value']:.0f} %" if pick in picks else "-"
         assert cells[5].removesuffix(" |") == shown
         if seldom := head_to_head_report.runs_of(run, few):
-            shown = head_to_head_report.over_questions_and_seeds(head_to_head_report.ends(seldom))
+            shown = head_to_head_report.right_after(seldom)
             assert cells[3] == "{:.0f} % [{:.0f}, {:.0f}]".format(*(100 * x for x in shown))
         else:
             assert cells[3] == "-"

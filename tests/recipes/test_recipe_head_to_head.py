@@ -15,7 +15,7 @@ from latent_rewards import HFJudge
 from latent_rewards.data.facts import facts, is_right
 from recipes.head_to_head import run
 from recipes.head_to_head_policy import DEVICE, form_of
-from recipes.head_to_head_report import ends, minus, over_questions_and_seeds, styles_of
+from recipes.head_to_head_report import ends, minus, over_questions_and_seeds, right_after, styles_of
 from recipes.head_to_head_rewards import make_reward
 from recipes.head_to_head_start import PRAISE, answer_of
 
@@ -143,6 +143,17 @@ def test_interval_over_questions_and_seeds():
 
 def made(name, seed, shares):
     return {"reward": name, "seed": seed, "held_out": [{"by_question": shares}]}
+
+
+def test_shares_lie_between_none_and_all():
+    found = [{"held_out": [{"by_question": [right] * 96}]} for right in (0.1, 0.0, 0.0)]
+    assert over_questions_and_seeds(ends(found))[1] < 0 == right_after(found)[1]
+    assert (
+        right_after([{"held_out": [{"by_question": [1 - x for x in f["held_out"][0]["by_question"]]}]} for f in found])[
+            2
+        ]
+        == 1
+    )
 
 
 def test_difference_is_paired():
