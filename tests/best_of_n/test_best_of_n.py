@@ -27,6 +27,7 @@ from latent_rewards import HFJudge, ProbabilityWeightedReward
 from latent_rewards.best_of_n import BestOfNConfig, Selection, best_of_n, picks, shards
 from latent_rewards.best_of_n.work import JudgeFailedError
 from latent_rewards.cli.main import app
+from latent_rewards.files.atomic import publish, write_text
 from latent_rewards.files.sources import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -485,6 +486,28 @@ def test_what_a_kill_leaves_beside_a_finished_shard_is_cleared(tmp_path: Path) -
     with store.claim(6):
         store.clear()
     assert not left.exists() and in_work.exists() and store.done(5)
+
+
+@pytest.mark.parametrize("last", ["selected.jsonl", "summary.json"])
+def test_a_finish_that_fails_midway_leaves_no_summary_of_other_files(
+    last: str, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    best = Selection("best", combine="rank")
+    counts = run(LISTS, selection=best)
+    before = tree(run.folder)
+
+    def full(what: Any, into: Any) -> None:
+        for path in (what, into):
+            if isinstance(path, Path) and path.parent == run.folder and path.name == last:
+                raise OSError(errno.ENOSPC, "No space left on device")
+        publish(what, into) if isinstance(into, Path) else write_text(what, into)
+
+    with monkeypatch.context() as broken, pytest.raises(OSError, match="No space"):
+        for name in ("publish", "write_text"):
+            broken.setattr(f"latent_rewards.best_of_n.finish.{name}", full)
+        run(LISTS, selection=Selection("top-k", k=2))
+    assert {p.name for p in run.folder.glob("*.json")} == {"manifest.json"} and tree(run.folder) != before
+    assert run(LISTS, selection=best) == counts and tree(run.folder) == before
 
 
 def test_finishing_clears_what_kills_left(run: Any) -> None:
