@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -84,14 +85,14 @@ def best_of_n(
     with user_errors(ValueError, FileNotFoundError, ImportError):
         settings = _config(ctx)
     failed = (JudgeFailedError, PolicyFailedError)
-    full = "; what is done is kept: make room and run the same command again"
     try:
         if overwrite:
             _clear(Path(settings.output))
         with user_errors(ValueError, FileNotFoundError, ImportError), user_errors(*failed, code=1):
             summary = run(settings)
     except OSError as err:
-        fail(f"{err}{full}", 3)
+        full = "; what is done is kept: make room and run the same command again"
+        fail(f"{err}{full if err.errno in (errno.ENOSPC, errno.EDQUOT) else ''}", 3)
     _tell(summary, settings.output, settings.format)
 
 

@@ -25,6 +25,7 @@ from typer.testing import CliRunner
 
 from latent_rewards import HFJudge, ProbabilityWeightedReward
 from latent_rewards.best_of_n import BestOfNConfig, Selection, best_of_n, picks, shards
+from latent_rewards.best_of_n.config import Manifest
 from latent_rewards.best_of_n.work import JudgeFailedError
 from latent_rewards.cli.main import app
 from latent_rewards.files.atomic import publish, write_text
@@ -394,6 +395,30 @@ def test_full_disk_keeps_what_is_done(tmp_path: Path, folder: str, monkeypatch: 
     assert command("--input", source, "--output", tmp_path / "out", *options).exit_code == 0
     assert command("--input", source, "--output", tmp_path / "whole", *options).exit_code == 0
     assert tree(tmp_path / "out") == tree(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(("number", "room"), [(errno.EDQUOT, True), (errno.EIO, False)])
+def test_only_a_full_disk_is_told_to_make_room(
+    number: int, room: bool, tmp_path: Path, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", broken)
+    source = write(tmp_path / "in.jsonl", PAIRS[:2])
+    result = command("--input", source, "--output", tmp_path / "out", *judged_by(folder))
+    assert result.exit_code == 3 and os.strerror(number) in result.output and ("make room" in result.output) == room
+
+
+def test_a_manifest_that_is_being_written_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = Manifest(tmp_path)
+    manifest.path.write_text('{"a"')
+    monkeypatch.setattr("latent_rewards.best_of_n.config.time.sleep", lambda _: manifest.path.write_text('{"a": 1}'))
+    assert manifest.read() == {"a": 1}
+    monkeypatch.setattr("latent_rewards.best_of_n.config.time.sleep", lambda _: None)
+    manifest.path.write_text('{"a"')
+    with pytest.raises(InputError, match="is no manifest"):
+        manifest.read()
 
 
 def test_command_line_says_what_it_did(tmp_path: Path, folder: str) -> None:
