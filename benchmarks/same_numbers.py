@@ -125,8 +125,10 @@ def command_line(work: Path, judge: str, prompts: list[str], completions: list[s
     run(work, "probe", "train", "pairs.jsonl", "--judge", judge, "--out", "probe", "--layers", "2,3")
     run(work, "export", "probe", "probe", "as-probe", "--judge", judge)
     run(work, "export", "verifier", "as-verifier", "--judge", judge)
-    scored = [json.loads(line) for line in (work / "scored.jsonl").read_text().splitlines()]
-    picked = [json.loads(line) for line in (work / "bon" / "selected.jsonl").read_text().splitlines()]
+    scored, picked = (
+        [json.loads(line) for line in (work / name).open(encoding="utf-8")]
+        for name in ("scored.jsonl", "bon/selected.jsonl")
+    )
     table = json.loads((work / "eval" / "results.json").read_text())
     return {
         "score": {k: exact([r[k] for r in scored]) for k in ("weighted", "verifier")},

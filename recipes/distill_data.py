@@ -86,7 +86,8 @@ def given_responses(
     Raises:
         ValueError: a prompt that the file lacks altogether.
     """
-    lines = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    with Path(path).open(encoding="utf-8") as file:
+        lines = [json.loads(line) for line in file if line.strip()]
     found = {prompt_key(as_messages(row["prompt"])): row for row in lines}
     keys = [prompt_key(p) for p in prompts]
     lacking = [p for p, key in zip(prompts, keys, strict=True) if key not in found]

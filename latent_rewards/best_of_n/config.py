@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -19,6 +20,8 @@ from latent_rewards.version import __version__
 
 SCHEMA = "latent-rewards/best-of-n/1"
 ASPECTS = ("accuracy", "consistency", "relevance", "clarity", "length_fit", "diversity", "difficulty")
+
+_TRIES = 20  # tenths of a second
 
 RewardSpec = str | tuple[str, JsonObject]  # a name, or a name and options
 Method = Literal["best", "top-k", "threshold", "top-fraction", "soft", "pairs", "none"]
@@ -204,17 +207,20 @@ class Manifest:
         self.path = folder / "manifest.json"
 
     def read(self) -> JsonObject | None:
-        """Its content; None where there is none yet.
+        """Its content; None where there is none yet. Waits a moment for one that is being written, see `write_first`.
 
         Raises:
             InputError: there is one that cannot be read.
         """
-        try:
-            return dict(json.loads(self.path.read_text(encoding="utf-8")))
-        except FileNotFoundError:
-            return None
-        except ValueError as err:
-            raise InputError(f"{self.path} is no manifest ({err}); choose another output") from err
+        for _ in range(_TRIES):
+            try:
+                return dict(json.loads(self.path.read_text(encoding="utf-8")))
+            except FileNotFoundError:
+                return None
+            except ValueError as err:
+                problem = err
+                time.sleep(0.1)
+        raise InputError(f"{self.path} is no manifest ({problem}); choose another output") from problem
 
     def agree(self, content: JsonObject) -> None:
         """Write it, or compare with what is there; keys that only one of both has are left out of the comparison.

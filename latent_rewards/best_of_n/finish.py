@@ -71,7 +71,8 @@ class Finisher:
         """Write `scored`, `selected` and `summary.json`; counts of what was done.
 
         Raises:
-            OSError: disk full or not writable; earlier results stay as they were.
+            OSError: disk full or not writable; earlier results stay as they were, or lack their summary where some
+                were replaced.
         """
         self.store.clear()
         chosen, counts = self.config.selection, Counter[str]()
@@ -89,6 +90,7 @@ class Finisher:
                     rows = list(self._selected_rows(group, keep))
                     some_rows.writelines(map(dump, rows))
                     counts += _counts(group, len(rows))
+            (self.folder / "summary.json").unlink(missing_ok=True)  # it is true of no mixture of files
             for path in (scored, selected):
                 _publish(path, self.folder / f"{path.stem}{suffix}")
         summary = {**{k: counts[k] for k in _COUNTED}, "margin": self.margin, "made_by": self._made_by()}

@@ -41,6 +41,7 @@ def best_of_n(config: BestOfNConfig, judge: Judge | None = None) -> JsonObject |
         InputError: a request that cannot be met, a changed configuration or input; before anything is scored.
         OSError: disk full or output not writable; what was done is kept.
         JudgeFailedError: the judge fails on everything.
+        PolicyFailedError: a policy on vLLM or a server takes no prompt, or the server cannot be reached.
     """
     config.check()
     if judge is not None and config.engine == "ray":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import TYPE_CHECKING
@@ -19,9 +19,15 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_CANARY = "Name a prime number."
+
 
 class RefusedError(RuntimeError):
     """The server does not take this prompt."""
+
+
+class PolicyFailedError(RuntimeError):
+    """The policy completes nothing, so it is not the prompts; nothing of the shard was written."""
 
 
 class VLLMGenerator:
@@ -37,6 +43,7 @@ class VLLMGenerator:
     def __init__(self, model: str, sampling: Sampling | None = None, **options: object) -> None:
         self.model_name, self.sampling, self.options = model, sampling or Sampling(), options
         self._llm: LLM | None = None
+        self._answered = False
 
     @property
     def facts(self) -> JsonObject:
@@ -47,10 +54,12 @@ class VLLMGenerator:
         """See `Generator`.
 
         Raises:
-            RuntimeError: vLLM refuses every prompt.
+            PolicyFailedError: vLLM refuses every prompt, a short one of ours too.
         """
         try:
-            return [*self._generate(prompts, keys)]
+            whole = self._generate(prompts, keys)
+            self._answered = True
+            return [*whole]
         except ValueError:  # one prompt that is too long stops the whole call
             out: list[list[str] | None] = []
             problems: list[Exception] = []
@@ -60,7 +69,11 @@ class VLLMGenerator:
                 except ValueError as err:
                     out.append(None)
                     problems.append(err)
-            return _all_or_raise(out, problems)
+            if not (self._answered or any(out)):
+                _check_alive(lambda: self._generate([_CANARY], ["canary"]))
+            self._answered = True
+            _warn(problems)
+            return out
 
     def _generate(self, prompts: Sequence[Prompt], keys: Sequence[str]) -> list[list[str]]:
         from vllm import LLM, SamplingParams
@@ -108,6 +121,7 @@ class ServerGenerator:
     ) -> None:
         self.model_name, self.sampling, self.url = model, sampling or Sampling(), url.rstrip("/")
         self.concurrency, self.retries, self.timeout, self.headers = concurrency, retries, timeout, dict(headers or {})
+        self._answered = False
 
     @property
     def facts(self) -> JsonObject:
@@ -118,7 +132,8 @@ class ServerGenerator:
         """See `Generator`. A prompt that the server refuses (status 400, 413 or 422) is None.
 
         Raises:
-            RuntimeError: the server cannot be reached, refuses every prompt, or answers with fewer completions.
+            PolicyFailedError: the server cannot be reached, refuses every prompt, a short one of ours too, or answers
+                with fewer completions.
         """
         import httpx2
 
@@ -136,7 +151,12 @@ class ServerGenerator:
             httpx2.Client(timeout=self.timeout, headers=self.headers, limits=limits) as client,
             ThreadPoolExecutor(self.concurrency) as pool,
         ):
-            return _all_or_raise(list(pool.map(one, prompts, keys)), problems)
+            out = list(pool.map(one, prompts, keys))
+            if not (self._answered or any(out)):
+                _check_alive(lambda: self._one(client, _CANARY, "canary"))
+            self._answered = True
+            _warn(problems)
+            return out
 
     def _one(self, client: httpx2.Client, prompt: Prompt, key: str) -> list[str]:
         s = self.sampling
@@ -146,7 +166,7 @@ class ServerGenerator:
         } | ({"top_k": s.top_k} if s.top_k else {})  # fmt: skip
         choices = sorted(self._post(client, body)["choices"], key=lambda c: c["index"])
         if len(choices) != s.n:
-            raise RuntimeError(f"{self.url} gave {len(choices)} completions for n={s.n} (prompt {key!r})")
+            raise PolicyFailedError(f"{self.url} gave {len(choices)} completions for n={s.n} (prompt {key!r})")
         return [c["message"]["content"] or "" for c in choices]
 
     def _post(self, client: httpx2.Client, body: JsonObject) -> JsonObject:
@@ -168,13 +188,17 @@ class ServerGenerator:
                 raise RefusedError(problem)
             if answer.status_code < 500 and answer.status_code != 429:
                 break
-        raise RuntimeError(f"no completions from {self.url}: {problem}")
+        raise PolicyFailedError(f"no completions from {self.url}: {problem}")
 
 
-def _all_or_raise(out: list[list[str] | None], problems: list[Exception]) -> list[list[str] | None]:
-    """One refused prompt is its own fault; when all of several are refused, something else is."""
-    if problems and len(out) > 1 and not any(out):
-        raise RuntimeError(f"no prompt could be completed: {problems[0]}") from problems[0]
+def _check_alive(canary: Callable[[], object]) -> None:
+    """Tell prompts that are refused, where none was taken yet, from a policy that refuses a short one, too."""
+    try:
+        canary()
+    except (RefusedError, ValueError) as err:
+        raise PolicyFailedError(f"no prompt could be completed, not even {_CANARY!r}: {err}") from err
+
+
+def _warn(problems: list[Exception]) -> None:
     for problem in problems:
         logger.warning("no completions for a prompt: %s", problem)
-    return out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -78,18 +79,20 @@ def best_of_n(
 ) -> None:
     """Score completions, given or generated here, and write what is selected; a stopped run goes on where it was."""
     from latent_rewards.best_of_n import best_of_n as run
+    from latent_rewards.best_of_n.servers import PolicyFailedError
     from latent_rewards.best_of_n.work import JudgeFailedError
 
     with user_errors(ValueError, FileNotFoundError, ImportError):
         settings = _config(ctx)
-    full = "; what is done is kept: make room and run the same command again"
+    failed = (JudgeFailedError, PolicyFailedError)
     try:
         if overwrite:
             _clear(Path(settings.output))
-        with user_errors(ValueError, FileNotFoundError, ImportError), user_errors(JudgeFailedError, code=1):
+        with user_errors(ValueError, FileNotFoundError, ImportError), user_errors(*failed, code=1):
             summary = run(settings)
     except OSError as err:
-        fail(f"{err}{full}", 3)
+        full = "; what is done is kept: make room and run the same command again"
+        fail(f"{err}{full if err.errno in (errno.ENOSPC, errno.EDQUOT) else ''}", 3)
     _tell(summary, settings.output, settings.format)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
+import json
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -52,7 +53,7 @@ def probe(
         from latent_rewards.probes.probe import Probe
 
         loaded = Probe.load(path)
-        _write(ctx, folder, lambda judge: export_probe(judge, loaded, folder), loaded.prompt)
+        _write(ctx, folder, lambda judge, made: export_probe(judge, loaded, made), loaded.prompt)
 
 
 @app.command("verifier", cls=options.Command)
@@ -65,7 +66,7 @@ def verifier(ctx: typer.Context, old_output: Old = None, prompt: Prompt = "verif
         from latent_rewards.judge.prompts import JudgePrompt
 
         asked = JudgePrompt.load(prompt)
-        _write(ctx, folder, lambda judge: export_verifier(judge, folder, prompt=asked), asked)
+        _write(ctx, folder, lambda judge, made: export_verifier(judge, made, prompt=asked), asked)
 
 
 @app.command("labels", cls=options.Command)
@@ -78,7 +79,7 @@ def labels(ctx: typer.Context, old_output: Old = None, prompt: Prompt = "four_ru
         from latent_rewards.judge.prompts import JudgePrompt
 
         asked = JudgePrompt.load(prompt)
-        _write(ctx, folder, lambda judge: export_labels(judge, folder, prompt=asked), asked)
+        _write(ctx, folder, lambda judge, made: export_labels(judge, made, prompt=asked), asked)
 
 
 def _folder(output: Path | None, old: Path | None) -> Path:
@@ -92,15 +93,42 @@ def _folder(output: Path | None, old: Path | None) -> Path:
     return folder
 
 
-def _write(ctx: typer.Context, folder: Path, export: Callable[[HFJudge], Path], prompt: JudgePrompt) -> None:
+def _write(ctx: typer.Context, folder: Path, export: Callable[[HFJudge, Path], Path], prompt: JudgePrompt) -> None:
     """Export, say how the folder is used, and check it where that is asked for."""
     given = ctx.params
+    replaces = given["overwrite"] and folder.is_dir() and any(folder.iterdir())
+    if replaces and not _is_export(folder):
+        raise ValueError(f"{folder} is not an earlier export, so --overwrite leaves it alone; give another folder")
     judge = options.load_judge(options.judge_arguments(ctx))
-    if given["overwrite"] and (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
-        shutil.rmtree(folder)  # an earlier export; other folders are left to the refusal
-    _say(export(judge))
+    if replaces:
+        _replace(folder, judge, export)
+    else:
+        export(judge, folder)
+    _say(folder)
     if given["check"] or given["check_python"]:
         _check(folder, judge, prompt, given["check_python"])
+
+
+def _is_export(folder: Path) -> bool:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return False
+    return isinstance(config, dict) and "latent_rewards" in config
+
+
+def _replace(folder: Path, judge: HFJudge, export: Callable[[HFJudge, Path], Path]) -> None:
+    """Export beside an earlier export, which stays as it is unless all went well."""
+    from latent_rewards.engine.loading import judge_source
+    from latent_rewards.files.atomic import publish_folder
+
+    folder = folder.resolve()  # a link stays one
+    source = judge_source(judge.model_name, **{k: judge._load_options[k] for k in ("revision", "adapter")})
+    for own in filter(None, (source.model, source.adapter)):
+        if Path(own).resolve().is_relative_to(folder):
+            raise ValueError(f"{folder} holds the judge {own}, which --overwrite would delete; give another folder")
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temp:
+        publish_folder(export(judge, Path(temp) / "new"), folder, Path(temp) / "old")
 
 
 def _say(folder: Path) -> None:

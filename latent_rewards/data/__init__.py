@@ -22,5 +22,5 @@ class GradedPrompt(TypedDict):
 
 def open_ended() -> list[GradedPrompt]:
     """All 96 rows. Grades do not go with length: the mean within-prompt rank correlation is 0."""
-    text = (resources.files(__name__) / "open_ended.jsonl").read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines()]
+    with (resources.files(__name__) / "open_ended.jsonl").open(encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]

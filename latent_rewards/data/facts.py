@@ -30,8 +30,8 @@ class Fact(TypedDict):
 
 def facts(split: Literal["train", "held_out"] | None = None) -> list[Fact]:
     """The rows of one split, or all."""
-    text = (resources.files("latent_rewards.data") / "facts.jsonl").read_text(encoding="utf-8")
-    rows: list[Fact] = [json.loads(line) for line in text.splitlines()]
+    with (resources.files("latent_rewards.data") / "facts.jsonl").open(encoding="utf-8") as lines:
+        rows: list[Fact] = [json.loads(line) for line in lines]
     return [row for row in rows if split in (None, row["split"])]
 
 

@@ -28,7 +28,8 @@ def best_response(item: Item) -> str:
 
 def _fixed() -> list[Attack]:
     path = Path(__file__).with_name("attack_strings.jsonl")
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    with path.open(encoding="utf-8") as lines:
+        rows = [json.loads(line) for line in lines]
     return [Attack(row["kind"], lambda _item, _other, text=row["response"]: text) for row in rows]  # type: ignore[misc]
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+_NO_LINKS = (errno.EOPNOTSUPP, errno.EPERM, errno.ENOSYS)
 
 
 @contextlib.contextmanager
@@ -56,7 +59,11 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_first(path: Path, text: str) -> bool:
-    """Write a text unless the file is there; whether it was written. Of several processes one wins."""
+    """Write a text unless the file is there; whether it was written. Of several processes one wins.
+
+    On a file system without hard links (object stores under FUSE) others may see the file before it is whole, and a
+    kill may leave it so.
+    """
     with _beside(path) as temp:
         temp.write_text(text, encoding="utf-8")
         _sync(temp)
@@ -64,6 +71,27 @@ def write_first(path: Path, text: str) -> bool:
             os.link(temp, path)  # unlike a rename, fails when another process was first
         except FileExistsError:
             return False
+        except OSError as err:
+            if err.errno not in _NO_LINKS:
+                raise
+            return _create(path, text)
+    return True
+
+
+def _create(path: Path, text: str) -> bool:
+    """What `write_first` does where there are no hard links."""
+    try:
+        file = path.open("x", encoding="utf-8")
+    except FileExistsError:
+        return False
+    try:
+        with file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
     return True
 
 

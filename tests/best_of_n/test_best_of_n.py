@@ -25,8 +25,10 @@ from typer.testing import CliRunner
 
 from latent_rewards import HFJudge, ProbabilityWeightedReward
 from latent_rewards.best_of_n import BestOfNConfig, Selection, best_of_n, picks, shards
+from latent_rewards.best_of_n.config import Manifest
 from latent_rewards.best_of_n.work import JudgeFailedError
 from latent_rewards.cli.main import app
+from latent_rewards.files.atomic import publish, write_text
 from latent_rewards.files.sources import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -395,6 +397,30 @@ def test_full_disk_keeps_what_is_done(tmp_path: Path, folder: str, monkeypatch: 
     assert tree(tmp_path / "out") == tree(tmp_path / "whole")
 
 
+@pytest.mark.parametrize(("number", "room"), [(errno.EDQUOT, True), (errno.EIO, False)])
+def test_only_a_full_disk_is_told_to_make_room(
+    number: int, room: bool, tmp_path: Path, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", broken)
+    source = write(tmp_path / "in.jsonl", PAIRS[:2])
+    result = command("--input", source, "--output", tmp_path / "out", *judged_by(folder))
+    assert result.exit_code == 3 and os.strerror(number) in result.output and ("make room" in result.output) == room
+
+
+def test_a_manifest_that_is_being_written_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = Manifest(tmp_path)
+    manifest.path.write_text('{"a"')
+    monkeypatch.setattr("latent_rewards.best_of_n.config.time.sleep", lambda _: manifest.path.write_text('{"a": 1}'))
+    assert manifest.read() == {"a": 1}
+    monkeypatch.setattr("latent_rewards.best_of_n.config.time.sleep", lambda _: None)
+    manifest.path.write_text('{"a"')
+    with pytest.raises(InputError, match="is no manifest"):
+        manifest.read()
+
+
 def test_command_line_says_what_it_did(tmp_path: Path, folder: str) -> None:
     source = write(tmp_path / "in.jsonl.gz", PAIRS)
     result = command(
@@ -485,6 +511,28 @@ def test_what_a_kill_leaves_beside_a_finished_shard_is_cleared(tmp_path: Path) -
     with store.claim(6):
         store.clear()
     assert not left.exists() and in_work.exists() and store.done(5)
+
+
+@pytest.mark.parametrize("last", ["selected.jsonl", "summary.json"])
+def test_a_finish_that_fails_midway_leaves_no_summary_of_other_files(
+    last: str, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    best = Selection("best", combine="rank")
+    counts = run(LISTS, selection=best)
+    before = tree(run.folder)
+
+    def full(what: Any, into: Any) -> None:
+        for path in (what, into):
+            if isinstance(path, Path) and path.parent == run.folder and path.name == last:
+                raise OSError(errno.ENOSPC, "No space left on device")
+        publish(what, into) if isinstance(into, Path) else write_text(what, into)
+
+    with monkeypatch.context() as broken, pytest.raises(OSError, match="No space"):
+        for name in ("publish", "write_text"):
+            broken.setattr(f"latent_rewards.best_of_n.finish.{name}", full)
+        run(LISTS, selection=Selection("top-k", k=2))
+    assert {p.name for p in run.folder.glob("*.json")} == {"manifest.json"} and tree(run.folder) != before
+    assert run(LISTS, selection=best) == counts and tree(run.folder) == before
 
 
 def test_finishing_clears_what_kills_left(run: Any) -> None:

@@ -14,10 +14,12 @@ from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from latent_rewards.best_of_n.generation import HFGenerator, build_generator
 from latent_rewards.best_of_n.sampling import Sampling
-from latent_rewards.best_of_n.servers import ServerGenerator, VLLMGenerator
+from latent_rewards.best_of_n.servers import PolicyFailedError, ServerGenerator, VLLMGenerator
+from latent_rewards.cli.main import app
 from latent_rewards.engine.sampling import sample_answers
 
 PROMPTS = [
@@ -104,6 +106,8 @@ def server() -> Iterator[Any]:
                 return self.answer(503, {"error": "busy"})
             if text == "too long":
                 return self.answer(400, {"error": "maximum context length"})
+            if body["model"] == "broken":
+                return self.answer(400, {"error": "max_tokens is too large"})
             choices = [
                 {"index": i, "message": {"content": f"{text} {body['seed']} {i}"}} for i in reversed(range(body["n"]))
             ]
@@ -135,16 +139,42 @@ def test_server(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert out == [[f"busy {seeds[0]} 0", f"busy {seeds[0]} 1"], [f"b {seeds[1]} 0", f"b {seeds[1]} 1"], None]
     path, body = server.log[-1]
     assert path == "/v1/chat/completions" and body["model"] == "policy" and body["max_tokens"] == 9
-    with pytest.raises(RuntimeError, match="no prompt could be completed"):
-        generator.generate(["too long", "too long"], ["0", "1"])
-    with pytest.raises(RuntimeError, match="1 completions for n=2"):
+    with pytest.raises(PolicyFailedError, match="1 completions for n=2"):
         generator.generate(["few"], ["0"])
+
+
+def test_refused_neighbours_cost_only_themselves(server: Any) -> None:
+    """Where none was taken yet, one short prompt of ours tells them from a policy that refuses everything."""
+    for n in (1, 2):
+        generator = ServerGenerator("policy", Sampling(n=2), url=server.url)
+        before = len(server.log)
+        for _ in range(2):
+            assert generator.generate(["too long"] * n, KEYS[:n]) == [None] * n
+        assert len(server.log) - before == 2 * n + 1, "the short one is asked once"
+    broken = ServerGenerator("broken", Sampling(n=2), url=server.url)
+    for _ in range(2):
+        with pytest.raises(PolicyFailedError, match=r"no prompt could be completed, not even 'Name .*max_tokens"):
+            broken.generate(["a", "b"], ["0", "1"])
+
+
+@pytest.mark.parametrize(("model", "code", "said"), [("policy", 0, "prompts 3"), ("broken", 1, "error: no prompt")])
+def test_a_run_with_refused_prompts_ends_and_one_without_a_policy_says_so(
+    model: str, code: int, said: str, server: Any, folder: str, tmp_path: Path
+) -> None:
+    rows = [{"prompt": p} for p in ("too long", "too long", "short")]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    command = ["best-of-n", "--input", tmp_path / "in.jsonl", "--output", tmp_path / "out", "--judge", folder]
+    policy = ["--generator", model, "--backend", "server", "--generator-option", f"url={server.url}", "-n", 2]
+    done = CliRunner().invoke(app, [*map(str, [*command, *policy, "--batch-size", 4])])
+    assert done.exit_code == code and said in done.output, done.output
+    if not code:
+        assert (tmp_path / "out" / "scored.jsonl").read_text().count("the generator cannot take this prompt") == 2
 
 
 def test_server_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
     monkeypatch.setattr("latent_rewards.best_of_n.servers.time.sleep", waits.append)
-    with pytest.raises(RuntimeError, match="9/v1: Connect"):
+    with pytest.raises(PolicyFailedError, match="9/v1: Connect"):
         ServerGenerator("m", Sampling(n=1), url="http://127.0.0.1:9/v1", retries=3).generate(["a"], ["0"])
     assert waits == [1.0, 2.0, 4.0]
 
@@ -177,3 +207,8 @@ def test_vllm_is_asked_for_what_was_meant(monkeypatch: pytest.MonkeyPatch) -> No
     seed = sampling.seed_of("0")
     assert generator.generate(["a", "too long"], ["0", "1"]) == [[f"a {seed} -1 0", f"a {seed} -1 1"], None]
     assert asked == [("m", {"gpu_memory_utilization": 0.4})]
+    assert VLLMGenerator("m", sampling).generate(["too long"] * 2, ["0", "1"]) == [None, None]
+    monkeypatch.setattr("latent_rewards.best_of_n.servers._CANARY", "too long")
+    with pytest.raises(PolicyFailedError, match="no prompt could be completed"):
+        VLLMGenerator("m", sampling).generate(["too long"] * 2, ["0", "1"])
+    assert generator.generate(["too long"] * 2, ["0", "1"]) == [None, None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -121,3 +122,38 @@ def test_check_asks_the_interpreters_that_it_is_given(folder: str, tmp_path: Pat
     pythons[1] = str(empty / "bin" / "python")
     done = CliRunner().invoke(app, [*command, "--overwrite", *pythons])
     assert done.exit_code == 0 and "transformers checked: ten scores" in done.output, done.output
+
+
+def test_overwrite_replaces_earlier_exports_alone(folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither another model nor the judge; and a failed export leaves the earlier one as it was."""
+
+    def export(kind: str, judge: str, output: Path) -> Any:
+        command = ["export", kind, "--judge", judge, "--dtype", "float32", "--output", str(output), "--overwrite"]
+        return CliRunner().invoke(app, command)
+
+    def files(of: Path) -> dict[str, bytes]:
+        return {str(p.relative_to(of)): p.read_bytes() for p in sorted(of.rglob("*")) if p.is_file()}
+
+    model, out = tmp_path / "model", tmp_path / "out"
+    shutil.copytree(folder, model)
+    before = files(model)
+    for judge in (folder, str(model)):
+        done = export("verifier", judge, model)
+        assert done.exit_code == 2 and f"{model} is not an earlier export" in done.output and files(model) == before
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "latent_rewards": {}}))
+    (tmp_path / "link").symlink_to(model)
+    for own in (model, tmp_path / "link"):
+        done = export("verifier", str(model), own)
+        assert done.exit_code == 2 and "holds the judge" in done.output and files(model).keys() == before.keys()
+
+    assert export("verifier", folder, out).exit_code == 0
+    earlier = files(out)
+    with monkeypatch.context() as broken:
+        broken.setattr("latent_rewards.export.heads.save_tokenizer", lambda *_: (_ for _ in ()).throw(OSError("full")))
+        assert export("labels", folder, out).exit_code == 2
+    assert files(out) == earlier
+    done = export("labels", folder, out)
+    assert done.exit_code == 0 and f"vllm serve {out} " in done.output
+    assert json.loads((out / "config.json").read_text())["latent_rewards"]["kind"] == "labels"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["link", "model", "out"]

@@ -1,3 +1,4 @@
+import errno
 import os
 import threading
 
@@ -31,7 +32,17 @@ def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
     assert seen == ["sync", "rename", "sync"] and (tmp_path / "a").read_text() == "new"
 
 
-def test_of_many_writers_one_is_first_and_all_are_whole(tmp_path):
+def refuse(number):
+    def link(*_):
+        raise OSError(number, os.strerror(number))
+
+    return link
+
+
+@pytest.mark.parametrize("links", [None, errno.EOPNOTSUPP, errno.EPERM, errno.ENOSYS])
+def test_of_many_writers_one_is_first_and_all_are_whole(links, tmp_path, monkeypatch):
+    if links:
+        monkeypatch.setattr(os, "link", refuse(links))
     won = []
 
     def write(i):
@@ -53,3 +64,15 @@ def test_a_folder_takes_the_place_of_another(tmp_path):
         (tmp_path / name / name).write_text("")
     publish_folder(tmp_path / "made", tmp_path / "there", tmp_path / "aside")
     assert os.listdir(tmp_path / "there") == ["made"] and os.listdir(tmp_path / "aside") == ["there"]
+
+
+def test_a_first_write_that_fails_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "link", refuse(errno.EIO))
+    with pytest.raises(OSError, match="put/output"):
+        write_first(tmp_path / "a", "text")
+    monkeypatch.setattr(os, "link", refuse(errno.EPERM))
+    sync, calls = os.fsync, []
+    monkeypatch.setattr(os, "fsync", lambda h: refuse(errno.ENOSPC)() if calls else (calls.append(1), sync(h)))
+    with pytest.raises(OSError, match="No space"):
+        write_first(tmp_path / "a", "text")
+    assert os.listdir(tmp_path) == []

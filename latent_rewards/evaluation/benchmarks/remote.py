@@ -69,7 +69,7 @@ class GitHub:
     def rows(self) -> Iterator[NumberedRow]:
         """(path, row from 1, row)."""
         text = self._file().read_text(encoding="utf-8")
-        data = json.loads(text) if text.lstrip().startswith("[") else [json.loads(x) for x in text.splitlines() if x]
+        data = json.loads(text) if text.lstrip().startswith("[") else [json.loads(x) for x in text.split("\n") if x]
         yield from ((self.path, i, row) for i, row in enumerate(data, 1))
 
     def _file(self) -> Path:
