@@ -121,6 +121,7 @@ def run(service: Service, listener: socket.socket) -> int:
     import uvicorn
 
     from latent_rewards.serving.app import create_app
+    from latent_rewards.serving.protocol import Http
 
     app = create_app(service, failed=lambda: setattr(server, "should_exit", True))
 
@@ -134,7 +135,7 @@ def run(service: Service, listener: socket.socket) -> int:
 
     server = Server(
         uvicorn.Config(
-            app, http="h11", ws="none", lifespan="on", log_level="warning", access_log=False, server_header=False,
+            app, http=Http, ws="none", lifespan="on", log_level="warning", access_log=False, server_header=False,
             timeout_graceful_shutdown=int(service.settings.deadline) + 1, timeout_keep_alive=75, backlog=4096,
         )
     )  # fmt: skip

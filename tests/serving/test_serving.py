@@ -488,6 +488,24 @@ def test_slow_bodies_and_bad_http_end(strict: Server) -> None:
     assert strict.http().get("/health").status_code == 200
 
 
+@pytest.mark.parametrize("token", [TOKEN, "wrong"])
+def test_bad_http_while_a_request_is_answered_costs_a_line_of_the_log(strict: Server, token: str) -> None:
+    before = strict.log.stat().st_size
+    chunked, whole = (
+        head(line).replace(TOKEN.encode(), token.encode())
+        for line in ("transfer-encoding: chunked", "content-length: 2")
+    )
+    sent = [
+        (chunked, b"zz\r\n"), (chunked + b"zz\r\n",), (chunked, b"2\r\n{}\r\nzz\r\n"),
+        (whole + b"{}" + whole + b"x" * 300_000, b"x" * 300_000),
+        (whole + b"{}" + whole.replace(b"length: 2", b"length: 3000000") + b"x" * 3_000_000,),
+    ]  # fmt: skip
+    for parts in sent:
+        raw(strict, *parts, pause=0.2)
+    said = strict.log.read_bytes()[before:].decode()
+    assert "Traceback" not in said and len(said.splitlines()) <= len(sent), said
+
+
 @pytest.mark.parametrize("requests", [1_000, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_disconnects_and_many_tiny_requests_leave_the_server_as_it_was(server: Server, requests: int) -> None:
     body = json.dumps({"rows": ROWS, "rewards": ["weighted"]}).encode()
