@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import os
+import signal
 import socket
 from pathlib import Path
 from types import FrameType
@@ -121,20 +123,23 @@ def run(service: Service, listener: socket.socket) -> int:
     import uvicorn
 
     from latent_rewards.serving.app import create_app
+    from latent_rewards.serving.protocol import Http
 
     app = create_app(service, failed=lambda: setattr(server, "should_exit", True))
 
     class Server(uvicorn.Server):
-        """Says what a signal begins."""
+        """Says what a signal begins, and ends at a second Ctrl-C whatever the judge is at."""
 
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
             if not self.should_exit:
                 typer.echo("stopping: what was asked is answered first; Ctrl-C again stops at once", err=True)
+            elif sig == signal.SIGINT:
+                os._exit(128 + sig)
             super().handle_exit(sig, frame)
 
     server = Server(
         uvicorn.Config(
-            app, http="h11", ws="none", lifespan="on", log_level="warning", access_log=False, server_header=False,
+            app, http=Http, ws="none", lifespan="on", log_level="warning", access_log=False, server_header=False,
             timeout_graceful_shutdown=int(service.settings.deadline) + 1, timeout_keep_alive=75, backlog=4096,
         )
     )  # fmt: skip
@@ -144,7 +149,10 @@ def run(service: Service, listener: socket.socket) -> int:
         server.run(sockets=[listener])
     except KeyboardInterrupt:
         pass
-    return 1 if service.batcher.failure is not None else 0
+    status = 1 if service.batcher.failure is not None else 0
+    if service.batcher.loading:
+        os._exit(status)  # Python waits for the threads of a pool, such as transformers loads weights with
+    return status
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -74,7 +74,7 @@ class Batcher:
         self._since = self._latest = 0.0
         self._closed = False
         self._rate = 0.0
-        self._ready = 0
+        self._loaded: set[int] = set()
         self.failure: BaseException | None = None
         self._threads = [
             threading.Thread(target=self._work, args=(i,), name=f"judge-{i}", daemon=True) for i in range(len(judges))
@@ -83,7 +83,12 @@ class Batcher:
     @property
     def ready(self) -> bool:
         """Whether every judge is loaded and takes requests."""
-        return self._ready == len(self.judges) and not self._closed and self.failure is None
+        return len(self._loaded) == len(self.judges) and not self._closed and self.failure is None
+
+    @property
+    def loading(self) -> bool:
+        """Whether a judge is being loaded."""
+        return any(t.is_alive() and i not in self._loaded for i, t in enumerate(self._threads))
 
     @property
     def alive(self) -> bool:
@@ -101,12 +106,12 @@ class Batcher:
             thread.start()
 
     def close(self) -> None:
-        """Judge what is in the queue, then end the threads."""
+        """Judge what is in the queue, then end the threads; with an empty queue nobody waits for judges that load."""
         with self._wake:
             self._closed = True
             self._wake.notify_all()
-        for thread in self._threads:
-            if thread.ident:
+        for i, thread in enumerate(self._threads):
+            if thread.ident and (self._queue or i in self._loaded):
                 thread.join()
 
     def submit(self, job: Job) -> Future[Any]:
@@ -130,8 +135,7 @@ class Batcher:
         return job.future
 
     def _retry_after(self, waiting: int) -> int:
-        rate = self._rate or 10.0
-        return int(min(60, max(1, math.ceil(waiting / rate / 4))))
+        return int(min(60, max(1, math.ceil(waiting / (self._rate or 10.0) / 4))))
 
     def _work(self, index: int) -> None:
         try:
@@ -142,7 +146,7 @@ class Batcher:
             logger.exception("judge %d cannot be loaded", index)
             self.failure = err
             return
-        self._ready += 1
+        self._loaded.add(index)
         free, seconds = time.monotonic(), 0.0
         while batch := self._take(free, seconds):
             started = time.monotonic()

@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import parse_qs
 
 OPEN = ("/health", "/ready", "/docs", "/openapi.json")
-_QUIET = 1.0  # seconds without a byte after which what a refused client still sends is no longer waited for
+_QUIET = 1.0  # seconds without a byte after which what an answered client still sends is no longer waited for
 
 
 class Guard:
@@ -58,7 +58,10 @@ class Guard:
 
 
 class _Body:
-    """A body on its way: when it is too long or too slow the app sees a client that left, and the client an error."""
+    """A body on its way: when it is too long or too slow the app sees a client that left, and the client an error.
+
+    When the app answers before all of it is here, the rest is drained before the answer ends.
+    """
 
     def __init__(self, receive: Any, send: Any, max_body: int, seconds: float) -> None:
         self._receive, self._send, self.max_body, self.seconds = receive, send, max_body, seconds
@@ -90,7 +93,12 @@ class _Body:
         """ASGI's send; the refusal in place of what the app says of the client that left."""
         if self.refusal is None:
             self.started = True
-            await self._send(message)
+            if self.arrived or message["type"] != "http.response.body" or message.get("more_body", False):
+                await self._send(message)
+            else:
+                await self._send(message | {"more_body": True})
+                await _drain(self._receive, self.seconds)
+                await self._send({"type": "http.response.body", "body": b""})
         elif not self.started:
             self.started = True
             await refuse(self._receive, self._send, self.refusal, self.seconds)
@@ -109,11 +117,7 @@ def _header(scope: Any, name: bytes) -> bytes:
 
 
 async def refuse(receive: Any, send: Any, refusal: tuple[int, str, str], seconds: float) -> None:
-    """A JSON error of a status, kind and message, after which the connection is closed.
-
-    What the client still sends is read and thrown away before (RFC 9112, 9.6: a connection that is closed on unread
-    bytes is reset, and the client may lose the answer): until its end, a second of silence, or `seconds` in all.
-    """
+    """A JSON error of a status, kind and message, after which the connection is closed."""
     status, kind, message = refusal
     body = json.dumps({"error": {"type": kind, "message": message, "row": None}}).encode()
     headers = [
@@ -123,10 +127,18 @@ async def refuse(receive: Any, send: Any, refusal: tuple[int, str, str], seconds
         headers.append((b"www-authenticate", b"Bearer"))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body, "more_body": True})
+    await _drain(receive, seconds)
+    await send({"type": "http.response.body", "body": b""})
+
+
+async def _drain(receive: Any, seconds: float) -> None:
+    """Read and throw away what the client still sends: until its end, a second of silence, or `seconds` in all.
+
+    A connection that is closed on unread bytes is reset, and the client may lose the answer (RFC 9112, 9.6).
+    """
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             more = True
             while more:
                 part = await asyncio.wait_for(receive(), _QUIET)
                 more = part["type"] == "http.request" and part.get("more_body", False)
-    await send({"type": "http.response.body", "body": b""})

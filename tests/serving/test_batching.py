@@ -139,8 +139,26 @@ def test_a_judge_that_cannot_be_loaded_is_told() -> None:
 
     batcher = Batcher([FakeJudge()], ServeSettings(), load=broken)
     batcher.start()
+    while batcher.alive:
+        time.sleep(0.01)
     batcher.close()
     assert isinstance(batcher.failure, OSError) and not batcher.ready and not batcher.alive
+
+
+def test_the_end_does_not_wait_for_a_judge_that_loads_unless_requests_do() -> None:
+    for asked in (0, 1):
+        go, judge = threading.Event(), Gate()
+        judge.go.set()
+        batcher = Batcher([judge], ServeSettings(linger=0.0), load=lambda j, go=go: go.wait(20))
+        batcher.start()
+        futures = [batcher.submit(job("g", "x")) for _ in range(asked)]
+        closing = threading.Thread(target=batcher.close)
+        closing.start()
+        closing.join(5 if not asked else 0.5)
+        assert closing.is_alive() == bool(asked) and batcher.loading
+        go.set()
+        assert [len(f.result(20)[0]) for f in futures] == [1] * asked
+        closing.join(20)
 
 
 def test_replicas_share_the_queue() -> None:

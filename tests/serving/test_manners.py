@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +16,7 @@ from typing import Any
 import httpx2 as httpx
 import pytest
 from contracts import FakeJudge
-from servers import Server, in_thread, serving, start, stop, wait_ready
+from servers import ROOT, Server, in_thread, serving, start, stop, wait_ready
 from typer.testing import CliRunner
 
 from latent_rewards import build_reward
@@ -144,6 +148,65 @@ def test_ctrl_c_says_what_it_begins(folder: str, tmp_path: Path) -> None:
         stop(server)
     said = (tmp_path / "log").read_text()
     assert "stopping: what was asked is answered first" in said and "Traceback" not in said
+
+
+BUSY = """
+import sys, time
+from concurrent.futures import ThreadPoolExecutor
+from contracts import FakeJudge
+from latent_rewards import build_reward
+from latent_rewards.cli.serve import _listen, run
+from latent_rewards.serving.service import Service
+from latent_rewards.serving.settings import ServeSettings
+
+def wait(*args):
+    print("busy", file=sys.stderr, flush=True)
+    ThreadPoolExecutor(1).submit(time.sleep, 90).result()
+
+class Judge(FakeJudge):
+    read_rows = wait
+
+service = Service([Judge()], lambda j: {"weighted": build_reward("weighted", j)}, ServeSettings(linger=0))
+if sys.argv[1] == "load":
+    service.batcher._load = wait
+raise SystemExit(run(service, _listen("127.0.0.1", 0)))
+"""
+
+
+@pytest.mark.parametrize(("busy_with", "signals", "status"), [("load", 1, 0), ("read", 2, 130)])
+def test_ctrl_c_ends_a_server_whose_judge_is_busy(tmp_path: Path, busy_with: str, signals: int, status: int) -> None:
+    """One while it loads; two while it reads what is no longer waited for."""
+    log = tmp_path / "log"
+
+    def wait_for(text: str) -> str:
+        end = time.monotonic() + 120
+        while text not in (said := log.read_text()):
+            assert process.poll() is None and time.monotonic() < end, said
+            time.sleep(0.05)
+        return said
+
+    with log.open("wb") as out:
+        path = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
+        command = [sys.executable, "-c", BUSY, busy_with]
+        process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": path}, stderr=out)
+    try:
+        url = wait_for(" rewards weighted").split()[0]
+        if busy_with == "read":
+            while httpx.get(url + "/ready").status_code != 200:
+                time.sleep(0.05)
+            with pytest.raises(httpx.ReadTimeout):
+                httpx.post(url + "/score", json={"rows": [ROW]}, timeout=3)
+        wait_for("busy")
+        process.send_signal(signal.SIGINT)
+        wait_for("stopping: ")
+        if signals == 2:
+            time.sleep(1)
+            process.send_signal(signal.SIGINT)
+        assert process.wait(30) == status
+    finally:
+        process.kill()
+        process.wait()
+    assert "Traceback" not in log.read_text()
 
 
 @pytest.mark.parametrize(("label", "slots"), [

@@ -11,6 +11,7 @@ import threading
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -378,6 +379,48 @@ def test_a_client_that_is_refused_while_it_sends_is_not_cut_off(strict: Server, 
     assert status in answer
 
 
+CLOSE = "connection: close"
+EARLY: list[tuple[str, str, bytes]] = [
+    ("POST /score", "content-type: text/plain", b" 415 "), ("POST /nothing", "x: y", b" 404 "),
+    ("PUT /score", "x: y", b" 405 "), ("GET /health", "x: y", b" 200 "), ("HEAD /docs", "x: y", b" 405 "),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("asked", "line", "status"), EARLY, ids=[e[0] for e in EARLY])
+def test_a_client_that_is_answered_before_it_has_sent_all_is_not_cut_off(
+    server: Server, asked: str, line: str, status: bytes
+) -> None:
+    where = urlsplit(server.url)
+    before = server.rss()
+    lines = [f"{asked} HTTP/1.1", "host: x", CLOSE, "content-length: 30000000", line]
+    with socket.create_connection((where.hostname, where.port), timeout=30) as connection:
+        connection.sendall("\r\n".join([*lines, "", ""]).encode())
+        for _ in range(10):
+            connection.sendall(b"x" * 3_000_000)
+            time.sleep(0.02)
+        answer = connection.makefile("rb").read()
+    first, _, rest = answer.partition(b"\r\n")
+    headers, _, body = rest.lower().partition(b"\r\n\r\n")
+    length = 0 if asked.startswith("HEAD") else len(body)
+    assert status in first and len(body) == length
+    assert asked.startswith("HEAD") or f"content-length: {length}".encode() in headers
+    assert server.rss() - before < 20 << 20
+
+
+@pytest.mark.parametrize("given", ["text/plain", "application/json"])
+def test_a_kept_connection_serves_on_after_a_body_that_nobody_read(server: Server, given: str) -> None:
+    connection = HTTPConnection(urlsplit(server.url).netloc, timeout=30)
+    connection.connect()
+    socket_, started = connection.sock, time.monotonic()
+    for _ in range(3):
+        connection.request("POST", "/score", GOOD, {"content-type": given})
+        answer = connection.getresponse()
+        assert answer.status == (415 if given == "text/plain" else 200) and json.loads(answer.read())
+        assert connection.sock is socket_
+    connection.close()
+    assert time.monotonic() - started < 3, "nobody waits for a second of silence"
+
+
 def test_limits_of_rows_texts_and_prompts(strict: Server) -> None:
     from latent_rewards.serving.schemas import PromptSpec
 
@@ -443,6 +486,24 @@ def test_slow_bodies_and_bad_http_end(strict: Server) -> None:
     assert b" 408 " in slow.split(b"\r\n")[0] and time.monotonic() - started < 8
     assert b" 400 " in raw(strict, b"\x16\x03\x01 no http\r\n\r\n").split(b"\r\n")[0]
     assert strict.http().get("/health").status_code == 200
+
+
+@pytest.mark.parametrize("token", [TOKEN, "wrong"])
+def test_bad_http_while_a_request_is_answered_costs_a_line_of_the_log(strict: Server, token: str) -> None:
+    before = strict.log.stat().st_size
+    chunked, whole = (
+        head(line).replace(TOKEN.encode(), token.encode())
+        for line in ("transfer-encoding: chunked", "content-length: 2")
+    )
+    sent = [
+        (chunked, b"zz\r\n"), (chunked + b"zz\r\n",), (chunked, b"2\r\n{}\r\nzz\r\n"),
+        (whole + b"{}" + whole + b"x" * 300_000, b"x" * 300_000),
+        (whole + b"{}" + whole.replace(b"length: 2", b"length: 3000000") + b"x" * 3_000_000,),
+    ]  # fmt: skip
+    for parts in sent:
+        raw(strict, *parts, pause=0.2)
+    said = strict.log.read_bytes()[before:].decode()
+    assert "Traceback" not in said and len(said.splitlines()) <= len(sent), said
 
 
 @pytest.mark.parametrize("requests", [1_000, pytest.param(10_000, marks=pytest.mark.slow)])
