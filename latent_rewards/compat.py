@@ -18,7 +18,7 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 # Package -> first and last version that the contract tests passed with; what lies outside is used with a warning.
-TESTED = {"torch": ("2.11", "2.13"), "transformers": ("4.57", "5.23"), "trl": ("1.0", "1.16")}
+TESTED = {"torch": ("2.11", "2.15"), "transformers": ("4.57", "5.24"), "trl": ("1.0", "1.16")}
 # While `from_pretrained` runs, transformers 5 has the tying of weights off for the whole process, and puts back what it
 # found. Of two at once, the last to end puts back "off", and no model that shares its head can be loaded after that.
 ONE_LOAD = threading.RLock()

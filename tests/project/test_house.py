@@ -71,7 +71,7 @@ def test_versions_outside_the_tested_range_are_told(monkeypatch: pytest.MonkeyPa
     compat.warn_if_untested()
     compat.warn_if_untested()
     (said,) = caplog.messages
-    assert "torch 2.5.1+cpu (tested: 2.11 to 2.13), transformers 9.0.0 (tested: 4.57 to 5.23)" in said
+    assert "torch 2.5.1+cpu (tested: 2.11 to 2.15), transformers 9.0.0 (tested: 4.57 to 5.24)" in said
     assert "trl" not in said
     compat.warn_if_untested.cache_clear()
 
