@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from latent_rewards.files.types import check_lists
+from latent_rewards.files.types import check_lists, slot_rows
 from latent_rewards.serving.transport import JudgeServerError, Transport, token_here
 
 __all__ = ["JudgeServerError", "RewardClient", "ServedReward", "connect"]
@@ -57,10 +57,25 @@ class RewardClient:
         Raises:
             JudgeServerError: no answer.
         """
-        about = self.transport.request("GET", "/info")
-        name = next(iter(about["rewards"])) if self.reward is None else self.reward
-        ends = about.get("bounds", {}).get(name)
+        ends = self._info.get("bounds", {}).get(self._name)
         return None if ends is None else (float(ends[0]), float(ends[1]))
+
+    @functools.cached_property
+    def inputs(self) -> tuple[str, ...]:
+        """Slots of a row that the reward reads, asked once; none of a reward that the server does not have.
+
+        Raises:
+            JudgeServerError: no answer.
+        """
+        return tuple(self._info["inputs"].get(self._name, ()))
+
+    @functools.cached_property
+    def _info(self) -> dict[str, Any]:
+        return self.transport.request("GET", "/info")
+
+    @property
+    def _name(self) -> str:
+        return next(iter(self._info["rewards"])) if self.reward is None else self.reward
 
     def _payload(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         check_lists(rows=rows)
@@ -92,14 +107,12 @@ class ServedReward:
         self.client, self.__name__ = RewardClient(url, reward=name, **options), name
 
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float]:
-        """One reward per completion; columns of B texts fill further slots of the judge prompt.
+        """One reward per completion; columns of B entries fill further slots of the judge prompt, as in process.
 
         Raises:
             TypeError: one text instead of a list.
-            ValueError: the lengths differ.
+            ValueError: the lengths differ, or JSON has no word for what a slot is given.
             JudgeServerError: as `RewardClient.score`.
         """
         check_lists(prompts=prompts, completions=completions)
-        texts = {k: v for k, v in columns.items() if isinstance(v, list) and all(isinstance(x, str) for x in v)}
-        given = {"prompt": prompts, "completion": completions, **texts}
-        return self.client.score([dict(zip(given, row, strict=True)) for row in zip(*given.values(), strict=True)])
+        return self.client.score(slot_rows(prompts, completions, columns, self.client.inputs))
