@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import types
 from typing import Any
 
@@ -14,8 +15,8 @@ pytest.importorskip("fastapi")
 pytest.importorskip("prometheus_client")
 
 from latent_rewards import PairwiseReward, RubricReward, build_reward
-from latent_rewards.serving import JudgeServerError
-from latent_rewards.serving.client import ServedReward
+from latent_rewards.serving import JudgeServerError, parts
+from latent_rewards.serving.client import RewardClient, ServedReward
 from latent_rewards.serving.service import Service
 from latent_rewards.serving.settings import ServeSettings
 
@@ -95,3 +96,51 @@ def test_an_opponent_that_is_no_text_is_the_fault_of_its_row(other: Any, url: st
 def test_a_reward_that_the_server_does_not_have(url: str) -> None:
     with pytest.raises(JudgeServerError, match=r"422 rewards\.0: Input should be 'reference', "):
         ServedReward("other", url)(PROMPTS, COMPLETIONS)
+
+
+def rows_of(n: int, prompts: int) -> list[dict[str, str]]:
+    """Replies to each prompt stand apart, as trainers that shuffle or interleave send them."""
+    return [{"prompt": f"Name prime {i % prompts}.", "completion": f"It is {i}."} for i in range(n)]
+
+
+def in_process(reward: Any, rows: Any) -> Any:
+    return reward.score([r["prompt"] for r in rows], [r["completion"] for r in rows])
+
+
+@pytest.mark.parametrize("name", ["reference", "pairwise"])
+@pytest.mark.parametrize(("n", "prompts"), [(0, 1), (8, 1), (20, 5), (27, 9)])
+def test_more_rows_than_a_request_may_hold(name: str, n: int, prompts: int, url: str, near: Any) -> None:
+    """The server takes 8; rows of one prompt are compared, so they stay together wherever they stand."""
+    rows, client = rows_of(n, prompts), RewardClient(url, reward=name, concurrency=3)
+    want = in_process(near[name], rows)
+    np.testing.assert_allclose(asyncio.run(client.score_async(rows)), want, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(client.score(rows), want, rtol=1e-5, atol=1e-5)
+
+
+def test_a_prompt_with_more_rows_than_a_request_may_hold(url: str) -> None:
+    rows = [*rows_of(3, 3), *rows_of(9, 1)]
+    with pytest.raises(JudgeServerError, match=r"row 0: 10 rows have its prompt; they stay together.* may hold 8"):
+        RewardClient(url, reward="pairwise").score(rows)
+
+
+def test_errors_name_the_row_of_the_whole(url: str) -> None:
+    client, rows = RewardClient(url, reward="reference", retries=0), rows_of(20, 5)
+    rows[13]["completion"] = [{"role": "user", "content": 3}]  # type: ignore[assignment]
+    for score in (client.score, lambda rows: asyncio.run(client.score_async(rows))):
+        with pytest.raises(JudgeServerError, match="422 row 13: ") as refused:
+            score(rows)
+        assert refused.value.row == 13 and refused.value.status == 422
+    with pytest.raises(JudgeServerError, match="row 16 has no score: alone") as alone:
+        RewardClient(url, reward="pairwise").score([*rows_of(16, 8), {"prompt": "Hi.", "completion": "Hello."}])
+    assert alone.value.row == 16
+
+
+def test_parts_hold_few_rows_few_bytes_and_whole_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = rows_of(9, 4)
+    assert parts.parts(rows, 4) == [[0, 1, 2, 3], [4, 5, 6, 7], [8]] and parts.parts([], 4) == [[]]
+    assert parts.parts_by_prompt(rows, 9) == [[0, 1, 2, 3, 4, 5, 6, 7, 8]]
+    assert parts.parts_by_prompt(rows, 5) == [[0, 1, 4, 5, 8], [2, 3, 6, 7]]
+    size = len(parts.encode(rows[0]))
+    monkeypatch.setattr(parts, "_PART_BYTES", 2 * size)
+    assert parts.parts(rows[:5], 99) == [[0, 1], [2, 3], [4]]
+    assert parts.parts_by_prompt(rows, 99) == [[0, 4, 8], [1, 5], [2, 6], [3, 7]], "a prompt's rows are never parted"
