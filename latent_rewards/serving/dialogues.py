@@ -8,6 +8,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from latent_rewards.judge.messages import to_text
+
 # One turn as the usual templates write it; `role` and `text` are its parts.
 _TURNS = {
     "<|im_start|>": r"<\|im_start\|>(?P<role>\w+)\n(?P<text>.*?)(?:<\|im_end\|>|$)",
@@ -139,7 +141,12 @@ def _asked(text: str) -> list[dict[str, str]]:
 
 
 def _alone(turns: list[dict[str, Any]]) -> Any:
-    return turns[0]["content"] if len(turns) == 1 and turns[0]["role"] == "user" else turns
+    return _text_of(turns[0]) if len(turns) == 1 and turns[0].get("role") == "user" else turns
+
+
+def _text_of(message: dict[str, Any]) -> Any:
+    """The text of a message that holds a text; one that holds parts, or nothing, as it is."""
+    return message["content"] if isinstance(message["content"], str) else [message]
 
 
 def dialogue(text: str) -> list[dict[str, str]]:
@@ -152,14 +159,14 @@ def dialogue(text: str) -> list[dict[str, str]]:
     return []
 
 
-def last_answer(text: str) -> tuple[Any, str]:
+def last_answer(text: str) -> tuple[Any, Any]:
     """Prompt and completion of one rendered dialogue.
 
     Args:
         text: JSON of messages, or a dialogue in a usual chat template; the last turn is the assistant's.
 
     Raises:
-        ValueError: neither.
+        ValueError: neither, or a message that holds more than text.
     """
     turns: Any = None
     if text.lstrip().startswith("["):
@@ -173,6 +180,7 @@ def last_answer(text: str) -> tuple[Any, str]:
         raise ValueError("expected a dialogue, as JSON messages or in a usual chat template, with an answer last")
     if turns[-1].get("role") != "assistant":
         raise ValueError(f"the last turn must be the assistant's, not {turns[-1].get('role')!r}")
-    head = turns[:-1]
-    prompt = head[0]["content"] if len(head) == 1 and head[0].get("role") == "user" else head
-    return prompt, str(turns[-1]["content"])
+    prompt, completion = _alone(turns[:-1]), _text_of(turns[-1])
+    for said in (prompt, completion):
+        to_text(said)  # or ValueError
+    return prompt, completion

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import time
 
 import pytest
 
+from latent_rewards.judge.messages import to_text
 from latent_rewards.serving.dialogues import (
     last_answer,
     plain_prompt,
@@ -68,6 +70,29 @@ def test_prompts_of_templates(text: str, want: object) -> None:
 
 def test_an_answer_in_mistrals_template() -> None:
     assert last_answer("<s>[INST] a [/INST] b</s>") == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("content", "same"),
+    [
+        ([{"type": "text", "text": "sev"}, {"type": "text", "text": "en"}], "seven"),
+        (None, ""),
+        ([], ""),
+        ("seven", "seven"),
+    ],
+)
+def test_contents_that_are_no_text_say_what_they_say(content: object, same: str) -> None:
+    """Text parts are their text, and null is an empty one, of the answer and of the question; an image is neither."""
+    for turns in (
+        [said("user", "a"), {"role": "assistant", "content": content}],
+        [{"role": "user", "content": content}],
+    ):
+        dialogue = turns if len(turns) == 2 else [*turns, said("assistant", "b")]
+        found = last_answer(json.dumps(dialogue))
+        assert [to_text(x) for x in found] == (["a", same] if len(turns) == 2 else [same, "b"])
+    assert to_text(plain_turns([{"role": "user", "content": content}])) == same
+    with pytest.raises(ValueError, match="'image_url' part"):
+        last_answer(json.dumps([said("user", "a"), {"role": "assistant", "content": [{"type": "image_url"}]}]))
 
 
 def test_messages_that_were_rendered_one_by_one() -> None:
