@@ -18,6 +18,10 @@ _TURNS = {
     "<|user|>": r"<\|(?P<role>user|assistant|system)\|>\n?(?P<text>.*?)(?:<\|end(?:oftext)?\|>|</s>|(?=<\|\w+\|>)|$)",
     "[INST]": r"\[(?P<role>/?)INST\](?P<text>.*?)(?:</s>|(?=\[/?INST\])|$)",
 }
+# What may stand before the first turn: blanks, and tokens that begin or pad a text.
+_BEFORE = (
+    r"(?:\s|</?s>|<(?:bos|pad|eos|sop)>|\[(?:PAD|BOS|gMASK)\]|<\|[A-Za-z0-9_.-]{1,40}\|>|<\uff5c[^<>|]{1,40}\uff5c>)*?"
+)
 _ROLES = {"model": "assistant", "": "user", "/": "assistant"}
 _END = re.compile(r"(?:<\|[A-Za-z0-9_.-]{1,40}\|>|</s>|<eos>|<pad>|<end_of_turn>|<\uff5c[^<>|]{1,40}\uff5c>|\[PAD\])\Z")
 _THOUGHT = re.compile(r"(?:<think>\s*(?:</think>)?)?")  # what templates put after the opening of the answer
@@ -150,10 +154,10 @@ def _text_of(message: dict[str, Any]) -> Any:
 
 
 def dialogue(text: str) -> list[dict[str, str]]:
-    """Messages of a text in a usual chat template; empty when it is in none."""
+    """Messages of a text in a usual chat template; empty when it is in none, as a text that only quotes one is."""
     for mark, pattern in _TURNS.items():
-        if mark in text:
-            found = re.finditer(pattern, text, re.DOTALL)
+        if mark in text and (before := re.match(f"{_BEFORE}(?={pattern})", text, re.DOTALL)):
+            found = re.compile(pattern, re.DOTALL).finditer(text, before.end())
             turns = [(_ROLES.get(m["role"], m["role"]), m["text"].strip()) for m in found]
             return [{"role": role, "content": content} for role, content in turns]
     return []

@@ -68,6 +68,31 @@ def test_prompts_of_templates(text: str, want: object) -> None:
     assert plain_prompt(text) == want
 
 
+LLAMA_3 = "<|start_header_id|>user<|end_header_id|>\n\n{}<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
+QUOTED = "What does <|im_start|>user\nhi<|im_end|> mean?"
+
+
+@pytest.mark.parametrize(
+    ("text", "want"),
+    [
+        *((text, text) for text in (
+            "Translate to French: the tag [INST] opens a turn of Llama 2. Why?", QUOTED,
+            "What is <start_of_turn>user\nhi<end_of_turn>?", "Is <|user|>\nhi<|end|> of Phi?",
+            "</s> or [INST] a [/INST]?",
+        )),
+        ("<|begin_of_text|>" + LLAMA_3.format(QUOTED), QUOTED),
+        ("<bos>\n<start_of_turn>user\na<end_of_turn>\n<start_of_turn>model\n", "a"),
+        ("<pad><pad><s> [INST] a [/INST]", "a"), ("<|endoftext|><|im_start|>user\na<|im_end|>\n", "a"),
+        ("<s><|system|>\nb<|end|><|user|>\na<|end|><|assistant|>\n", [said("system", "b"), said("user", "a")]),
+        (" " * 100_000 + "[INST] a", "a"), (" " * 100_000 + "a [INST] b", " " * 100_000 + "a [INST] b"),
+    ],
+)  # fmt: skip
+def test_a_template_begins_the_text(text: str, want: object) -> None:
+    """What only quotes a mark is no rendered prompt, and a prompt in one template may quote the mark of another."""
+    started = time.perf_counter()
+    assert plain_prompt(text) == want and time.perf_counter() - started < 1
+
+
 def test_an_answer_in_mistrals_template() -> None:
     assert last_answer("<s>[INST] a [/INST] b</s>") == ("a", "b")
 
