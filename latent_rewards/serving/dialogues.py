@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import numbers
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -36,9 +37,9 @@ def truth_slots(truth: object, also: Mapping[str, object] | None = None) -> dict
     """The ground truth of a sample as slots of the judge prompt.
 
     Args:
-        truth: what a stack calls label, ground truth or answer. A text or a number is the `reference`; a mapping (or
-            its JSON text, if it holds any of `SLOTS`) has `SLOTS`, and texts for further slots under their names; all
-            else says nothing to a judge.
+        truth: what a stack calls label, ground truth or answer. A text or a number, numpy's too, is the `reference`; a
+            mapping (or its JSON text, if it holds any of `SLOTS`) has `SLOTS`, and texts for further slots under their
+            names; all else says nothing to a judge.
         also: further columns of the sample; those of `SLOTS` come first.
     """
     found = {} if also is None else _known(also)
@@ -46,7 +47,7 @@ def truth_slots(truth: object, also: Mapping[str, object] | None = None) -> dict
     if isinstance(truth, Mapping):
         texts = {k: v for k, v in truth.items() if isinstance(v, str) and k not in _FILLED}
         return texts | _known(truth) | found
-    if isinstance(truth, str | int | float) and not isinstance(truth, bool) and str(truth).strip():
+    if isinstance(truth, str | numbers.Number) and not isinstance(truth, bool) and str(truth).strip():
         return {"reference": str(truth)} | found
     return found
 

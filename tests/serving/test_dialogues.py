@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 
+import numpy as np
 import pytest
 
 from latent_rewards.judge.messages import to_text
@@ -142,7 +143,10 @@ RUBRICS = [{"criterion": "Says eight.", "weight": 2.0}]
     ("truth", "also", "want"),
     [
         ("8", None, {"reference": "8"}),
-        (8, None, {"reference": "8"}), (" ", None, {}), (None, None, {}), (True, None, {}),
+        (8, None, {"reference": "8"}), (np.int64(8), None, {"reference": "8"}), (np.uint8(8), None, {"reference": "8"}),
+        (np.float32(0.1), None, {"reference": "0.1"}), (np.float64(8), None, {"reference": "8.0"}),
+        (np.True_, None, {}),
+        (np.str_("8"), None, {"reference": "8"}), (" ", None, {}), (None, None, {}), (True, None, {}),
         ({"reference": "8", "rubrics": RUBRICS, "tone": "dry", "prompt": "p", "n": 1}, None,
          {"reference": "8", "rubrics": RUBRICS, "tone": "dry"}),
         ('{"reference": "8", "tone": "dry"}', None, {"reference": "8", "tone": "dry"}),
