@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 # What stands behind a name is not known before it is looked at: whoever reads a value checks it.
@@ -31,6 +31,35 @@ def check_lists(**given: Any) -> None:
             raise TypeError(
                 f"{name} must be a list with one entry per row, got one {type(value).__name__}: {value!r:.60}"
             )
+
+
+def slot_rows(
+    prompts: Sequence[Any], completions: Sequence[Any], columns: Mapping[str, Any], inputs: Iterable[str]
+) -> list[Row]:
+    """One slot mapping per row.
+
+    Args:
+        prompts: B prompts.
+        completions: B completions.
+        columns: name -> B entries; those that are no input are left out, whatever they hold.
+        inputs: names of the slots that are wanted.
+
+    Raises:
+        TypeError: one text instead of a list.
+        ValueError: the lengths differ.
+    """
+    if len(prompts) != len(completions):
+        raise ValueError(f"{len(prompts)} prompts but {len(completions)} completions")
+    given: dict[str, Sequence[Any]] = {"prompt": prompts, "completion": completions}
+    for slot in inputs:
+        if slot in given or columns.get(slot) is None:
+            continue
+        check_lists(**{slot: columns[slot]})
+        column = list(columns[slot])
+        if len(column) != len(completions):
+            raise ValueError(f"column {slot!r} has {len(column)} entries for {len(completions)} completions")
+        given[slot] = column
+    return [dict(zip(given, values, strict=True)) for values in zip(*given.values(), strict=True)]
 
 
 def number(value: Any, what: str, *, finite: bool = True) -> float:

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 
 from latent_rewards import compat
-from latent_rewards.files.types import check_lists, number
+from latent_rewards.files.types import check_lists, number, slot_rows
 from latent_rewards.judge import fingerprint
 from latent_rewards.judge.opening import open_judge
 from latent_rewards.judge.prompts import JudgePrompt
@@ -284,18 +284,7 @@ class Reward:
         Raises:
             ValueError: a column's length differs.
         """
-        if len(prompts) != len(completions):
-            raise ValueError(f"{len(prompts)} prompts but {len(completions)} completions")
-        given = {"prompt": prompts, "completion": completions}
-        for slot in self.inputs:
-            if slot in given or columns.get(slot) is None:
-                continue
-            check_lists(**{slot: columns[slot]})
-            column = list(columns[slot])
-            if len(column) != len(completions):
-                raise ValueError(f"column {slot!r} has {len(column)} entries for {len(completions)} completions")
-            given[slot] = column
-        return [dict(zip(given, values, strict=True)) for values in zip(*given.values(), strict=True)]
+        return slot_rows(prompts, completions, columns, self.inputs)
 
     def _read_together(self, prompts: list[Any], completions: list[Any], columns: Mapping[str, Any]) -> float:
         """Have the judge read what it will be asked of these rows by other rewards, too.

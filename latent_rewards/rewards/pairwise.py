@@ -119,8 +119,10 @@ class PairwiseReward(LatentReward):
         return (0.0, 1.0) if self.strength == "win_rate" else (-np.inf, np.inf)
 
     def check_row(self, row: Row) -> None:
-        """The row fills the prompt, whatever its opponent is."""
-        self.prompt.render({**row, "other": row.get("completion")})
+        """The row fills the prompt, and so do its opponents where a column has them."""
+        given = opponents_of(row.get(self.column)) if self.opponents == "column" else []
+        for other in given or [row.get("completion")]:
+            self.prompt.render({**row, "other": other})
 
     def requests(self, rows: Sequence[Row]) -> list[Request]:
         """One request, with two texts for each comparison: either reply shown first."""

@@ -164,6 +164,7 @@ def _add_state_routes(app: FastAPI, service: Service) -> None:
             judge=judge.name, revision=judge.revision, fingerprint=judge.fingerprint, layers=judge.n_layers,
             width=judge.blocks.config.hidden_size, capabilities=sorted(judge.capabilities),
             rewards={name: reward.prompt.name for name, reward in service.rewards[0].items()},
+            inputs={name: list(reward.inputs) for name, reward in service.rewards[0].items()},
             bounds={name: list(r.bounds) if r.bounds else None for name, r in service.rewards[0].items()},
             max_rows=service.settings.max_rows, max_text_chars=service.settings.max_text_chars,
             version=__version__,

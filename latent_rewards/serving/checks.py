@@ -10,7 +10,7 @@ from latent_rewards.judge.prompts import JudgePrompt, to_segments
 from latent_rewards.judge.reading import Row
 from latent_rewards.judge.thoughts import hidden_chars
 from latent_rewards.rewards.base import Reward
-from latent_rewards.serving.fields import is_rubric
+from latent_rewards.serving.fields import is_listed
 from latent_rewards.serving.settings import ServeSettings
 
 
@@ -34,7 +34,7 @@ def check_size(settings: ServeSettings, rows: Sequence[Row]) -> None:
         )
     for i, row in enumerate(rows):
         for slot, value in row.items():
-            parts = [json.dumps(value)] if is_rubric(value) else [s.text for s in to_segments(value, slot)]
+            parts = [json.dumps(value)] if is_listed(value) else [s.text for s in to_segments(value, slot)]
             length = sum(map(len, parts)) + hidden_chars(value)
             if length > settings.max_text_chars:
                 limit = settings.max_text_chars

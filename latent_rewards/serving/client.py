@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from latent_rewards.files.types import check_lists
+from latent_rewards.files.types import check_lists, slot_rows
+from latent_rewards.serving.parts import of_whole, parts_by_prompt
 from latent_rewards.serving.transport import JudgeServerError, Transport, token_here
 
 __all__ = ["JudgeServerError", "RewardClient", "ServedReward", "connect"]
@@ -38,17 +41,25 @@ class RewardClient:
         self.transport, self.reward = connect(url, **options), reward
 
     def score(self, rows: Sequence[Mapping[str, Any]]) -> list[float]:
-        """One score per row.
+        """One score per row, in one request where the rows fit; else in several at once, those of a prompt together.
 
         Raises:
             TypeError: one row instead of a list.
-            JudgeServerError: no answer, or a row without a score (what calls this has no way to leave one out).
+            JudgeServerError: no answer, a row without a score (what calls this has no way to leave one out), or more
+                rows of one prompt than a request may hold.
         """
-        return self._scores(self.transport.request("POST", "/score", self._payload(rows)))
+        split = self._split(rows)
+        if len(split) == 1:
+            return self._part(rows, split[0])
+        with ThreadPoolExecutor(self.transport.concurrency) as pool:
+            return _in_order(split, list(pool.map(functools.partial(self._part, rows), split)))
 
     async def score_async(self, rows: Sequence[Mapping[str, Any]]) -> list[float]:
         """As `score`."""
-        return self._scores(await self.transport.request_async("POST", "/score", self._payload(rows)))
+        if len(rows) > 1 and "_info" not in self.__dict__:
+            self._info = await self.transport.request_async("GET", "/info")
+        split = self._split(rows)
+        return _in_order(split, await asyncio.gather(*(self._part_async(rows, part) for part in split)))
 
     @functools.cached_property
     def bounds(self) -> tuple[float, float] | None:
@@ -57,26 +68,60 @@ class RewardClient:
         Raises:
             JudgeServerError: no answer.
         """
-        about = self.transport.request("GET", "/info")
-        name = next(iter(about["rewards"])) if self.reward is None else self.reward
-        ends = about.get("bounds", {}).get(name)
+        ends = self._info.get("bounds", {}).get(self._name)
         return None if ends is None else (float(ends[0]), float(ends[1]))
 
-    def _payload(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    @functools.cached_property
+    def inputs(self) -> tuple[str, ...]:
+        """Slots of a row that the reward reads, asked once; none of a reward that the server does not have.
+
+        Raises:
+            JudgeServerError: no answer.
+        """
+        return tuple(self._info["inputs"].get(self._name, ()))
+
+    @functools.cached_property
+    def _info(self) -> dict[str, Any]:
+        return self.transport.request("GET", "/info")
+
+    @property
+    def _name(self) -> str:
+        return next(iter(self._info["rewards"])) if self.reward is None else self.reward
+
+    def _split(self, rows: Sequence[Mapping[str, Any]]) -> list[list[int]]:
         check_lists(rows=rows)
+        return parts_by_prompt(rows, self._info["max_rows"]) if len(rows) > 1 else [list(range(len(rows)))]
+
+    def _part(self, rows: Sequence[Mapping[str, Any]], part: Sequence[int]) -> list[float]:
+        with of_whole(part):
+            return _scores(self.transport.request("POST", "/score", self._payload(rows, part)))
+
+    async def _part_async(self, rows: Sequence[Mapping[str, Any]], part: Sequence[int]) -> list[float]:
+        with of_whole(part):
+            return _scores(await self.transport.request_async("POST", "/score", self._payload(rows, part)))
+
+    def _payload(self, rows: Sequence[Mapping[str, Any]], part: Sequence[int]) -> dict[str, Any]:
         wanted = {} if self.reward is None else {"rewards": [self.reward]}
         return {
-            "rows": [dict(row) for row in rows],
+            "rows": [dict(rows[i]) for i in part],
             "deadline": min(max(self.transport.deadline, 1.0), 86_400),
             **wanted,
         }
 
-    def _scores(self, answer: Any) -> list[float]:
-        scores = next(iter(answer["rewards"].values()))
-        for i, (score, reason) in enumerate(zip(scores, answer["reasons"], strict=True)):
-            if score is None:
-                raise JudgeServerError(f"row {i} has no score: {reason}", row=i)
-        return scores
+
+def _scores(answer: Any) -> list[float]:
+    scores = next(iter(answer["rewards"].values()))
+    for i, (score, reason) in enumerate(zip(scores, answer["reasons"], strict=True)):
+        if score is None:
+            raise JudgeServerError(f"row {i} has no score: {reason}", row=i)
+    return scores
+
+
+def _in_order(split: Sequence[Sequence[int]], found: Sequence[Sequence[float]]) -> list[float]:
+    scores = {
+        i: score for part, values in zip(split, found, strict=True) for i, score in zip(part, values, strict=True)
+    }
+    return [scores[i] for i in range(len(scores))]
 
 
 class ServedReward:
@@ -92,14 +137,12 @@ class ServedReward:
         self.client, self.__name__ = RewardClient(url, reward=name, **options), name
 
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float]:
-        """One reward per completion; columns of B texts fill further slots of the judge prompt.
+        """One reward per completion; columns of B entries fill further slots of the judge prompt, as in process.
 
         Raises:
             TypeError: one text instead of a list.
-            ValueError: the lengths differ.
+            ValueError: the lengths differ, or JSON has no word for what a slot is given.
             JudgeServerError: as `RewardClient.score`.
         """
         check_lists(prompts=prompts, completions=completions)
-        texts = {k: v for k, v in columns.items() if isinstance(v, list) and all(isinstance(x, str) for x in v)}
-        given = {"prompt": prompts, "completion": completions, **texts}
-        return self.client.score([dict(zip(given, row, strict=True)) for row in zip(*given.values(), strict=True)])
+        return self.client.score(slot_rows(prompts, completions, columns, self.client.inputs))

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import numbers
 import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from latent_rewards.judge.messages import to_text
 
 # One turn as the usual templates write it; `role` and `text` are its parts.
 _TURNS = {
@@ -16,6 +19,10 @@ _TURNS = {
     "<|user|>": r"<\|(?P<role>user|assistant|system)\|>\n?(?P<text>.*?)(?:<\|end(?:oftext)?\|>|</s>|(?=<\|\w+\|>)|$)",
     "[INST]": r"\[(?P<role>/?)INST\](?P<text>.*?)(?:</s>|(?=\[/?INST\])|$)",
 }
+# What may stand before the first turn: blanks, and tokens that begin or pad a text.
+_BEFORE = (
+    r"(?:\s|</?s>|<(?:bos|pad|eos|sop)>|\[(?:PAD|BOS|gMASK)\]|<\|[A-Za-z0-9_.-]{1,40}\|>|<\uff5c[^<>|]{1,40}\uff5c>)*?"
+)
 _ROLES = {"model": "assistant", "": "user", "/": "assistant"}
 _END = re.compile(r"(?:<\|[A-Za-z0-9_.-]{1,40}\|>|</s>|<eos>|<pad>|<end_of_turn>|<\uff5c[^<>|]{1,40}\uff5c>|\[PAD\])\Z")
 _THOUGHT = re.compile(r"(?:<think>\s*(?:</think>)?)?")  # what templates put after the opening of the answer
@@ -30,9 +37,9 @@ def truth_slots(truth: object, also: Mapping[str, object] | None = None) -> dict
     """The ground truth of a sample as slots of the judge prompt.
 
     Args:
-        truth: what a stack calls label, ground truth or answer. A text or a number is the `reference`; a mapping (or
-            its JSON text, if it holds any of `SLOTS`) has `SLOTS`, and texts for further slots under their names; all
-            else says nothing to a judge.
+        truth: what a stack calls label, ground truth or answer. A text or a number, numpy's too, is the `reference`; a
+            mapping (or its JSON text, if it holds any of `SLOTS`) has `SLOTS`, and texts for further slots under their
+            names; all else says nothing to a judge.
         also: further columns of the sample; those of `SLOTS` come first.
     """
     found = {} if also is None else _known(also)
@@ -40,7 +47,7 @@ def truth_slots(truth: object, also: Mapping[str, object] | None = None) -> dict
     if isinstance(truth, Mapping):
         texts = {k: v for k, v in truth.items() if isinstance(v, str) and k not in _FILLED}
         return texts | _known(truth) | found
-    if isinstance(truth, str | int | float) and not isinstance(truth, bool) and str(truth).strip():
+    if isinstance(truth, str | numbers.Number) and not isinstance(truth, bool) and str(truth).strip():
         return {"reference": str(truth)} | found
     return found
 
@@ -139,27 +146,32 @@ def _asked(text: str) -> list[dict[str, str]]:
 
 
 def _alone(turns: list[dict[str, Any]]) -> Any:
-    return turns[0]["content"] if len(turns) == 1 and turns[0]["role"] == "user" else turns
+    return _text_of(turns[0]) if len(turns) == 1 and turns[0].get("role") == "user" else turns
+
+
+def _text_of(message: dict[str, Any]) -> Any:
+    """The text of a message that holds a text; one that holds parts, or nothing, as it is."""
+    return message["content"] if isinstance(message["content"], str) else [message]
 
 
 def dialogue(text: str) -> list[dict[str, str]]:
-    """Messages of a text in a usual chat template; empty when it is in none."""
+    """Messages of a text in a usual chat template; empty when it is in none, as a text that only quotes one is."""
     for mark, pattern in _TURNS.items():
-        if mark in text:
-            found = re.finditer(pattern, text, re.DOTALL)
+        if mark in text and (before := re.match(f"{_BEFORE}(?={pattern})", text, re.DOTALL)):
+            found = re.compile(pattern, re.DOTALL).finditer(text, before.end())
             turns = [(_ROLES.get(m["role"], m["role"]), m["text"].strip()) for m in found]
             return [{"role": role, "content": content} for role, content in turns]
     return []
 
 
-def last_answer(text: str) -> tuple[Any, str]:
+def last_answer(text: str) -> tuple[Any, Any]:
     """Prompt and completion of one rendered dialogue.
 
     Args:
         text: JSON of messages, or a dialogue in a usual chat template; the last turn is the assistant's.
 
     Raises:
-        ValueError: neither.
+        ValueError: neither, or a message that holds more than text.
     """
     turns: Any = None
     if text.lstrip().startswith("["):
@@ -173,6 +185,7 @@ def last_answer(text: str) -> tuple[Any, str]:
         raise ValueError("expected a dialogue, as JSON messages or in a usual chat template, with an answer last")
     if turns[-1].get("role") != "assistant":
         raise ValueError(f"the last turn must be the assistant's, not {turns[-1].get('role')!r}")
-    head = turns[:-1]
-    prompt = head[0]["content"] if len(head) == 1 and head[0].get("role") == "user" else head
-    return prompt, str(turns[-1]["content"])
+    prompt, completion = _alone(turns[:-1]), _text_of(turns[-1])
+    for said in (prompt, completion):
+        to_text(said)  # or ValueError
+    return prompt, completion

@@ -44,16 +44,30 @@ def _text(value: Any) -> Any:
 
 
 def _optional_text(value: Any) -> Any:
-    return value if value is None or is_rubric(value) else _text(value)
+    if not is_listed(value):
+        return value if value is None else _text(value)
+    for item in value:
+        if isinstance(item, list):
+            _text(item)
+    return value
 
 
-def is_rubric(value: Any) -> bool:
-    """A list of criteria: of texts, or of mappings that are no messages; a reward that takes one checks the rest."""
-    return (
-        isinstance(value, list)
-        and bool(value)
-        and all(isinstance(x, str) or (isinstance(x, dict) and "role" not in x) for x in value)
-    )
+def is_listed(value: Any) -> bool:
+    """Criteria or several replies, of which a reward that takes them checks the rest.
+
+    A list of texts, of mappings that are no messages, and of dialogues, or a mapping that is no message.
+    """
+    if isinstance(value, list):
+        return bool(value) and all(isinstance(x, str) or _is_criterion(x) or _is_dialogue(x) for x in value)
+    return _is_criterion(value)
+
+
+def _is_criterion(value: Any) -> bool:
+    return isinstance(value, dict) and "role" not in value
+
+
+def _is_dialogue(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(x, dict) and "role" in x for x in value)
 
 
 def _number(value: Any) -> Any:
@@ -65,12 +79,13 @@ def _number(value: Any) -> Any:
 Whole = Annotated[int, BeforeValidator(_number)]
 Real = Annotated[float, BeforeValidator(_number)]
 Text = Annotated[Any, BeforeValidator(_text), WithJsonSchema(TEXT)]
-_RUBRIC: dict[str, Any] = {
-    "type": "array", "minItems": 1,
-    "items": {"anyOf": [{"type": "string"}, {"type": "object", "not": {"required": ["role"]}}]},
-    "description": "criteria, for rewards that take a rubric list",
+_CRITERION: dict[str, Any] = {"type": "object", "not": {"required": ["role"]}}
+_DIALOGUE: dict[str, Any] = {"type": "array", "items": _MESSAGE}
+_LISTED: dict[str, Any] = {
+    "type": "array", "minItems": 1, "items": {"anyOf": [{"type": "string"}, _CRITERION, _DIALOGUE]},
+    "description": "criteria or opponents, for rewards that take a list of them",
 }  # fmt: skip
-SLOT: dict[str, Any] = {"anyOf": [*TEXT["anyOf"], _RUBRIC, {"type": "null"}]}
+SLOT: dict[str, Any] = {"anyOf": [*TEXT["anyOf"], _LISTED, _CRITERION, {"type": "null"}]}
 Slot = Annotated[Any, BeforeValidator(_optional_text), WithJsonSchema(SLOT)]
 
 

@@ -8,13 +8,13 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, Field, StrictBool, WithJsonSchema, create_model
 
-from latent_rewards.serving.fields import SLOT, TEXT, Deadline, Loose, Real, Slot, Text, Whole, Wire, is_rubric
+from latent_rewards.serving.fields import SLOT, TEXT, Deadline, Loose, Real, Slot, Text, Whole, Wire, is_listed
 from latent_rewards.serving.wire import Array, NeedSpec, PromptSpec, ReadingSpec, check_template
 
 __all__ = [
     "Array", "Deadline", "Distribution", "ErrorBody", "ErrorDetail", "GenerateRequest", "GenerateResponse", "Info",
     "Loose", "NeedSpec", "PromptNeed", "PromptSpec", "ReadRequest", "ReadResponse", "ReadingSpec", "Real",
-    "ScoreRequest", "ScoreResponse", "Slot", "Text", "Whole", "Wire", "check_template", "finite", "is_rubric",
+    "ScoreRequest", "ScoreResponse", "Slot", "Text", "Whole", "Wire", "check_template", "finite", "is_listed",
     "rows_of", "score_request",
 ]  # fmt: skip
 
@@ -121,7 +121,11 @@ class GenerateResponse(BaseModel):
 
 
 class Info(BaseModel):
-    """What this server is; `rewards` has the prompt of each, `bounds` its lowest and highest, or null for no end."""
+    """What this server is.
+
+    `rewards` has the prompt of each, `inputs` the slots of a row that it reads, and `bounds` its lowest and highest, or
+    null for no end.
+    """
 
     judge: str
     revision: str
@@ -130,6 +134,7 @@ class Info(BaseModel):
     width: int
     capabilities: list[str]
     rewards: dict[str, str]
+    inputs: dict[str, list[str]]
     bounds: dict[str, Annotated[list[float], Field(min_length=2, max_length=2)] | None]
     max_rows: int
     max_text_chars: int

@@ -7,6 +7,7 @@ import os
 import resource
 import subprocess
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,9 @@ def python(code: str, *, executable: str = sys.executable, check: bool = True, *
 @pytest.fixture(scope="module")
 def url() -> Any:
     names = ("weighted", "verifier")
-    service = Service([FakeJudge()], lambda j: {n: build_reward(n, j) for n in names}, ServeSettings())
+    judge: Any = FakeJudge()
+    judge.blocks = types.SimpleNamespace(config=types.SimpleNamespace(hidden_size=8))  # for /info
+    service = Service([judge], lambda j: {n: build_reward(n, j) for n in names}, ServeSettings())
     with in_thread(service) as it:
         yield it
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import time
 
+import numpy as np
 import pytest
 
+from latent_rewards.judge.messages import to_text
 from latent_rewards.serving.dialogues import (
     last_answer,
     plain_prompt,
@@ -66,8 +69,56 @@ def test_prompts_of_templates(text: str, want: object) -> None:
     assert plain_prompt(text) == want
 
 
+LLAMA_3 = "<|start_header_id|>user<|end_header_id|>\n\n{}<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
+QUOTED = "What does <|im_start|>user\nhi<|im_end|> mean?"
+
+
+@pytest.mark.parametrize(
+    ("text", "want"),
+    [
+        *((text, text) for text in (
+            "Translate to French: the tag [INST] opens a turn of Llama 2. Why?", QUOTED,
+            "What is <start_of_turn>user\nhi<end_of_turn>?", "Is <|user|>\nhi<|end|> of Phi?",
+            "</s> or [INST] a [/INST]?",
+        )),
+        ("<|begin_of_text|>" + LLAMA_3.format(QUOTED), QUOTED),
+        ("<bos>\n<start_of_turn>user\na<end_of_turn>\n<start_of_turn>model\n", "a"),
+        ("<pad><pad><s> [INST] a [/INST]", "a"), ("<|endoftext|><|im_start|>user\na<|im_end|>\n", "a"),
+        ("<s><|system|>\nb<|end|><|user|>\na<|end|><|assistant|>\n", [said("system", "b"), said("user", "a")]),
+        (" " * 100_000 + "[INST] a", "a"), (" " * 100_000 + "a [INST] b", " " * 100_000 + "a [INST] b"),
+    ],
+)  # fmt: skip
+def test_a_template_begins_the_text(text: str, want: object) -> None:
+    """What only quotes a mark is no rendered prompt, and a prompt in one template may quote the mark of another."""
+    started = time.perf_counter()
+    assert plain_prompt(text) == want and time.perf_counter() - started < 1
+
+
 def test_an_answer_in_mistrals_template() -> None:
     assert last_answer("<s>[INST] a [/INST] b</s>") == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("content", "same"),
+    [
+        ([{"type": "text", "text": "sev"}, {"type": "text", "text": "en"}], "seven"),
+        (None, ""),
+        ([], ""),
+        ("seven", "seven"),
+    ],
+)
+def test_contents_that_are_no_text_say_what_they_say(content: object, same: str) -> None:
+    """Text parts are their text, and null is an empty one, of the answer and of the question; an image is neither."""
+    for turns in (
+        [said("user", "a"), {"role": "assistant", "content": content}],
+        [{"role": "user", "content": content}],
+    ):
+        dialogue = turns if len(turns) == 2 else [*turns, said("assistant", "b")]
+        found = last_answer(json.dumps(dialogue))
+        assert [to_text(x) for x in found] == (["a", same] if len(turns) == 2 else [same, "b"])
+    assert to_text(plain_turns([{"role": "user", "content": content}])) == same
+    with pytest.raises(ValueError, match="'image_url' part"):
+        last_answer(json.dumps([said("user", "a"), {"role": "assistant", "content": [{"type": "image_url"}]}]))
 
 
 def test_messages_that_were_rendered_one_by_one() -> None:
@@ -92,7 +143,10 @@ RUBRICS = [{"criterion": "Says eight.", "weight": 2.0}]
     ("truth", "also", "want"),
     [
         ("8", None, {"reference": "8"}),
-        (8, None, {"reference": "8"}), (" ", None, {}), (None, None, {}), (True, None, {}),
+        (8, None, {"reference": "8"}), (np.int64(8), None, {"reference": "8"}), (np.uint8(8), None, {"reference": "8"}),
+        (np.float32(0.1), None, {"reference": "0.1"}), (np.float64(8), None, {"reference": "8.0"}),
+        (np.True_, None, {}),
+        (np.str_("8"), None, {"reference": "8"}), (" ", None, {}), (None, None, {}), (True, None, {}),
         ({"reference": "8", "rubrics": RUBRICS, "tone": "dry", "prompt": "p", "n": 1}, None,
          {"reference": "8", "rubrics": RUBRICS, "tone": "dry"}),
         ('{"reference": "8", "tone": "dry"}', None, {"reference": "8", "tone": "dry"}),

@@ -99,3 +99,22 @@ def test_labels_and_metadata_become_slots(tmp_path: Path) -> None:
                 assert ask("right", label) == full and ask("listed", label) == points
         assert slime("listed", None, metadata={"rubrics": rubrics}) == alone
         assert slime("listed", "8")["error"]["type"] == "bad_row", "no list, no score"
+
+
+@pytest.mark.parametrize(("content", "same"), [([{"type": "text", "text": "Seven."}], "Seven."), (None, "")])
+def test_answers_of_text_parts_or_without_content_score_as_their_text(content: object, same: str) -> None:
+    from fastapi.testclient import TestClient
+
+    from latent_rewards.serving.app import create_app
+
+    def dialogue(said: object) -> str:
+        return json.dumps([{"role": "user", "content": "Name a prime."}, {"role": "assistant", "content": said}])
+
+    reward = build_reward("weighted", FakeJudge())
+    want = [pytest.approx(float(reward.score(["Name a prime."], [same])[0]))]
+    service = Service([FakeJudge()], lambda j: {"weighted": build_reward("weighted", j)}, ServeSettings(linger=0.0))
+    with TestClient(create_app(service)) as http:  # type: ignore[list-item]
+        assert http.post("/llama_factory", json={"messages": [dialogue(content)]}).json()["scores"] == want
+        assert http.post("/classify", json={"input": dialogue(content)}).json()["data"][0]["probs"] == want
+        refused = http.post("/classify", json={"input": [dialogue("x"), dialogue(3)]})
+        assert refused.status_code == 422 and refused.json()["error"]["row"] == 1
