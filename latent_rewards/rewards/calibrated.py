@@ -112,7 +112,7 @@ class CalibratedReward(Reward):
     kind = "calibrated"
 
     def __init__(self, reward: Reward, calibration: Calibration | str | Path, **options: Any) -> None:
-        self.reward = reward._as_part()
+        self.reward, self.by_row = reward._as_part(), reward.by_row
         self.calibration = calibration if isinstance(calibration, Calibration) else Calibration.load(calibration)
         options.setdefault("name", f"{self.reward.__name__}-{self.calibration.method}")
         super().__init__(reward.judge, **with_prompt_of(reward, options))

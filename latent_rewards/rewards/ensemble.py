@@ -75,6 +75,7 @@ class EnsembleReward(LatentReward):
         if len(judges) > 1 and (staged := [r.__name__ for r in rewards if r.staged]):
             raise ValueError(f"{staged} ask their judge in several steps, which a jury of several judges cannot do")
         self.rewards, self.how, self.missing = [r._as_part() for r in rewards], how, missing
+        self.by_row = all(r.by_row for r in rewards)
         self.running, self.ranks = bool(running), ranks
         self.weights = _weights(how, weights, len(rewards))
         self.statistics = None if statistics is None else _own_file(Path(statistics), ranks)

@@ -178,6 +178,7 @@ class GuardedReward(LatentReward):
                 raise ValueError(f"{reward.__name__} has no lowest score; give floor=")
             floor = reward.bounds[0]
         self.reward, self.gate = reward._as_part(), None if gate is None else gate._as_part()
+        self.by_row = reward.by_row and (gate is None or gate.by_row)
         self.guards, self.relevance, self.floor = tuple(guards), number(relevance, "relevance"), number(floor, "floor")
         options.setdefault("name", f"{self.reward.__name__}-guarded")
         super().__init__(reward.judge, **with_prompt_of(reward, options))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -26,11 +26,12 @@ class LatentReward(Reward):
     """A reward that is one pure readout of the judge's `Reading`.
 
     Attributes:
-        by_row: a row's score depends on that row alone, not on others of the same prompt.
+        by_row: a row's score depends on that row alone, not on others of the same prompt; what is made of rewards is
+            so where all of them are.
         staged: what is read depends on what was read before, so `requests` itself has the judge read.
     """
 
-    by_row: ClassVar[bool] = True
+    by_row: bool = True
     staged = False
 
     @property

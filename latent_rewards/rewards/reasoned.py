@@ -48,7 +48,7 @@ class ReasonedReward(Reward):
         **options: Any,
     ) -> None:
         own = reward.prompt
-        self.reward = reward._as_part()
+        self.reward, self.by_row = reward._as_part(), reward.by_row
         self.feedback_prompt = JudgePrompt.load(feedback_prompt).with_thoughts(
             own.reasoning, own.thought_tags, keep_unfinished=own.unfinished == "keep", opened=own.opened
         )

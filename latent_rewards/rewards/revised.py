@@ -66,7 +66,7 @@ class RevisedReward(LatentReward):
         self.max_new_tokens, self.at_once = whole(max_new_tokens, "max_new_tokens"), whole(at_once, "at_once")
         if self.max_new_tokens < 1 or self.at_once < 1:
             raise ValueError(f"max_new_tokens and at_once must be at least 1, got {max_new_tokens} and {at_once}")
-        self.reward = reward._as_part()
+        self.reward, self.by_row = reward._as_part(), reward.by_row
         self.revise_prompt = JudgePrompt.load(revise_prompt).with_thoughts(
             own.reasoning, own.thought_tags, keep_unfinished=own.unfinished == "keep", opened=own.opened
         )

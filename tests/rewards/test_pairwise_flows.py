@@ -67,6 +67,30 @@ def test_online_dpo(policy: str, folder: str, tmp_path: Path) -> None:
     assert out[0] == pytest.approx(found.log_odds, abs=5e-5)
 
 
+@pytest.mark.parametrize("reward", ["pairwise", "guarded", "mean"])
+def test_scored_rows_of_a_prompt_stay_together_whatever_is_made_of_them(
+    folder: str, tmp_path: Path, reward: str
+) -> None:
+    rows = [{"prompt": row["prompt"], "completion": text} for row in LISTS[:2] for text in row["completions"]]
+    source, out = write(tmp_path / "rows.jsonl", rows), tmp_path / "out.jsonl"
+    made = {
+        "pairwise": ["--reward", "pairwise"],
+        "guarded": ["--reward", "guarded", "--reward-option", "of=pairwise", "--reward-option", "floor=-50"],
+        "mean": ["--reward", "ensemble", "--reward-option", "of=[pairwise, {reward: pairwise, name: again}]"],
+    }
+    invoke(
+        "score", "--judge", folder, "--judge-option", "dtype=float32", "--judge-option", "device=cpu", *made[reward],
+        "--input", str(source), "--output", str(out), "--batch-size", "2",
+    )  # fmt: skip
+    want = PairwiseReward(judge_of(folder)).score([r["prompt"] for r in rows], [r["completion"] for r in rows])
+    (name,) = read(out)[0].keys() - {"prompt", "completion", "reason"}
+    got = np.array([row[name] for row in read(out)])
+    if reward == "mean":  # of standardised scores
+        got, want = (x - x[0] for x in (got, want))
+        got, want = got / got[1], want / want[1]
+    np.testing.assert_allclose(got, want, atol=1e-3)
+
+
 @pytest.mark.parametrize("opponents", ["group", "pivots", "anchors"])
 def test_best_of_n(folder: str, tmp_path: Path, opponents: str) -> None:
     source = write(tmp_path / "lists.jsonl", LISTS)
