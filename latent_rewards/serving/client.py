@@ -76,8 +76,10 @@ class RewardClient:
         """Slots of a row that the reward reads, asked once; none of a reward that the server does not have.
 
         Raises:
-            JudgeServerError: no answer.
+            JudgeServerError: no answer, or a server older than this client.
         """
+        if "inputs" not in self._info:
+            raise JudgeServerError(f"{self.transport.url} does not say what its rewards read: it runs an older release")
         return tuple(self._info["inputs"].get(self._name, ()))
 
     @functools.cached_property
