@@ -60,6 +60,10 @@ class Reward:
             the trainer gives None), "raise", or "auto": raise under OnlineDPO and TRL before 1.6, which count None as
             0, and None elsewhere.
 
+    Attributes:
+        by_row: a row's score depends on that row alone, not on others of the same prompt; what is made of rewards is
+            so where all of them are.
+
     Raises:
         ValueError: unknown options, a prompt that the judge cannot read, or labels that do not fit the readout.
 
@@ -68,6 +72,7 @@ class Reward:
 
     kind: ClassVar[str] = ""
     default_prompt: ClassVar[str] = "weighted"
+    by_row: bool = True
 
     def __init__(
         self,

@@ -26,12 +26,9 @@ class LatentReward(Reward):
     """A reward that is one pure readout of the judge's `Reading`.
 
     Attributes:
-        by_row: a row's score depends on that row alone, not on others of the same prompt; what is made of rewards is
-            so where all of them are.
         staged: what is read depends on what was read before, so `requests` itself has the judge read.
     """
 
-    by_row: bool = True
     staged = False
 
     @property

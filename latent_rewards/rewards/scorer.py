@@ -106,7 +106,7 @@ class Scorer:
     def chunks(self, source: Source, size: int) -> Iterator[Chunk]:
         """The source in chunks of `size` rows; whole groups where a reward compares the replies to a prompt."""
         chunks = source.chunks(size)
-        if all(getattr(reward, "by_row", True) for reward in self.rewards.values()):
+        if all(reward.by_row for reward in self.rewards.values()):
             return chunks
         return whole_groups(chunks, lambda row: prompt_key((self._slots(row)[0] or {}).get("prompt")))
 
