@@ -48,17 +48,27 @@ class RewardClient:
             JudgeServerError: no answer, a row without a score (what calls this has no way to leave one out), or more
                 rows of one prompt than a request may hold.
         """
-        split = self._split(rows)
-        if len(split) == 1:
-            return self._part(rows, split[0])
+        check_lists(rows=rows)
+        try:
+            return self._part(rows, range(len(rows)))
+        except JudgeServerError as err:
+            if not _too_much(err):
+                raise
+        split = parts_by_prompt(rows, self._info["max_rows"])
         with ThreadPoolExecutor(self.transport.concurrency) as pool:
             return _in_order(split, list(pool.map(functools.partial(self._part, rows), split)))
 
     async def score_async(self, rows: Sequence[Mapping[str, Any]]) -> list[float]:
         """As `score`."""
-        if len(rows) > 1 and "_info" not in self.__dict__:
+        check_lists(rows=rows)
+        try:
+            return await self._part_async(rows, range(len(rows)))
+        except JudgeServerError as err:
+            if not _too_much(err):
+                raise
+        if "_info" not in self.__dict__:
             self._info = await self.transport.request_async("GET", "/info")
-        split = self._split(rows)
+        split = parts_by_prompt(rows, self._info["max_rows"])
         return _in_order(split, await asyncio.gather(*(self._part_async(rows, part) for part in split)))
 
     @functools.cached_property
@@ -90,10 +100,6 @@ class RewardClient:
     def _name(self) -> str:
         return next(iter(self._info["rewards"])) if self.reward is None else self.reward
 
-    def _split(self, rows: Sequence[Mapping[str, Any]]) -> list[list[int]]:
-        check_lists(rows=rows)
-        return parts_by_prompt(rows, self._info["max_rows"]) if len(rows) > 1 else [list(range(len(rows)))]
-
     def _part(self, rows: Sequence[Mapping[str, Any]], part: Sequence[int]) -> list[float]:
         with of_whole(part):
             return _scores(self.transport.request("POST", "/score", self._payload(rows, part)))
@@ -109,6 +115,11 @@ class RewardClient:
             "deadline": min(max(self.transport.deadline, 1.0), 86_400),
             **wanted,
         }
+
+
+def _too_much(err: JudgeServerError) -> bool:
+    """Whether a request was too large as a whole, rather than one of its rows."""
+    return err.status == 413 and err.row is None
 
 
 def _scores(answer: Any) -> list[float]:
