@@ -34,12 +34,12 @@ TESTS = (
     "tests/serving/test_adapters.py",
 )  # fmt: skip
 NOTE = """\
-The full suite passes with transformers 5.23.0 and TRL 1.16.0 (`make test`); these tests with torch 2.15.0 (a CUDA build,
-on a CPU), transformers 5.24.0 and TRL 1.16.0, too (465 passed, 2 skipped, 2026-11-28). Rows that name no commit were measured
-before two faults were mended: exports of Gemma 2 were read without the soft cap of their attention by stock
-transformers up to 5.19 (their config names eager attention now), and a folder without tokenizer was told of otherwise
-under 4.57. The tests that failed pass there since, run again by themselves; those rows were not measured again as a
-whole. TRL 1.15 trains nothing without Triton, which CPU builds of torch lack; left out."""
+The full suite passes with transformers 5.23.0 and TRL 1.16.0 (`make test`); these tests pass with torch 2.15.0 (a CUDA
+build, on a CPU), transformers 5.24.0 and TRL 1.16.0, too (465 passed, 2 skipped, 2026-11-28). Rows that name no commit
+were measured before two faults were mended: exports of Gemma 2 were read without the soft cap of their attention by
+stock transformers up to 5.19 (their config names eager attention now), and a folder without tokenizer was told of
+otherwise under 4.57. The tests that failed pass there since, run again by themselves; those rows were not measured
+again as a whole. TRL 1.15 trains nothing without Triton, which CPU builds of torch lack; left out."""
 TOOLS = (
     "pytest",
     "pytest-timeout",
